@@ -1,0 +1,31 @@
+"""The command line every flow shares: ``python -m flows.<name> [--preset P] [--set key=value] [--name N]``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from spo_core.errors import SPOError
+
+Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
+Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME instead of the main outputs.")]
+
+
+def main(command: Callable[..., Any]) -> None:
+    """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except SPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

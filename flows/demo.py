@@ -1,0 +1,35 @@
+"""What ``make demo`` runs: ``dvc repro`` with one Prefect server for all its stages, then the table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from flows import cli
+from flows.local_server import local_server
+from spo_core.errors import SPOError
+from spo_core.evaluate.run import check_environment
+from spo_core.observe.summary import print_summary
+from tasks.records import RunSpec
+
+DVC = (sys.executable, "-m", "dvc")
+
+
+def command() -> None:
+    """Bring every stage of dvc.yaml up to date and show the result; redoes nothing that has not changed."""
+    spec = RunSpec.here()
+    check_environment(spec.paths)
+    root = Path(spec.root)
+    if subprocess.run([*DVC, "status", "--quiet"], cwd=root, check=False).returncode == 0:
+        print("Nothing changed since the last run.")
+    else:
+        with local_server(root) as environment:
+            status = subprocess.run([*DVC, "repro"], cwd=root, env=environment, check=False).returncode
+        if status:
+            raise SPOError("a stage failed (see above); the same command continues from its last checkpoint")
+    print_summary(spec.paths)
+
+
+if __name__ == "__main__":
+    cli.main(command)

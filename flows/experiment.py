@@ -1,0 +1,40 @@
+"""The whole pipeline in one flow: prepare, warm up, evaluate, train, evaluate, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows import cli
+from flows.evaluate import evaluate
+from flows.prepare import prepare
+from flows.report import report
+from flows.train import train
+from flows.warmup import warmup
+from spo_core.evaluate.run import check_environment
+from spo_core.observe.summary import print_summary
+from tasks.records import RunSpec
+
+
+@flow(name="experiment")
+def experiment(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
+    run: dict[str, Any] = {"preset": preset, "overrides": overrides, "name": name}
+    prepare(**run)
+    warmup(**run)
+    evaluate("warmup", **run)
+    train(**run)
+    evaluate("final", **run)
+    return report(**run)
+
+
+def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
+    """Run every stage in order; each continues or reuses what an earlier run of the same params left."""
+    spec = RunSpec.here(preset, set_ or (), name)
+    check_environment(spec.paths)
+    experiment(preset, spec.overrides, name)
+    print_summary(spec.paths)
+
+
+if __name__ == "__main__":
+    cli.main(command)

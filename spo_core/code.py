@@ -1,0 +1,36 @@
+"""A digest of what code does: comments, docstrings and layout do not count, so that tidying up keeps a run alive."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def code_digest(*names: str) -> str:
+    """SHA-256 over the syntax trees of files and folders of this package, given without suffix: ``learn``, ``tree``."""
+    total = hashlib.sha256()
+    for name in sorted(names):
+        path = PACKAGE / name
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        for file in files:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            total.update(f"{file.relative_to(PACKAGE).as_posix()}\0{ast.dump(_without_docstrings(tree))}\n".encode())
+    return total.hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [s for s in node.body if not _is_string(s)] or [ast.Pass()]
+    return tree
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

@@ -1,0 +1,78 @@
+"""Credit assignment: value x advantage x mask of a sampled tree, chosen by ``params/credit.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spo_core.config import CreditParams
+from spo_core.credit.advantage import ADVANTAGES
+from spo_core.credit.mask import token_mask
+from spo_core.credit.value import VALUES
+from spo_core.errors import DataError, TrainingError
+from spo_core.tree import RolloutTree
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Credit:
+    """Of one tree: ``values`` float64 [nodes]; per node ``advantages`` float32 [tokens] and ``masks`` bool [tokens]."""
+
+    values: np.ndarray
+    advantages: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...]
+
+    def trains(self, index: int) -> bool:
+        """Whether any token of the node changes the policy."""
+        return bool((self.masks[index] & (self.advantages[index] != 0)).any())
+
+
+def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
+    """Value, advantage and mask of every node. Raises TrainingError where a leaf that counts was not graded."""
+    values = VALUES[params.value.type](tree)
+    advantages = ADVANTAGES[params.advantage.type](tree, values)
+    if not np.isfinite(advantages).all():
+        index = int(np.flatnonzero(~np.isfinite(advantages))[0])
+        raise TrainingError(f"tree of question {tree.question_id!r}: node {index} has advantage {advantages[index]}")
+    nodes = tree.nodes
+    return Credit(
+        values,
+        tuple(np.full(len(n.token_ids), a, np.float32) for n, a in zip(nodes, advantages, strict=True)),
+        tuple(token_mask(n.logprobs, params.mask) if n.trainable else np.zeros(len(n.token_ids), bool) for n in nodes),
+    )
+
+
+def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Credit]) -> None:
+    """One Parquet row per node, in the order of ``tree.write_trees``."""
+    rows: dict[str, list] = {"question_id": [], "node": [], "value": [], "advantages": [], "mask": []}
+    for tree, credit in zip(trees, credits, strict=True):
+        for index in range(len(tree.nodes)):
+            rows["question_id"].append(tree.question_id)
+            rows["node"].append(index)
+            rows["value"].append(credit.values[index])
+            rows["advantages"].append(credit.advantages[index])
+            rows["mask"].append(credit.masks[index])
+    types = [pa.string(), pa.int32(), pa.float64(), pa.list_(pa.float32()), pa.list_(pa.bool_())]
+    arrays = [pa.array(column, type=kind) for column, kind in zip(rows.values(), types, strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(rows)), path, compression="zstd")
+
+
+def read_credits(path: Path, trees: Iterable[RolloutTree]) -> list[Credit]:
+    """Read what ``write_credits`` wrote; raises DataError where the rows are not those trees' nodes."""
+    rows = pq.read_table(path).to_pydict()
+    credits, start = [], 0
+    for tree in trees:
+        stop = start + len(tree.nodes)
+        if rows["question_id"][start:stop] != [tree.question_id] * len(tree.nodes):
+            raise DataError(f"{path}: row {start} is not of question {tree.question_id!r}; assign credit again")
+        advantages = tuple(np.asarray(a, np.float32) for a in rows["advantages"][start:stop])
+        masks = tuple(np.asarray(m, bool) for m in rows["mask"][start:stop])
+        if [len(a) for a in advantages] != [len(node.token_ids) for node in tree.nodes]:
+            raise DataError(f"{path}: token counts of question {tree.question_id!r} differ; assign credit again")
+        credits.append(Credit(np.asarray(rows["value"][start:stop], np.float64), advantages, masks))
+        start = stop
+    return credits

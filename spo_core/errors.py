@@ -1,0 +1,21 @@
+"""The errors a user can cause. Their message says which file, key or value is wrong, and what to do."""
+
+
+class SPOError(Exception):
+    """Base of every refusal; command lines print its message without a traceback and exit with 2."""
+
+
+class ConfigError(SPOError):
+    """A params file, preset or override that cannot be used."""
+
+
+class DataError(SPOError):
+    """A dataset that is missing, malformed or changed under a run."""
+
+
+class RunError(SPOError):
+    """A run directory that is locked, incomplete or made with other params."""
+
+
+class TrainingError(SPOError):
+    """A training run that must stop: non-finite numbers, or token ids that do not match their log-probs."""

@@ -1,0 +1,112 @@
+"""The policy as lighteval's transformers model, sampled as in training. Runs in lighteval's environment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from lighteval.models.model_input import GenerationParameters
+from lighteval.models.model_output import Batch, ModelResponse
+from lighteval.models.transformers.transformers_model import TransformersModel, TransformersModelConfig
+from lighteval.tasks.requests import Doc
+from transformers import GenerationConfig, PreTrainedModel
+
+from spo_core.config import EvaluateParams, digest
+from spo_core.rollout.seeds import derive_seed
+
+log = logging.getLogger("spo_core.evaluate")
+
+
+class PolicyModel(TransformersModel):
+    """Replaces three things in lighteval 0.13 that would change results without a word.
+
+    - Predictions are cached by path, and served again when the weights there have changed: here nothing is cached.
+    - With several samples a question, the stop criterion looks at the first rows of a batch alone, and cuts off all
+      others when those have ended: here a completion ends at its own stop token.
+    - Only the tokenizer's end token stops, and generation defaults of the checkpoint apply, or of transformers (top_k
+      50): here training's stop tokens stop, and only temperature and top_p shape the sampling.
+    """
+
+    disable_tqdm = True
+
+    @classmethod
+    def make(
+        cls,
+        model: PreTrainedModel,
+        params: EvaluateParams,
+        *,
+        name: str,
+        stop_ids: frozenset[int],
+        seed: int,
+        max_length: int,
+        cache_dir: str,
+        progress: Callable[[int], None],
+    ) -> PolicyModel:
+        """``name``: the checkpoint's folder relative to the working directory; ``max_length``: longest prompt plus
+        longest completion, in tokens; ``progress`` is called with the number of completions sampled so far."""
+        self = cls.from_model(
+            model,
+            TransformersModelConfig(
+                model_name=name,
+                batch_size=max(1, params.batch_size // params.samples),
+                max_length=max_length,
+                add_special_tokens=False,
+                override_chat_template=False,
+                device="cpu",
+                cache_dir=cache_dir,
+                generation_parameters=GenerationParameters(temperature=params.temperature, top_p=params.top_p),
+            ),
+        )
+        model.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=0,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=min(stop_ids),
+        )
+        self.stop_ids, self.seed, self.progress, self.done = stop_ids, seed, progress, 0
+        return self
+
+    def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
+        return self._padded_greedy_until(docs)
+
+    def _generate_padded(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        stop_tokens: list[str],
+        returns_logits: bool | None = False,
+        num_samples: int = 1,
+    ) -> list[ModelResponse]:
+        """Responses of a batch of prompts (prompts, prompt tokens), padded on the left; output ids end with the stop
+        token, or where the limit cut them off.
+
+        The noise is seeded by the prompts of the batch: a longer context continues the very completions of a shorter
+        one, and contexts differ by nothing but their length.
+        """
+        torch.manual_seed(derive_seed(self.seed, "evaluate", digest(batch.input_ids.tolist())))
+        rows = self.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.input_mask,
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=num_samples,
+        )
+        completions = rows[:, batch.input_ids.shape[1] :].unflatten(0, (-1, num_samples))  # (prompts, samples, tokens)
+        responses = []
+        for prompt, mask, samples in zip(batch.input_ids, batch.input_mask, completions.tolist(), strict=True):
+            ids = [self._until_stop(sample) for sample in samples]
+            texts = [self._text(sample) for sample in ids]
+            responses.append(ModelResponse(input_tokens=prompt[mask.bool()].tolist(), text=texts, output_tokens=ids))
+        self.done += len(rows)
+        self.progress(self.done)
+        log.info("%d completions; limit %d tokens", self.done, max_new_tokens)
+        return responses
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        return ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
+
+    def _text(self, ids: list[int]) -> str:
+        body = ids[:-1] if ids[-1] in self.stop_ids else ids
+        return self.tokenizer.decode(body, skip_special_tokens=True)

@@ -1,0 +1,117 @@
+"""One iteration of training, as three steps that exchange files in the iteration's folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from spo_core.credit import assign_credit, read_credits, write_credits
+from spo_core.files import read_json, write_json, write_text
+from spo_core.problems.base import Question
+from spo_core.questions import draw_questions
+from spo_core.rollout.sampler import Sampler
+from spo_core.runs import COMPLETE
+from spo_core.session import Session
+from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
+from spo_core.verify import Outcome, grade
+
+Progress = Callable[[int, int], None]
+
+
+def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
+    """Sample and grade one tree a question; writes questions.json and trees.parquet."""
+    started = time.perf_counter()
+    params = session.params
+    folder = session.run.start_iteration(iteration)
+    rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
+    prompts = [session.prompt(row) for row in rows]
+    session.engine.policy_changed()
+    sampler = Sampler(
+        session.engine,
+        params.rollout,
+        params.credit,
+        seed=params.run.seed,
+        iteration=iteration,
+        version=session.trainer.step,
+    )
+    trees = [grade_tree(session, t, row) for t, row in zip(sampler.grow(prompts, progress), rows, strict=True)]
+    write_trees(folder / "trees.parquet", trees)
+    write_json(folder / "questions.json", [asdict(row) for row in rows])
+    seconds = time.perf_counter() - started
+    metrics = rollout_metrics(trees) | {
+        "timing/rollout": seconds,
+        "timing/generated_tokens_per_second": sampler.generated_tokens / seconds,
+    }
+    write_json(folder / "rollout.json", metrics)
+    return metrics
+
+
+def grade_tree(session: Session, tree: RolloutTree, row: Question) -> RolloutTree:
+    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
+    graded = {}
+    for leaf in tree.leaves:
+        text = session.tokenizer.decode(tree.completion(leaf), skip_special_tokens=True)
+        if tree.nodes[leaf].finish is Finish.LENGTH and session.params.rollout.truncated == "zero":
+            graded[leaf] = (0.0, str(Outcome.TRUNCATED))
+        else:
+            verdict = grade(session.problem, text, row.answer)
+            graded[leaf] = (verdict.reward, str(verdict.outcome))
+    return tree.with_rewards(graded)
+
+
+def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
+    """Means over responses that are trained on; value rollouts count as generated tokens only."""
+    leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
+    outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
+    metrics: dict[str, float] = {
+        "rollout/reward": float(np.mean([t.nodes[i].reward for t, i in leaves])),
+        "rollout/responses": len(leaves),
+        "rollout/completion_tokens": float(np.mean([len(t.completion(i)) for t, i in leaves])),
+        "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
+        "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
+    }
+    return metrics | {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
+
+
+def credit_step(session: Session, iteration: int) -> dict[str, float]:
+    """Values, advantages and masks of the iteration's trees; writes credits.parquet."""
+    started = time.perf_counter()
+    folder = session.run.iteration(iteration)
+    trees = read_trees(folder / "trees.parquet")
+    credits = [assign_credit(tree, session.params.credit) for tree in trees]
+    write_credits(folder / "credits.parquet", trees, credits)
+    trained = [c.trains(i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
+    masks = np.concatenate([m for t, c in zip(trees, credits, strict=True) for m in c.masks[1:]])
+    metrics = {
+        "credit/segments_with_advantage": float(np.mean(trained)),
+        "credit/mask_share": float(masks.mean()),
+        "timing/advantage": time.perf_counter() - started,
+    }
+    write_json(folder / "credit.json", metrics)
+    return metrics
+
+
+def train_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Update the policy; completes the iteration, and returns its whole row of metrics."""
+    started = time.perf_counter()
+    folder = session.run.iteration(iteration)
+    trees = read_trees(folder / "trees.parquet")
+    credits = read_credits(folder / "credits.parquet", trees)
+    update = session.trainer.train_iteration(trees, credits, iteration=iteration, progress=progress)
+    session.iteration = iteration
+    session.generated_tokens += sum(tree.generated_tokens for tree in trees)
+    row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens}
+    row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
+    row |= {f"train/{name}": value for name, value in update.items()}
+    row["timing/train"] = time.perf_counter() - started
+    write_json(folder / "metrics.json", row)
+    write_text(folder / COMPLETE, "")
+    session.run.append_metrics(row)
+    if iteration % session.params.run.checkpoint_every == 0 or session.finished:
+        session.save()
+    return row

@@ -1,0 +1,33 @@
+"""Optimizer state as safetensors: named by parameter, so that loading can check every shape. No pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from spo_core.errors import RunError
+
+
+def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write every state tensor as ``<parameter name>/<state key>``; hyper-parameters come from params."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {}
+    for param, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{names[id(param)]}/{key}"] = torch.as_tensor(value).detach().clone().contiguous()
+    save_file(tensors, path)
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read what ``save_optimizer`` wrote; raises RunError where it is of another model."""
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    params = {name: p for name, p in model.named_parameters() if id(p) in owned}
+    for full_name, tensor in load_file(path, device="cpu").items():
+        name, _, key = full_name.rpartition("/")
+        if name not in params or (tensor.ndim and tensor.shape != params[name].shape):
+            raise RunError(f"{path}: {full_name} does not fit the policy; this checkpoint is of another one")
+        param = params[name]
+        optimizer.state[param][key] = tensor.to(param.device) if tensor.ndim else tensor

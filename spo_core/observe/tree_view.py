@@ -1,0 +1,165 @@
+"""A credited tree as what a page draws: nested branches of segments, each with value, advantage and coloured text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from spo_core.credit import Credit
+from spo_core.tree import RolloutTree
+from spo_core.verify import Outcome
+
+Decode = Callable[[Sequence[int]], str]
+MOST_SINGLE_TOKENS = 20_000  # in a larger tree, neighbours with the same part in the update share one piece
+_VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of one token, or of neighbours that share a character or a part in the update."""
+
+    text: str
+    part: str
+    """``trained``; ``idle``: inside the mask, but its segment has no advantage; ``outside`` the mask; ``prompt``."""
+    probability: tuple[float, float]
+    """Lowest and highest of its tokens, as sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One node. ``strength`` is |advantage| over the largest of the tree, 0 to 1."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    value: float
+    advantage: float
+    strength: float
+    ends: bool
+    """Whether the response ends here; only then has it an outcome and a reward."""
+    outcome: str
+    reward: float
+    fan: dict[str, int]
+    """Outcomes of the value rollouts that hang off its end, the most frequent first; empty where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Segments that follow one another without branching, then the branches below the last one."""
+
+    segments: tuple[Segment, ...]
+    branches: tuple[Branch, ...]
+    responses: int
+    correct: int
+    is_open: bool
+    """Drawn unfolded: the way to the strongest advantage."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeView:
+    question_id: str
+    question: str
+    iteration: int
+    root: Branch
+    segments: int
+    segments_with_advantage: int
+    tokens: int
+    trained_tokens: int
+    value_rollouts: int
+
+
+def tree_view(tree: RolloutTree, credit: Credit, question: str, decode: Decode) -> TreeView:
+    """What is drawn of a tree. Every node is in it once, but a value rollout only as a count in its state's fan."""
+    trainable = [i for i, node in enumerate(tree.nodes) if node.trainable]
+    return TreeView(
+        question_id=tree.question_id,
+        question=question,
+        iteration=tree.iteration,
+        root=_Drawing(tree, credit, decode).branch(0, is_open=True),
+        segments=len(trainable),
+        segments_with_advantage=sum(credit.trains(i) for i in trainable),
+        tokens=tree.generated_tokens,
+        trained_tokens=sum(int(_trained(credit, i).sum()) for i in trainable),
+        value_rollouts=len(tree.nodes) - 1 - len(trainable),
+    )
+
+
+def _trained(credit: Credit, index: int) -> np.ndarray:
+    """Tokens of a node that the update reaches; bool [tokens]."""
+    return credit.masks[index] & (credit.advantages[index] != 0)
+
+
+class _Drawing:
+    """Walks one tree."""
+
+    def __init__(self, tree: RolloutTree, credit: Credit, decode: Decode) -> None:
+        self.tree, self.credit = tree, credit
+        self.advantages = [float(np.mean(a, dtype=np.float64)) if len(a) else 0.0 for a in credit.advantages]
+        self.strongest = max(map(abs, self.advantages)) or 1.0
+        self.followers = [[c for c in children if tree.nodes[c].trainable] for children in tree.children]
+        self.single = tree.generated_tokens <= MOST_SINGLE_TOKENS
+        self.decode: Callable[[tuple[int, ...]], str] = lru_cache(maxsize=None)(lambda ids: decode(list(ids)))
+        self.below = [abs(a) for a in self.advantages]  # the strongest advantage of a node and all under it
+        for index in range(len(tree.nodes) - 1, 0, -1):
+            parent = tree.nodes[index].parent
+            self.below[parent] = max(self.below[parent], self.below[index])
+
+    def branch(self, index: int, *, is_open: bool) -> Branch:
+        run = [index]
+        while index and len(self.followers[run[-1]]) == 1:
+            run.append(self.followers[run[-1]][0])
+        children = self.followers[run[-1]]
+        shown = max(children, key=lambda c: self.below[c]) if children and is_open else None
+        branches = tuple(self.branch(c, is_open=c == shown) for c in children)
+        segments = tuple(self.segment(i) for i in run)
+        if not branches:
+            return Branch(segments, (), int(index > 0), int(segments[-1].outcome == Outcome.CORRECT), is_open)
+        return Branch(segments, branches, sum(b.responses for b in branches), sum(b.correct for b in branches), is_open)
+
+    def segment(self, index: int) -> Segment:
+        node = self.tree.nodes[index]
+        fan = Counter(self.tree.nodes[c].outcome for c in self.tree.children[index] if not self.tree.nodes[c].trainable)
+        return Segment(
+            index=index,
+            pieces=tuple(self.pieces(index)),
+            value=float(self.credit.values[index]),
+            advantage=self.advantages[index] if index else math.nan,
+            strength=abs(self.advantages[index]) / self.strongest,
+            ends=index > 0 and not self.tree.children[index],
+            outcome=node.outcome,
+            reward=node.reward,
+            fan=dict(fan.most_common()),
+        )
+
+    def pieces(self, index: int) -> Iterator[Piece]:
+        node = self.tree.nodes[index]
+        ids = tuple(int(i) for i in node.token_ids)
+        parts = self.parts(index)
+        probabilities = np.exp(node.logprobs.astype(np.float64)).tolist()
+        before = tuple(int(i) for i in self.tree.nodes[node.parent].token_ids[-1:]) if index else ()
+        start = 0
+        for stop in range(1, len(ids) + 1):
+            if stop < len(ids) and not self.single and parts[stop] == parts[start]:
+                continue
+            text = self.text(before, ids[start:stop])
+            if text.endswith("\N{REPLACEMENT CHARACTER}") and stop < len(ids):
+                continue  # the bytes of this character go on in the next token
+            part = "trained" if "trained" in parts[start:stop] else parts[start]
+            yield Piece(text, part, (min(probabilities[start:stop]), max(probabilities[start:stop])))
+            before, start = ids[start:stop][-4:], stop
+
+    def parts(self, index: int) -> list[str]:
+        if index == 0:
+            return ["prompt"] * len(self.tree.nodes[0].token_ids)
+        mask, trained = self.credit.masks[index], _trained(self.credit, index)
+        return ["trained" if t else "idle" if m else "outside" for m, t in zip(mask, trained, strict=True)]
+
+    def text(self, before: tuple[int, ...], ids: tuple[int, ...]) -> str:
+        """What ``ids`` add to the text behind ``before``; a tokenizer may decode a token alone without its space."""
+        context, whole = self.decode(before) if before else "", self.decode(before + ids)
+        text = whole[len(context) :] if whole.startswith(context) else self.decode(ids)
+        return (text or self.decode(ids) or "".join(f"⟨{i}⟩" for i in ids)).translate(_VISIBLE)

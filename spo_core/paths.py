@@ -1,0 +1,49 @@
+"""Every path the pipeline reads and publishes; ``dvc.yaml`` names the same ones (tests hold the two together)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """``root`` holds params/ and dvc.yaml. The main run publishes there, a run with overrides below outputs/runs/."""
+
+    root: Path
+    run_name: str | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.root if self.run_name is None else self.root / "outputs" / "runs" / self.run_name
+
+    @property
+    def work(self) -> Path:
+        """Working state; outside every DVC output, so that no stage deletes it."""
+        return Path(os.environ.get("SPO_WORK_DIR") or self.root / "work")
+
+    def data(self, problem_set: str) -> Path:
+        return self.output / "data" / problem_set
+
+    def checkpoint(self, name: str) -> Path:
+        """``warmup`` or ``final``."""
+        return self.output / "checkpoints" / name
+
+    def metrics(self, name: str) -> Path:
+        return self.output / "metrics" / f"{name}.json"
+
+    def evaluation(self, checkpoint: str) -> Path:
+        return self.output / "metrics" / "evaluate" / f"{checkpoint}.json"
+
+    def plots(self, name: str) -> Path:
+        return self.output / "plots" / f"{name}.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.output / "report"
+
+    @property
+    def evaluation_python(self) -> Path:
+        """Interpreter of lighteval's environment."""
+        return Path(os.environ.get("SPO_EVAL_PYTHON") or self.root / ".venv-evaluate" / "bin" / "python")

@@ -1,0 +1,105 @@
+"""Generated left-to-right arithmetic with written-out steps: the embedded default.
+
+``7+5*3-9=?`` is solved as ``7+5=12``, ``12*3=36``, ``36-9=27``, ``#### 27``; every intermediate lies in 0..99.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spo_core.config import DataParams
+from spo_core.problems.base import Question, answer_after_hashes, check_disjoint
+
+LARGEST = 99
+DEFAULT_TRAIN, DEFAULT_TEST = 20_000, 250
+
+
+class Arithmetic:
+    name = "arithmetic"
+
+    def build(self, params: DataParams) -> dict[str, list[Question]]:
+        rng = np.random.default_rng([params.seed, 0])
+        sizes = {
+            "train": params.train or DEFAULT_TRAIN,
+            "validation": params.validation,
+            "test": params.test or DEFAULT_TEST,
+        }
+        seen: set[str] = set()
+        splits: dict[str, list[Question]] = {}
+        for split, size in sizes.items():
+            splits[split] = []
+            while len(splits[split]) < size:
+                question, solution = _generate(rng, *params.arithmetic.steps)
+                if question not in seen:
+                    seen.add(question)
+                    answer = str(_last_value(solution))
+                    row_id = f"arithmetic-{split}-{len(splits[split]):05d}"
+                    splits[split].append(Question(row_id, question, answer, _written(solution)))
+        check_disjoint(splits)
+        return splits
+
+    def prompt(self, question: str) -> str:
+        return f"{question}=?\n"
+
+    def demonstration(self, row: Question, params: DataParams, rng: np.random.Generator) -> str:
+        """A careless solution: each step wrong with probability ``careless``, and carried on from."""
+        first, operations = _parse(row.question)
+        value, steps = first, []
+        for operator, operand in operations:
+            result = _apply(value, operator, operand)
+            if rng.random() < params.arithmetic.careless:
+                result = int((result + rng.integers(1, LARGEST + 1)) % (LARGEST + 1))
+            steps.append((value, operator, operand, result))
+            value = result
+        return _written(steps)
+
+    def extract(self, completion: str) -> str | None:
+        return answer_after_hashes(completion)
+
+    def alphabet(self) -> list[str]:
+        return [*"0123456789+-*=?\n", "#### "]
+
+
+Step = tuple[int, str, int, int]
+
+
+def _apply(value: int, operator: str, operand: int) -> int:
+    """One step, folded into 0..99 where a careless intermediate would leave it."""
+    exact = {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
+    return exact % (LARGEST + 1)
+
+
+def _generate(rng: np.random.Generator, fewest: int, most: int) -> tuple[str, list[Step]]:
+    """A question and its right steps; operands are one digit and no step leaves 0..99."""
+    value = int(rng.integers(1, 51))
+    question, steps = str(value), []
+    for _ in range(int(rng.integers(fewest, most + 1))):
+        allowed = [(o, n) for o in "+-*" for n in range(2, 10) if 0 <= _unfolded(value, o, n) <= LARGEST]
+        operators = sorted({o for o, _ in allowed})
+        operator = operators[rng.integers(len(operators))]
+        operands = [n for o, n in allowed if o == operator]
+        operand = operands[rng.integers(len(operands))]
+        result = _apply(value, operator, operand)
+        steps.append((value, operator, operand, result))
+        question += f"{operator}{operand}"
+        value = result
+    return question, steps
+
+
+def _unfolded(value: int, operator: str, operand: int) -> int:
+    return {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
+
+
+def _parse(question: str) -> tuple[int, list[tuple[str, int]]]:
+    first = question.split("+")[0].split("-")[0].split("*")[0]
+    rest = question[len(first) :]
+    return int(first), [(rest[i], int(rest[i + 1])) for i in range(0, len(rest), 2)]
+
+
+def _written(steps: list[Step]) -> str:
+    lines = [f"{value}{operator}{operand}={result}\n" for value, operator, operand, result in steps]
+    return "".join(lines) + f"#### {_last_value(steps)}"
+
+
+def _last_value(steps: list[Step]) -> int:
+    return steps[-1][3]

@@ -1,0 +1,63 @@
+"""A heavy child: in a process group of its own, killed on every way out, and dead when its parent is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")
+
+
+@contextmanager
+def child(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command, both of its outputs in ``log``; its whole process group is killed when the block is left."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait(process: subprocess.Popen[bytes], tick: Callable[[], None], every: float = 0.2) -> int:
+    """Exit status of the process; ``tick`` is called every so many seconds until it ends."""
+    while True:
+        try:
+            return process.wait(timeout=every)
+        except subprocess.TimeoutExpired:
+            tick()
+
+
+def die_with(parent: int) -> None:
+    """Called by the child first of all. Linux kills it when the thread of the parent that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit("the process that asked for this is gone")
+
+
+def last_words(log: Path, status: int) -> str:
+    """One line on why a child failed: its last exception, else its last line, else its exit status."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    ending = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    if status < 0 or not lines:
+        return ending
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])

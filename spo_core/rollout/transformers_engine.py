@@ -1,0 +1,226 @@
+"""Continuous batching over a Hugging Face causal model, for CPUs and small policies.
+
+Requests live in slots of one preallocated key/value cache. Every slot holds the cache of all its tokens but the last,
+which is *pending*: a step feeds the pending tokens of all active slots and samples the next ones. A child is admitted
+by copying its parent's cache, so a prefix is computed once; active slots stay packed at the front.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from spo_core.rollout.engine import Completion, Request
+
+
+@dataclass(slots=True)
+class _Slot:
+    request: Request
+    sampled: int = 0
+
+
+class _SlotLayer(DynamicLayer):
+    """One layer's view of the slots: writes the new token of each active slot at its own position."""
+
+    def __init__(self, engine: TransformersEngine, layer: int) -> None:
+        super().__init__()
+        self.engine, self.layer = engine, layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        e, n = self.engine, key_states.shape[0]
+        keys, values = e.kv[self.layer, 0], e.kv[self.layer, 1]  # (slots, heads, positions, head dim)
+        keys[e.rows[:n], :, e.lengths[:n]] = key_states[:, :, 0]
+        values[e.rows[:n], :, e.lengths[:n]] = value_states[:, :, 0]
+        return keys[:n, :, : e.width], values[:n, :, : e.width]
+
+
+class TransformersEngine:
+    """Implements ``rollout.engine.Engine``; shares the module it is given with whoever trains it.
+
+    Sampling noise of a request is one uniform number a token, drawn from its own seed, so it does not depend on what
+    else is being decoded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: Iterable[int],
+        context_length: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_concurrency: int = 256,
+    ) -> None:
+        config = model.config
+        self.model, self.temperature, self.top_p = model, temperature, top_p
+        self.device, self.dtype = model.device, model.dtype
+        self.context_length, self.capacity = context_length, max_concurrency
+        self.stop_ids = torch.tensor(sorted(stop_ids), device=self.device)
+        heads = config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, max_concurrency, heads, context_length, head_dim)
+        self.kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.rows = torch.arange(max_concurrency, device=self.device)
+        self.lengths = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)  # tokens in the cache
+        self.width = 0  # longest active cache, the pending token included
+        self._pending = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)
+        self._noise = torch.zeros(max_concurrency, context_length, dtype=torch.float64)
+        self._tokens = np.zeros((max_concurrency, context_length), np.int32)
+        self._logprobs = np.zeros((max_concurrency, context_length), np.float32)
+        self._positions = torch.arange(context_length, device=self.device)
+        self._slots: list[_Slot] = []
+        self._queue: deque[Request] = deque()
+        self._kept: dict[int, tuple[np.ndarray, Tensor]] = {}  # request id -> tokens, cache (layers, 2, heads, n, dim)
+        self._prefixes: dict[bytes, Tensor] = {}  # prompt without its last token -> cache
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._slots or self._queue)
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            room = self.context_length - len(request.token_ids)
+            if not 1 <= request.max_tokens <= room:
+                raise ValueError(f"max_tokens {request.max_tokens} is not within 1..{room} after this prefix")
+            self._queue.append(request)
+
+    def release(self, request_id: int) -> None:
+        self._kept.pop(request_id, None)
+
+    def policy_changed(self) -> None:
+        if self.busy:
+            raise RuntimeError("the policy changed while requests were being decoded")
+        self._kept.clear()
+        self._prefixes.clear()
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        self._admit()
+        n = len(self._slots)
+        if n == 0:
+            return []
+        was_training = self.model.training
+        self.model.eval()
+        tokens, logprobs = self._sample(self._forward(n), n)
+        self.model.train(was_training)
+        return self._collect(tokens, logprobs, n)
+
+    def _forward(self, n: int) -> Tensor:
+        """Feed the pending tokens of the first n slots; logits (n, vocabulary) of what follows them."""
+        lengths = self.lengths[:n]
+        self.width = int(lengths.max()) + 1
+        mask = self._positions[None, : self.width] <= lengths[:, None]
+        bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, float("-inf"))
+        output = self.model(
+            input_ids=self._pending[:n, None],
+            position_ids=lengths[:, None],
+            attention_mask=bias[:, None, None, :],
+            past_key_values=Cache(layers=[_SlotLayer(self, i) for i in range(self.kv.shape[0])]),
+            use_cache=True,
+        )
+        return output.logits[:, -1].float()
+
+    def _sample(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Inverse-CDF sampling: token ids and temperature-scaled log-probs, each (n,)."""
+        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
+        probs = logprobs.double().exp()
+        if self.top_p < 1:
+            probs = nucleus(probs, self.top_p)
+        cdf = probs.cumsum(-1)
+        drawn = [slot.sampled for slot in self._slots]
+        uniform = self._noise[torch.arange(n), torch.tensor(drawn)].to(self.device)
+        tokens = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
+        last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
+        tokens = torch.minimum(tokens, last_possible)
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+    def _collect(self, tokens: Tensor, logprobs: Tensor, n: int) -> list[Completion]:
+        self.lengths[:n] += 1
+        self._pending[:n] = tokens
+        stopped = torch.isin(tokens, self.stop_ids).tolist()
+        drawn = np.fromiter((slot.sampled for slot in self._slots), np.int64, n)
+        self._tokens[np.arange(n), drawn] = tokens.cpu().numpy()
+        self._logprobs[np.arange(n), drawn] = logprobs.cpu().numpy()
+        finished = []
+        for index, slot in enumerate(self._slots):
+            slot.sampled += 1
+            if stopped[index] or slot.sampled == slot.request.max_tokens:
+                finished.append(index)
+        completions = []
+        for index in reversed(finished):  # from the back, so that moving the last slot forward moves an open one
+            completions.append(self._finish(index, stopped[index]))
+        return completions[::-1]
+
+    def _finish(self, index: int, stopped: bool) -> Completion:
+        slot = self._slots[index]
+        request, count = slot.request, slot.sampled
+        sampled = self._tokens[index, :count].copy()
+        if request.keep and not stopped:
+            cached = int(self.lengths[index])
+            tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
+            self._kept[request.request_id] = (tokens, self.kv[:, :, index, :, :cached].clone())
+        completion = Completion(request.request_id, sampled, self._logprobs[index, :count].copy(), stopped)
+        last = len(self._slots) - 1
+        if index != last:
+            length = int(self.lengths[last])
+            self.kv[:, :, index, :, :length] = self.kv[:, :, last, :, :length]
+            self.lengths[index] = length
+            self._pending[index] = self._pending[last]
+            self._noise[index] = self._noise[last]
+            self._tokens[index], self._logprobs[index] = self._tokens[last], self._logprobs[last]
+            self._slots[index] = self._slots[last]
+        self._slots.pop()
+        return completion
+
+    def _admit(self) -> None:
+        count = min(len(self._queue), self.capacity - len(self._slots))
+        admitted = [self._queue.popleft() for _ in range(count)]
+        self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
+        for request in admitted:
+            index, ids = len(self._slots), request.token_ids
+            cached = len(ids) - 1
+            if request.parent is not None and request.parent in self._kept:
+                tokens, kv = self._kept[request.parent]
+                if kv.shape[3] < cached or not np.array_equal(tokens[:cached], ids[:cached]):
+                    raise ValueError(f"request {request.request_id} does not share the tokens of {request.parent}")
+            elif cached:
+                kv = self._prefixes[ids[:-1].tobytes()]
+            if cached:
+                self.kv[:, :, index, :, :cached] = kv[:, :, :, :cached]
+            self.lengths[index] = cached
+            self._pending[index] = int(ids[-1])
+            generator = np.random.Generator(np.random.Philox(key=request.seed))
+            self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
+            self._slots.append(_Slot(request))
+
+    def _prefill(self, requests: list[Request]) -> None:
+        """Compute the caches of all prompts not seen since the weights last changed, in one padded batch."""
+        prompts = {r.token_ids[:-1].tobytes(): r.token_ids[:-1] for r in requests if len(r.token_ids) > 1}
+        prompts = {key: ids for key, ids in prompts.items() if key not in self._prefixes}
+        if not prompts:
+            return
+        width = max(len(ids) for ids in prompts.values())
+        batch = torch.zeros(len(prompts), width, dtype=torch.long, device=self.device)
+        for row, ids in enumerate(prompts.values()):
+            batch[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        layers = [DynamicLayer() for _ in range(self.kv.shape[0])]
+        self.model.base_model(  # right-padded and causal: padding is never seen
+            input_ids=batch, past_key_values=Cache(layers=list(layers)), use_cache=True
+        )
+        cached = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # type: ignore[list-item]
+        for row, (key, ids) in enumerate(prompts.items()):
+            self._prefixes[key] = cached[:, :, row, :, : len(ids)].clone()
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of tokens that reaches ``top_p``; (n, vocabulary), not renormalised."""
+    ordered, order = probs.sort(dim=-1, descending=True)
+    outside = ordered.cumsum(-1) - ordered >= top_p
+    return probs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)

@@ -1,0 +1,189 @@
+"""The working directory of a run: lock, manifest, complete checkpoints, metrics; what makes a killed run continue.
+
+work/<stage>-<fingerprint or name>/
+  lock                     held while a process owns the directory; names its process and host
+  manifest.json            identity (all that decides the weights) and provenance (code revision, versions)
+  iterations/000007/       what the tasks of one iteration exchange
+  checkpoints/000010/      a resumable state; COMPLETE is written last and lists every file with its size
+  metrics.jsonl            one line an iteration
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spo_core.config import digest, flatten
+from spo_core.errors import RunError
+from spo_core.files import atomic_directory, read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
+COMPLETE = "COMPLETE"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """An open, locked working directory; made by ``open_run``."""
+
+    path: Path
+
+    def iteration(self, number: int) -> Path:
+        return self.path / "iterations" / f"{number:06d}"
+
+    def checkpoint(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"{number:06d}"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def start_iteration(self, number: int) -> Path:
+        """An empty folder for an iteration; whatever an interrupted one left there is removed."""
+        folder = self.iteration(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def save_checkpoint(self, number: int, write: Callable[[Path], None], keep: int) -> Path:
+        """Let ``write`` fill a checkpoint, make it complete in one rename, then delete all but the newest ``keep``."""
+        target = self.checkpoint(number)
+        with atomic_directory(target) as folder:
+            write(folder)
+            sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+            write_json(folder / COMPLETE, sizes)
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(self.checkpoint(old))
+        return target
+
+    def checkpoints(self) -> list[int]:
+        """Numbers of the complete checkpoints, rising; a damaged one is left out and logged."""
+        folder = self.path / "checkpoints"
+        names = sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        return [int(name) for name in names if _complete(folder / name)]
+
+    def latest_checkpoint(self, at_most: int) -> int | None:
+        """The newest complete checkpoint with a number up to ``at_most``."""
+        numbers = [n for n in self.checkpoints() if n <= at_most]
+        return numbers[-1] if numbers else None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_file.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def rewind_metrics(self, last_iteration: int) -> None:
+        """Drop the lines of iterations after the one that is resumed from, and a line cut off by a kill."""
+        kept = []
+        if self.metrics_file.is_file():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if row["iteration"] <= last_iteration:
+                    kept.append(line + "\n")
+        write_text(self.metrics_file, "".join(kept))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        sizes = read_json(folder / COMPLETE)
+    except (OSError, ValueError):
+        return False
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            log.warning("checkpoint %s is damaged (%s); going back to the one before", folder, name)
+            return False
+    return True
+
+
+@contextmanager
+def open_run(
+    work: Path, stage: str, identity: dict[str, Any], root: Path, name: str | None = None
+) -> Iterator[RunDirectory]:
+    """Lock and open the working directory of a run, made if it is new.
+
+    ``identity`` holds all that decides the result; it names the directory unless ``name`` does. Raises RunError where
+    another process owns the directory, or where a named one was made with another identity (and says which keys).
+    """
+    path = run_path(work, stage, identity, name)
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        manifest = path / "manifest.json"
+        if manifest.is_file():
+            _refuse_other_identity(manifest, identity)
+        else:
+            write_json(manifest, {"identity": identity, "provenance": provenance(root)})
+        yield RunDirectory(path)
+
+
+def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None = None) -> None:
+    """Raise what ``open_run`` would raise, and write nothing."""
+    path = run_path(work, stage, identity, name)
+    if (path / "manifest.json").is_file():
+        _refuse_other_identity(path / "manifest.json", identity)
+        with _locked(path):
+            pass
+
+
+def run_path(work: Path, stage: str, identity: dict[str, Any], name: str | None) -> Path:
+    return work / f"{stage}-{name or digest(identity)[:12]}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with (path / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _refuse_other_identity(manifest: Path, identity: dict[str, Any]) -> None:
+    before = flatten(read_json(manifest)["identity"])
+    now = flatten(json.loads(json.dumps(identity)))
+    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if differ:
+        shown = ", ".join(f"{k} (was {before.get(k)!r}, is {now.get(k)!r})" for k in differ[:3])
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise RunError(
+            f"{manifest.parent} was made with other params: {shown}{more}; change them back, or choose another run.name"
+        )
+
+
+def provenance(root: Path) -> dict[str, Any]:
+    """Where a result comes from: code revision and the versions that matter. Informative; never part of identity."""
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    return {
+        "code_revision": git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "prefect", "dvc")},
+    }

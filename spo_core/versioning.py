@@ -1,0 +1,44 @@
+"""DVC calls that wait: for the repository lock, and for a stage that another process is running."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from spo_core.errors import SPOError
+
+log = logging.getLogger(__name__)
+BUSY = ("is busy", "Unable to acquire lock")
+DELAYS = (1, 2, 5, 10, 20, 30)  # seconds before each retry
+
+
+def is_repository(root: Path) -> bool:
+    return (root / ".dvc").is_dir() and (root / ".git").exists()
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run one DVC command and return its output; raises SPOError with DVC's own words where it fails."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    for delay in (*DELAYS, None):
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        output = (result.stdout + result.stderr).strip()
+        if result.returncode == 0:
+            return output
+        if delay is None or not any(words in output for words in BUSY):
+            break
+        log.info("dvc %s waits: %s", arguments[0], output.splitlines()[-1])
+        time.sleep(delay)
+    raise SPOError(f"dvc {' '.join(arguments)} failed: {output.splitlines()[-1] if output else 'no output'}")
+
+
+def commit_stage(root: Path, stage: str) -> None:
+    """Record what a stage's outputs are now, as ``dvc repro`` would have."""
+    run_dvc(root, "commit", "--force", stage)
+
+
+def add_output(root: Path, path: Path) -> None:
+    """Version one output of a run with overrides; the stages' lock is not touched."""
+    run_dvc(root, "add", str(path.relative_to(root)))

@@ -1,0 +1,91 @@
+"""The warm-up run: from initial weights to the policy that reinforcement learning starts from; resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spo_core.code import code_digest
+from spo_core.config import Params
+from spo_core.errors import DataError
+from spo_core.files import file_digest, publish, read_json, write_json
+from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.learn.warmup import Warmup, encode_demonstrations
+from spo_core.paths import Paths
+from spo_core.policy import initial_policy, load_policy, make_tokenizer, save_policy
+from spo_core.problems import problem_set
+from spo_core.problems.base import read_split
+from spo_core.rollout.seeds import derive_seed
+from spo_core.runs import RunDirectory, open_run
+
+CHECKPOINT_EVERY = 100  # optimizer steps
+
+
+def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None] | None = None) -> list[dict[str, Any]]:
+    """Train, or continue, and publish checkpoints/warmup; the loss of every step. ``progress(step, loss)``."""
+    folder = paths.data(params.data.problem_set)
+    rows = read_split(folder, "train")
+    identity = {
+        "policy": params.policy.model_dump(mode="json"),
+        "careless": params.data.arithmetic.careless if params.data.problem_set == "arithmetic" else None,
+        "problem_set": params.data.problem_set,
+        "train": file_digest(folder / "train.jsonl"),
+        "threads": params.run.threads,
+        "code": code_digest("learn/muon", "learn/warmup", "policy", "problems", "warmup"),
+    }
+    torch.set_num_threads(params.run.threads)
+    problem = problem_set(params.data.problem_set)
+    with open_run(paths.work, "warmup", identity, paths.root) as run:
+        model, tokenizer = initial_policy(params.policy, problem)
+        warmup, steps = Warmup(model, params.policy.warmup), params.policy.warmup.steps
+
+        def write(target: Path) -> None:
+            save_policy(model, tokenizer, target / "policy")
+            for index, optimizer in enumerate(warmup.optimizers):
+                save_optimizer(target / f"optimizer{index}.safetensors", model, optimizer)
+            write_json(target / "state.json", {"step": done})
+
+        done = _restore(run, warmup, steps)
+        run.rewind_metrics(done)
+        for number in range(done, steps):
+            rng = np.random.default_rng(derive_seed(params.policy.seed, "warmup", number))
+            batch = [rows[i] for i in rng.integers(0, len(rows), params.policy.warmup.batch_size)]
+            ids, labels = encode_demonstrations(batch, problem, params.data, tokenizer, rng)
+            longest = getattr(model.config, "max_position_embeddings", ids.shape[1])
+            if ids.shape[1] > longest:
+                raise DataError(f"a demonstration has {ids.shape[1]} tokens, the policy {longest} positions")
+            loss = warmup.step(ids, labels, number)
+            done = number + 1
+            run.append_metrics({"iteration": done, "warmup/loss": loss})
+            if done % CHECKPOINT_EVERY == 0 and done < steps:
+                run.save_checkpoint(done, write, keep=1)
+            if progress:
+                progress(done, loss)
+        if run.latest_checkpoint(steps) != steps:
+            run.save_checkpoint(steps, write, keep=1)
+        publish(run.checkpoint(steps) / "policy", paths.checkpoint("warmup"))
+        return run.read_metrics()
+
+
+def check_warmup(params: Params, paths: Paths) -> None:
+    """Raise SPOError for a missing dataset or a policy that cannot be made."""
+    read_split(paths.data(params.data.problem_set), "train")
+    if params.policy.init.type == "scratch":
+        make_tokenizer(params.policy.init.tokenizer, problem_set(params.data.problem_set))
+
+
+def _restore(run: RunDirectory, warmup: Warmup, steps: int) -> int:
+    """Continue from the newest complete checkpoint; the number of steps done."""
+    number = run.latest_checkpoint(steps)
+    if number is None:
+        return 0
+    folder = run.checkpoint(number)
+    policy, _ = load_policy(folder / "policy")
+    warmup.model.load_state_dict(policy.state_dict())
+    for index, optimizer in enumerate(warmup.optimizers):
+        load_optimizer(folder / f"optimizer{index}.safetensors", warmup.model, optimizer)
+    return int(read_json(folder / "state.json")["step"])

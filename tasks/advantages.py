@@ -1,0 +1,16 @@
+"""Credit assignment of one iteration."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from spo_core.iteration import credit_step
+from spo_core.session import session
+from tasks.records import Iteration
+
+
+@task(name="advantage", cache_policy=NO_CACHE, persist_result=False)
+def assign_advantages(iteration: Iteration) -> dict:
+    """Values, advantages and masks of trees.parquet; writes credits.parquet."""
+    return credit_step(session(iteration.run_directory), iteration.number)

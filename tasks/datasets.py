@@ -1,0 +1,21 @@
+"""Dataset preparation."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from spo_core.files import write_json
+from spo_core.prepare import prepare_splits
+from tasks.records import RunSpec
+
+
+@task(name="prepare splits", cache_policy=NO_CACHE, persist_result=False)
+def prepare_dataset(spec: RunSpec) -> dict:
+    """Publish data/<problem set>; the number of questions of each split."""
+    started = time.perf_counter()
+    counts = prepare_splits(spec.params, spec.paths)
+    write_json(spec.paths.metrics("prepare"), counts | {"seconds": round(time.perf_counter() - started, 2)})
+    return counts

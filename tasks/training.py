@@ -1,0 +1,46 @@
+"""The update of one iteration, and what a finished run publishes."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from spo_core.files import publish, write_csv, write_json
+from spo_core.iteration import train_step
+from spo_core.observe.progress import bar
+from spo_core.session import Session, session
+from tasks.records import Iteration, RunSpec
+
+
+@task(name="train", cache_policy=NO_CACHE, persist_result=False)
+def update_policy(iteration: Iteration) -> dict:
+    """Train on trees.parquet and credits.parquet; completes the iteration and returns its metrics."""
+    with bar("update", None, unit="step", inner=True) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        return train_step(session(iteration.run_directory), iteration.number, show)
+
+
+def publish_training(current: Session, spec: RunSpec) -> dict:
+    """Publish checkpoints/final, metrics/train.json and plots/train.csv of a finished run."""
+    paths, rows = spec.paths, current.run.read_metrics()
+    publish(current.run.checkpoint(current.iteration) / "policy", paths.checkpoint("final"))
+    seconds = sum(value for row in rows for key, value in row.items() if key in STEP_TIMINGS)
+    final = {
+        "iterations": current.iteration,
+        "generated_tokens": current.generated_tokens,
+        "reward_first": rows[0]["rollout/reward"],
+        "reward_last": rows[-1]["rollout/reward"],
+        "skipped_iterations": sum(row["train/skipped"] for row in rows),
+        "seconds": round(seconds, 2),
+    }
+    write_json(paths.metrics("train"), final)
+    write_csv(paths.plots("train"), [{c.split("/")[-1]: row[c] for c in PLOTTED} for row in rows])
+    return final
+
+
+STEP_TIMINGS = ("timing/rollout", "timing/advantage", "timing/train")
+PLOTTED = ("iteration", "generated_tokens", "rollout/reward", "rollout/completion_tokens", "credit/mask_share")

@@ -1,0 +1,124 @@
+"""dvc.yaml against the code: every path a flow publishes is an output, every namespace it reads is a dependency."""
+
+import ast
+import subprocess
+
+import pytest
+import yaml
+
+from spo_core.config import NAMESPACES
+from spo_core.paths import Paths
+from tests.conftest import ROOT
+from tests.contracts.test_rooms import imports
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PATHS = Paths(ROOT)
+FLOWS = {"prepare": "prepare", "warmup": "warmup", "train": "train", "evaluate": "evaluate", "report": "report"}
+
+
+def stage(name: str) -> dict:
+    return STAGES[name].get("do", STAGES[name])
+
+
+def outputs(name: str, item: str = "final") -> set[str]:
+    entries = [*stage(name).get("outs", []), *stage(name).get("metrics", []), *stage(name).get("plots", [])]
+    names = [next(iter(e)) if isinstance(e, dict) else e for e in entries]
+    return {n.replace("${item}", item).replace("${data.problem_set}", "arithmetic") for n in names}
+
+
+def relative(*paths) -> set[str]:
+    return {p.relative_to(ROOT).as_posix() for p in paths}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("prepare", relative(PATHS.data("arithmetic"), PATHS.metrics("prepare"))),
+        ("warmup", relative(PATHS.checkpoint("warmup"), PATHS.metrics("warmup"), PATHS.plots("warmup"))),
+        ("train", relative(PATHS.checkpoint("final"), PATHS.metrics("train"), PATHS.plots("train"))),
+        ("evaluate", relative(PATHS.evaluation("final"), PATHS.evaluation("final").with_suffix(".parquet"))),
+        ("report", relative(PATHS.report, PATHS.metrics("summary"))),
+    ],
+)
+def test_outputs_are_the_paths_the_code_publishes(name, published):
+    assert outputs(name) == published
+
+
+def test_commands_repeat_no_param():
+    for name in FLOWS:
+        arguments = stage(name)["cmd"].removeprefix(f"python -m flows.{name}").split()
+        assert arguments in ([], ["--checkpoint", "${item}"])
+
+
+def first_party(module: str, seen: set[str]) -> set[str]:
+    """Files of this project that importing a module executes, transitively."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    if not path.is_file():
+        path = ROOT / module.replace(".", "/") / "__init__.py"
+    name = path.relative_to(ROOT).as_posix() if path.is_file() else ""
+    if not name or name in seen:
+        return seen
+    seen.add(name)
+    for found in imports(path):
+        if found.split(".")[0] in ("flows", "tasks", "spo_core"):
+            first_party(found, seen)
+    return seen
+
+
+# What may change without a result changing: plumbing, display, the command line, and files other stages answer for.
+PLUMBING = {
+    "flows/cli.py",
+    "tasks/records.py",
+    "tasks/versioning.py",
+    "spo_core/config.py",
+    "spo_core/errors.py",
+    "spo_core/files.py",
+    "spo_core/paths.py",
+    "spo_core/runs.py",
+    "spo_core/versioning.py",
+    "spo_core/processes.py",
+    "spo_core/observe/progress.py",
+    "spo_core/observe/tracking.py",
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_code_that_decides_a_stage_is_among_its_dependencies(name):
+    used = {f for f in first_party(f"flows.{name}", set()) if not f.endswith("__init__.py")} - PLUMBING
+    listed = [d for d in stage(name)["deps"]]
+    missing = {f for f in used if not any(f == d or f.startswith(f"{d}/") for d in listed)}
+    assert not missing, f"dvc.yaml, stage {name}: deps lack {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_dependencies_exist_or_are_made_by_a_stage(name):
+    made = set().union(*(outputs(s, i) for s in FLOWS for i in ("warmup", "final")))
+    for entry in stage(name)["deps"]:
+        dep = entry.replace("${data.problem_set}", "arithmetic").replace("${item}", "final")
+        assert (ROOT / dep).exists() or dep in made, dep
+
+
+def namespaces_read(name: str) -> set[str]:
+    """``params.<namespace>`` in the files that decide a stage."""
+    found = set()
+    for file in first_party(f"flows.{name}", set()):
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, (ast.Name, ast.Attribute)):
+                owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+                if owner == "params" and node.attr in NAMESPACES:
+                    found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("name", ["prepare", "warmup", "train", "evaluate"])
+def test_namespaces_read_are_declared(name):
+    declared = {next(iter(p)).removeprefix("params/").removesuffix(".yaml") for p in stage(name)["params"]}
+    assert namespaces_read(name) <= declared
+
+
+def test_every_output_is_ignored_by_git():
+    cached = [o for s in FLOWS for i in ("warmup", "final") for o in outputs(s, i) if not o.endswith((".json", ".csv"))]
+    listed = subprocess.run(
+        ["git", "check-ignore", *cached], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    assert set(cached) <= set(listed.split())

@@ -1,0 +1,162 @@
+"""Values and advantages against a published worked rule, and against naive recursions."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spo_core.config import AllTokens, CreditParams, LowProbability
+from spo_core.credit import assign_credit, read_credits, write_credits
+from spo_core.credit.advantage import difference, group_normalized, leave_one_out
+from spo_core.credit.mask import token_mask
+from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
+from spo_core.errors import DataError, TrainingError
+from spo_core.tree import Finish, Node, RolloutTree
+from tests.conftest import random_tree
+
+TREE = CreditParams(
+    partition={"type": "fixed_tokens", "tokens": 4},
+    value={"type": "tree_mean"},
+    advantage={"type": "difference"},
+    mask={"type": "low_probability", "threshold": 0.9},
+)
+
+
+def group(rewards: list[float]) -> RolloutTree:
+    leaves = (Node.sampled(0, [5], [-0.5], Finish.STOP, reward=r) for r in rewards)
+    return RolloutTree("q", (Node.prompt([1]), *leaves))
+
+
+def naive_value(tree: RolloutTree, index: int) -> float:
+    below = [naive_value(tree, c) for c in tree.children[index]]
+    return sum(below) / len(below) if below else tree.nodes[index].reward
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_tree_mean_is_the_recursion(seed):
+    tree = random_tree(np.random.default_rng(seed), depth=3, widest=4, longest=3)
+    values = tree_mean(tree)
+    assert values == pytest.approx([naive_value(tree, i) for i in range(len(tree.nodes))])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_differences_telescope_along_every_response(seed):
+    """Summed from the prompt to a leaf, V(child) - V(parent) is that leaf's reward minus the prompt's value."""
+    tree = random_tree(np.random.default_rng(seed), depth=4, widest=3, longest=3)
+    values = tree_mean(tree)
+    advantages = difference(tree, values)
+    for leaf in tree.leaves:
+        assert advantages[tree.path(leaf)].sum() == pytest.approx(tree.nodes[leaf].reward - values[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_sibling_advantages_sum_to_zero(seed):
+    tree = random_tree(np.random.default_rng(seed), depth=3, widest=4, longest=3)
+    values = tree_mean(tree)
+    for advantage in (difference, leave_one_out, group_normalized):
+        advantages = advantage(tree, values)
+        for children in tree.children:
+            assert advantages[list(children)].sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_group_normalized_is_grpo():
+    tree = group([1, 0, 0, 1, 1])
+    rewards = np.array([1, 0, 0, 1, 1.0])
+    expected = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
+    assert group_normalized(tree, rewards_only(tree))[1:] == pytest.approx(expected)
+
+
+def test_leave_one_out_is_rloo():
+    assert leave_one_out(group([1, 0, 1]), np.array([math.nan, 1, 0, 1]))[1:] == pytest.approx([0.5, -1, 0.5])
+
+
+def test_equal_rewards_and_only_children_have_no_advantage():
+    for rewards in ([1.0, 1.0, 1.0], [0.0]):
+        tree = group(rewards)
+        for advantage in (leave_one_out, group_normalized):
+            assert np.abs(advantage(tree, rewards_only(tree))).max() == 0
+
+
+def chain(first_cut_at_prompt: bool) -> RolloutTree:
+    """One trajectory of three segments; fans worth 0.5 at the prompt (if valued), 0.25 and 0.75 at the two cuts."""
+    nodes = [Node.prompt([1])]
+    if first_cut_at_prompt:
+        nodes += [Node.sampled(0, [9], [-1], Finish.STOP, trainable=False, reward=r) for r in (1.0, 0.0)]
+    spine = []
+    for rewards in ((1, 0, 0, 0), (1, 1, 1, 0)):
+        parent = spine[-1] if spine else 0
+        spine.append(len(nodes))
+        nodes.append(Node.sampled(parent, [4, 5], [-0.01, -2.0], Finish.SEGMENT))
+        nodes += [Node.sampled(spine[-1], [9], [-1], Finish.STOP, trainable=False, reward=float(r)) for r in rewards]
+    nodes.append(Node.sampled(spine[-1], [6, 2], [-2.0, -0.01], Finish.STOP, reward=1.0))
+    return RolloutTree("q", tuple(nodes))
+
+
+def test_chain_advantages_are_differences_of_cut_values_and_end_in_the_true_reward():
+    tree = chain(first_cut_at_prompt=True)
+    values = monte_carlo(tree)
+    advantages = difference(tree, values)
+    spine = [i for i, n in enumerate(tree.nodes) if n.trainable]
+    assert values[[0, *spine]] == pytest.approx([0.5, 0.25, 0.75, 1.0])
+    assert advantages[spine] == pytest.approx([-0.25, 0.5, 0.25])
+    assert not advantages[[i for i, n in enumerate(tree.nodes) if not n.trainable]].any()
+
+
+def test_tokens_before_the_first_cut_have_no_advantage_where_the_prompt_is_not_valued():
+    tree = chain(first_cut_at_prompt=False)
+    values = monte_carlo(tree)
+    advantages = difference(tree, values)
+    spine = [i for i, n in enumerate(tree.nodes) if n.trainable]
+    assert math.isnan(values[0])
+    assert advantages[spine] == pytest.approx([0, 0.5, 0.25])
+
+
+def test_mask_is_strictly_below_the_threshold():
+    logprobs = np.log(np.array([0.5, 0.89, 0.95], np.float32))
+    assert token_mask(logprobs, LowProbability(type="low_probability", threshold=0.9)).tolist() == [True, True, False]
+    assert token_mask(np.float32([np.log(0.5)]), LowProbability(type="low_probability", threshold=0.4)).tolist() == [
+        False
+    ]
+    assert token_mask(logprobs, AllTokens(type="all")).all()
+
+
+def test_value_rollouts_are_never_trained():
+    tree = chain(first_cut_at_prompt=True)
+    params = TREE.model_copy(
+        update={"value": CreditParams.model_validate(TREE.model_dump() | {"value": {"type": "monte_carlo"}}).value}
+    )
+    credit = assign_credit(tree, params)
+    for node, mask in zip(tree.nodes, credit.masks, strict=True):
+        assert node.trainable or not mask.any()
+
+
+def test_an_ungraded_leaf_stops_the_run():
+    tree = group([1.0, math.nan])
+    with pytest.raises(TrainingError, match="advantage nan"):
+        assign_credit(
+            tree,
+            TREE.model_copy(
+                update={
+                    "advantage": CreditParams.model_validate(
+                        TREE.model_dump() | {"advantage": {"type": "leave_one_out"}}
+                    ).advantage
+                }
+            ),
+        )
+
+
+def test_credit_round_trip_and_mismatch(tmp_path):
+    rng = np.random.default_rng(0)
+    trees = [random_tree(rng, depth=3, widest=3, longest=4) for _ in range(3)]
+    credits = [assign_credit(t, TREE) for t in trees]
+    write_credits(tmp_path / "c.parquet", trees, credits)
+    for a, b in zip(credits, read_credits(tmp_path / "c.parquet", trees), strict=True):
+        assert np.array_equal(a.values, b.values, equal_nan=True)
+        assert all(np.array_equal(x, y) for x, y in zip(a.advantages + a.masks, b.advantages + b.masks, strict=True))
+    with pytest.raises(DataError, match="assign credit again"):
+        read_credits(tmp_path / "c.parquet", trees[::-1])

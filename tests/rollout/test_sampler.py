@@ -1,0 +1,119 @@
+"""Trees as they are sampled: their shape, their tokens, their seeds, their limits."""
+
+import numpy as np
+import pytest
+import torch
+
+from spo_core.config import CreditParams, RolloutParams
+from spo_core.credit.partition import cutpoints
+from spo_core.rollout.sampler import Prompt, Sampler
+from spo_core.rollout.seeds import derive_seed
+from spo_core.rollout.transformers_engine import TransformersEngine
+from spo_core.tree import Finish
+
+PROMPTS = [Prompt("a", (3, 4, 5)), Prompt("b", (6, 7))]
+CHAIN = {"partition": {"type": "cutpoints", "interval": 2}, "value": {"type": "monte_carlo", "rollouts": 3}}
+TREE = {"partition": {"type": "fixed_tokens", "tokens": 4}, "value": {"type": "tree_mean"}}
+GRPO = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "group_normalized"}}
+
+
+def grow(policy, credit, branch_factors, *, seed=1, stop_ids=(2,), **rollout):
+    params = RolloutParams(**({"questions": 2, "branch_factors": branch_factors, "context_length": 24} | rollout))
+    defaults = {"advantage": {"type": "difference"}, "mask": {"type": "all"}}
+    engine = TransformersEngine(policy, stop_ids=stop_ids, context_length=params.context_length, max_concurrency=7)
+    sampler = Sampler(engine, params, CreditParams.model_validate(defaults | credit), seed=seed, iteration=1, version=0)
+    trees = sampler.grow(PROMPTS)
+    assert not engine._kept, "a cache was kept after its last child"
+    assert sampler.generated_tokens == sum(t.generated_tokens for t in trees)
+    return trees
+
+
+def plain(policy, tree, index):
+    prefix = np.concatenate([tree.nodes[i].token_ids for i in tree.path(tree.nodes[index].parent)])
+    ids = torch.tensor([[*prefix.tolist(), *tree.nodes[index].token_ids.tolist()]])
+    with torch.no_grad():
+        logits = policy(input_ids=ids).logits[0, len(prefix) - 1 : -1].double()
+    return torch.log_softmax(logits, -1).gather(-1, ids[0, len(prefix) :, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize(("credit", "branch_factors"), [(TREE, (3, 2, 2)), (GRPO, (5,)), (CHAIN, (3,))])
+def test_logprobs_kept_are_those_of_the_tokens_kept(policy, credit, branch_factors):
+    for tree in grow(policy, credit, branch_factors):
+        for index in range(1, len(tree.nodes)):
+            assert tree.nodes[index].logprobs == pytest.approx(plain(policy, tree, index), abs=2e-5)
+
+
+def test_a_tree_without_stops_is_full_and_its_last_depth_unbounded(policy):
+    for tree, prompt in zip(grow(policy, TREE, (3, 2, 2), stop_ids=()), PROMPTS, strict=True):
+        assert [tree.depths.count(d) for d in range(4)] == [1, 3, 6, 12]
+        for node, depth in zip(tree.nodes[1:], tree.depths[1:], strict=True):
+            assert len(node.token_ids) == (4 if depth < 3 else 24 - len(prompt.token_ids) - 8)
+            assert node.finish is (Finish.SEGMENT if depth < 3 else Finish.LENGTH)
+
+
+def test_a_stopped_segment_is_a_leaf_and_ends_in_the_stop_token(policy):
+    trees = grow(policy, TREE, (6, 3, 3), context_length=60, stop_ids=(2, 9))
+    stopped = [(t, i) for t in trees for i, n in enumerate(t.nodes) if n.finish is Finish.STOP]
+    assert len({t.depths[i] for t, i in stopped}) > 1, "the policy of this test should stop at several depths"
+    for tree, index in stopped:
+        assert not tree.children[index] and tree.nodes[index].token_ids[-1] in (2, 9)
+
+
+def test_a_prefix_that_fills_the_context_is_a_truncated_leaf(policy):
+    """Segments of 4 after a prompt of 3 in a context of 9: the second is cut to 2 and nothing follows it."""
+    tree = grow(policy, TREE, (2, 2, 2), stop_ids=(), context_length=9)[0]
+    assert [tree.depths.count(d) for d in range(3)] == [1, 2, 4] and max(tree.depths) == 2
+    assert {n.finish for n in tree.nodes[3:]} == {Finish.LENGTH}
+    assert {len(n.token_ids) for n in tree.nodes[3:]} == {2}
+
+
+def test_the_completion_limit_counts_all_segments_of_a_response(policy):
+    for tree in grow(policy, TREE, (2, 2, 2), stop_ids=(), max_completion_tokens=10):
+        assert {len(tree.completion(leaf)) for leaf in tree.leaves} == {10}
+
+
+def test_a_chain_is_its_trajectories_cut_with_fans_at_the_cuts(policy):
+    for tree in grow(policy, CHAIN, (3,)):
+        ends = [i for i in tree.leaves if tree.nodes[i].trainable]
+        assert len(ends) == 3
+        for end in ends:
+            spine = tree.path(end)[1:]
+            logprobs = np.concatenate([tree.nodes[i].logprobs for i in spine])
+            cuts = cutpoints(logprobs, 0.9, 2)
+            lengths = np.cumsum([len(tree.nodes[i].token_ids) for i in spine])
+            assert lengths[:-1].tolist() == [c + 1 for c in cuts if c >= 0]
+            for node in spine[:-1]:
+                assert sum(not tree.nodes[c].trainable for c in tree.children[node]) == 3
+            assert not tree.children[end]
+            if -1 in cuts:  # one value of the prompt, whichever trajectories ask for it
+                assert sum(not tree.nodes[c].trainable for c in tree.children[0]) == 3
+
+
+def test_the_same_seed_gives_the_same_trees_and_another_seed_others(policy):
+    a, b, c = (grow(policy, TREE, (3, 2, 2), seed=s) for s in (1, 1, 2))
+    flat = [[n.token_ids.tolist() for t in trees for n in t.nodes] for trees in (a, b, c)]
+    assert flat[0] == flat[1] != flat[2]
+
+
+def test_no_two_requests_share_a_seed(policy, monkeypatch):
+    seen = []
+    monkeypatch.setattr(TransformersEngine, "submit", _recording(TransformersEngine.submit, seen))
+    for credit, branch_factors in ((TREE, (3, 2, 2)), (CHAIN, (3,))):
+        seen.clear()
+        grow(policy, credit, branch_factors)
+        assert len(set(seen)) == len(seen) > 20
+
+
+def _recording(submit, seen):
+    def wrapped(engine, requests):
+        requests = list(requests)
+        seen.extend(r.seed for r in requests)
+        submit(engine, requests)
+
+    return wrapped
+
+
+def test_seed_names_do_not_run_together():
+    assert derive_seed(1, "a", "b") != derive_seed(1, "ab")
+    assert derive_seed(1, 12) != derive_seed(11, 2) and derive_seed("1") != derive_seed(1)
+    assert 0 <= derive_seed(0) < 2**63

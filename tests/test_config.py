@@ -1,0 +1,111 @@
+"""Params: the committed files are valid, overlays merge as documented, and mistakes are named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from spo_core.config import NAMESPACES, Params, flatten, load_params
+from spo_core.errors import ConfigError
+from tests.conftest import ROOT
+
+PRESETS = sorted(p.stem for p in (ROOT / "params" / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_every_preset_resolves(preset):
+    assert load_params(ROOT, preset).rollout.questions >= 1
+
+
+def test_each_file_holds_its_own_namespace():
+    assert sorted(p.stem for p in (ROOT / "params").glob("*.yaml")) == sorted(NAMESPACES)
+
+
+def test_an_overlay_of_another_type_replaces_the_mapping_and_of_the_same_merges():
+    params = load_params(ROOT, None, ("credit.mask={type: all}", "credit.partition.tokens=7"))
+    assert params.credit.mask.model_dump() == {"type": "all"}
+    assert params.credit.partition.model_dump() == {"type": "fixed_tokens", "tokens": 7}
+
+
+def test_numbers_without_a_dot_in_scientific_notation_are_numbers():
+    assert load_params(ROOT, None, ("learn.learning_rate=1e-4",)).learn.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("learn.learning_rte=1", "unknown key learn.learning_rte"),
+        ("lern.learning_rate=1", "unknown key lern"),
+        ("learn.learning_rate=fast", r"learn.learning_rate: .*number.*'fast'"),
+        ("learn.learning_rate=-1", "learn.learning_rate: .*greater than 0"),
+        ("rollout.top_p=1.5", "rollout.top_p: .*less than or equal to 1"),
+        ("credit.partition={type: fixed_tokens, size: 3}", "unknown key credit.partition.fixed_tokens.size"),
+        ("policy.init={type: pretrained}", "policy.init.pretrained.path: Field required"),
+        ("credit.partition={type: hexagons}", "credit.partition: .*fixed_tokens"),
+        ("rollout.branch_factors=[]", "rollout.branch_factors"),
+        ("credit.partition={type: whole}", "branch_factors has 3 depths"),
+        ("learn.optimizer_steps=1000", "exceeds rollout.questions"),
+        ("run.name=../elsewhere", "run.name"),
+        ("data.arithmetic.steps=[5,2]", "fewest <= most"),
+        ("learn", "namespace.key=value"),
+        ("learn.betas=[0.9", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_refused_by_its_key_in_two_lines(override, says):
+    with pytest.raises(ConfigError, match=says) as refusal:
+        load_params(ROOT, None, (override,))
+    assert override.split("=")[0].split(".")[0] in str(refusal.value) and str(refusal.value).count("\n") <= 1
+
+
+def test_an_unknown_key_in_a_file_names_the_file(project):
+    path = project / "params" / "learn.yaml"
+    path.write_text(path.read_text() + "  momentum: 0.9\n")
+    with pytest.raises(ConfigError, match=r"learn\.yaml: unknown key learn\.momentum"):
+        load_params(project)
+
+
+def test_missing_files_presets_and_keys_are_named(project):
+    with pytest.raises(ConfigError, match=r"there are: .*grpo"):
+        load_params(project, "gpro")
+    (project / "params" / "learn.yaml").write_text("learn: {}\n")
+    with pytest.raises(ConfigError, match=r"learn\.yaml: learn\.learning_rate: Field required"):
+        load_params(project)
+    (project / "params" / "learn.yaml").unlink()
+    with pytest.raises(ConfigError, match="run from the project's folder"):
+        load_params(project)
+
+
+def test_flatten_names_every_leaf():
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+def test_every_field_is_documented():
+    """Only unions may go without a docstring: their members have one."""
+    undocumented = []
+
+    def visit(model, prefix):
+        for name, field in model.model_fields.items():
+            nested = getattr(field.annotation, "model_fields", None)
+            if nested is not None:
+                visit(field.annotation, f"{prefix}{name}.")
+            elif field.description is None:
+                undocumented.append(f"{prefix}{name}")
+
+    visit(Params, "")
+    assert set(undocumented) <= ALLOWED, set(undocumented) - ALLOWED
+
+
+ALLOWED = {
+    "policy.init",
+    "rollout.engine",
+    "credit.partition",
+    "credit.value",
+    "credit.advantage",
+    "credit.mask",
+}
