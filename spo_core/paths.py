@@ -47,3 +47,8 @@ class Paths:
     def evaluation_python(self) -> Path:
         """Interpreter of lighteval's environment."""
         return Path(os.environ.get("SPO_EVAL_PYTHON") or self.root / ".venv-evaluate" / "bin" / "python")
+
+    @property
+    def evaluation_constraints(self) -> Path:
+        """Exact versions of lighteval's environment."""
+        return self.root / "constraints" / "evaluate.txt"

@@ -97,7 +97,7 @@ class PolicyModel(TransformersModel):
         responses = []
         for prompt, mask, samples in zip(batch.input_ids, batch.input_mask, completions.tolist(), strict=True):
             ids = [self._until_stop(sample) for sample in samples]
-            texts = [self._text(sample) for sample in ids]
+            texts = [self.tokenizer.decode(sample, skip_special_tokens=True) for sample in ids]
             responses.append(ModelResponse(input_tokens=prompt[mask.bool()].tolist(), text=texts, output_tokens=ids))
         self.done += len(rows)
         self.progress(self.done)
@@ -106,7 +106,3 @@ class PolicyModel(TransformersModel):
 
     def _until_stop(self, ids: list[int]) -> list[int]:
         return ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
-
-    def _text(self, ids: list[int]) -> str:
-        body = ids[:-1] if ids[-1] in self.stop_ids else ids
-        return self.tokenizer.decode(body, skip_special_tokens=True)

@@ -49,6 +49,7 @@ def evaluate_published(
         "seed": params.run.seed,
         "threads": params.run.threads,
         "code": code_digest("evaluate", "problems", "verify"),
+        "environment": file_digest(paths.evaluation_constraints),
     }
     with open_run(paths.work, "evaluate", identity, paths.root) as run:
         result = run.path / RESULT

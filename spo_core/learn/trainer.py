@@ -126,7 +126,7 @@ class Trainer:
                 "kl_sum": tokens.kl.sum(),
                 "ratio_sum": tokens.ratio.sum(),
                 "clip_fraction_sum": tokens.clipped.float().sum(),
-                "entropy_proxy_sum": -logprobs.sum(),
+                "surprisal_sum": -logprobs.sum(),  # nats a trained token
             }
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)

@@ -98,7 +98,7 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
     """The table a newcomer sees at the end, and where the page lies."""
     console = console or Console(highlight=False)
     summary = read_json(paths.metrics("summary"))
-    accuracy = Table(title="Accuracy on the test split (± standard error over questions)", title_justify="left")
+    accuracy = Table()
     for column in ("context", "tokens", "before", "after"):
         accuracy.add_column(column, justify="left" if column == "context" else "right")
     for name, cell in summary["contexts"].items():
@@ -108,11 +108,12 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
             _with_error(cell["before"], cell["standard_error_before"]),
             _with_error(cell["after"], cell["standard_error_after"]),
         )
-    seconds = Table(title="Seconds a stage", title_justify="left")
+    seconds = Table()
     for stage in summary["seconds"]:
         seconds.add_column(stage, justify="right")
     seconds.add_row(*(f"{value:.1f}" for value in summary["seconds"].values()))
-    console.print(accuracy, seconds)
+    console.print("Accuracy on the test split, ± standard error over questions", accuracy)
+    console.print("Seconds in each stage, starting up left out", seconds)
     console.print(f"Generated tokens in training: {summary['generated_tokens']:,}")
     console.print(f"Report: {_relative(paths.report / 'index.html')}")
 
