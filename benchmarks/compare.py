@@ -23,7 +23,7 @@ from rich.table import Table
 from flows.local_server import local_server
 from spo_core.files import read_json, write_json, write_text
 from spo_core.observe.plots import curves_svg
-from spo_core.training_run import training_directory
+from spo_core.runs import read_rows
 from tasks.records import RunSpec
 
 ALGORITHMS = {"SPO-tree": None, "SPO-chain": "spo-chain", "GRPO": "grpo"}
@@ -41,7 +41,7 @@ def run(label: str, preset: str | None, seed: int, budget: int, environment: dic
         command = [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:], *options]
         subprocess.run(command, check=True, env=environment)
     spec = RunSpec.here(preset, overrides, name)
-    rows = training_directory(spec.params, spec.paths).read_metrics()
+    rows = read_rows(spec.paths.training / "metrics.jsonl")
     cells = read_json(spec.paths.evaluation("final"))["cells"]
     test = max(cells.values(), key=lambda cell: cell["context_length"])
     return {

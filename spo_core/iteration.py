@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from spo_core.session import Session
 from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome, grade
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
@@ -103,6 +105,8 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     trees = read_trees(folder / "trees.parquet")
     credits = read_credits(folder / "credits.parquet", trees)
     update = session.trainer.train_iteration(trees, credits, iteration=iteration, progress=progress)
+    if update["skipped"]:
+        log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
     session.iteration = iteration
     session.generated_tokens += sum(tree.generated_tokens for tree in trees)
     row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens}

@@ -40,6 +40,11 @@ class Paths:
         return self.output / "plots" / f"{name}.csv"
 
     @property
+    def training(self) -> Path:
+        """What a finished training run leaves to read: manifest, metrics of every iteration, the last one's trees."""
+        return self.output / "metrics" / "train"
+
+    @property
     def report(self) -> Path:
         return self.output / "report"
 

@@ -48,6 +48,12 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def records(self, last_iteration: int) -> list[Path]:
+        """Files that tell what happened: manifest, metrics, and questions, trees and credits of the last iteration."""
+        folder = self.iteration(last_iteration)
+        files = [self.path / "manifest.json", self.metrics_file]
+        return files + [folder / name for name in ("questions.json", "trees.parquet", "credits.parquet")]
+
     def start_iteration(self, number: int) -> Path:
         """An empty folder for an iteration; whatever an interrupted one left there is removed."""
         folder = self.iteration(number)
@@ -78,9 +84,7 @@ class RunDirectory:
         return numbers[-1] if numbers else None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        if not self.metrics_file.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        return read_rows(self.metrics_file) if self.metrics_file.is_file() else []
 
     def rewind_metrics(self, last_iteration: int) -> None:
         """Drop the lines of iterations after the one that is resumed from, and a line cut off by a kill."""
@@ -98,6 +102,11 @@ class RunDirectory:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _complete(folder: Path) -> bool:

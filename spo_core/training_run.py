@@ -9,7 +9,7 @@ from spo_core.config import Params
 from spo_core.errors import DataError
 from spo_core.files import folder_digest
 from spo_core.paths import Paths
-from spo_core.runs import RunDirectory, check_run, run_path
+from spo_core.runs import check_run
 
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
@@ -33,11 +33,6 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         "policy": folder_digest(warmup),
         "code": code_digest(*CODE),
     }
-
-
-def training_directory(params: Params, paths: Paths) -> RunDirectory:
-    """The directory of these params' run, unlocked: for reading what a finished run left."""
-    return RunDirectory(run_path(paths.work, "train", training_identity(params, paths), params.run.name))
 
 
 def check_training(params: Params, paths: Paths) -> None:

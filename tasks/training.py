@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.files import publish, write_csv, write_json
+from spo_core.files import atomic_directory, publish, write_csv, write_json
 from spo_core.iteration import train_step
 from spo_core.observe.progress import bar
 from spo_core.session import Session, session
@@ -25,9 +25,12 @@ def update_policy(iteration: Iteration) -> dict:
 
 
 def publish_training(current: Session, spec: RunSpec) -> dict:
-    """Publish checkpoints/final, metrics/train.json and plots/train.csv of a finished run."""
+    """Publish checkpoints/final, metrics/train.json, metrics/train and plots/train.csv of a finished run."""
     paths, rows = spec.paths, current.run.read_metrics()
     publish(current.run.checkpoint(current.iteration) / "policy", paths.checkpoint("final"))
+    with atomic_directory(paths.training) as folder:
+        for source in current.run.records(current.iteration):
+            publish(source, folder / source.name)
     seconds = sum(value for row in rows for key, value in row.items() if key in STEP_TIMINGS)
     final = {
         "iterations": current.iteration,

@@ -15,8 +15,7 @@ from spo_core.errors import DataError
 from spo_core.files import atomic_directory, read_json, write_json
 from spo_core.observe.report import ReportInputs, write_report
 from spo_core.paths import Paths
-from spo_core.runs import provenance
-from spo_core.training_run import training_directory
+from spo_core.runs import read_rows
 from spo_core.tree import read_trees
 
 CHECKPOINTS = ("warmup", "final")
@@ -24,7 +23,7 @@ CHECKPOINTS = ("warmup", "final")
 
 def check_report(paths: Paths) -> None:
     """Raise DataError where a stage has not published what the summary needs."""
-    needed = [paths.metrics("train"), *(paths.evaluation(c) for c in CHECKPOINTS)]
+    needed = [paths.metrics("train"), paths.training / "metrics.jsonl", *(paths.evaluation(c) for c in CHECKPOINTS)]
     for path in needed:
         if not path.is_file():
             raise DataError(f"{path}: missing; train and evaluate first (python -m flows.experiment, or dvc repro)")
@@ -62,24 +61,20 @@ def summarize(paths: Paths) -> dict[str, Any]:
 def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     """Write metrics/summary.json and report/index.html; the summary."""
     summary = summarize(paths)
-    run = training_directory(params, paths)
-    rows = run.read_metrics()
     tokenizer = AutoTokenizer.from_pretrained(paths.checkpoint("final"))
-    trees = []
-    if rows and (folder := run.iteration(rows[-1]["iteration"])).is_dir():
-        sampled = read_trees(folder / "trees.parquet")
-        credits = read_credits(folder / "credits.parquet", sampled)
-        questions = {q["question_id"]: q["question"] for q in read_json(folder / "questions.json")}
-        trees = [(t, c, questions[t.question_id]) for t, c in zip(sampled, credits, strict=True)]
-        trees.sort(key=lambda item: -sum(item[1].trains(i) for i in range(len(item[0].nodes))))
+    sampled = read_trees(paths.training / "trees.parquet")
+    credits = read_credits(paths.training / "credits.parquet", sampled)
+    questions = {q["question_id"]: q["question"] for q in read_json(paths.training / "questions.json")}
+    trees = [(t, c, questions[t.question_id]) for t, c in zip(sampled, credits, strict=True)]
+    trees.sort(key=lambda item: -sum(item[1].trains(i) for i in range(len(item[0].nodes))))
     inputs = ReportInputs(
         title=title,
         summary=summary,
         evaluations={c: read_json(paths.evaluation(c)) for c in CHECKPOINTS},
-        iterations=rows,
+        iterations=read_rows(paths.training / "metrics.jsonl"),
         warmup=_read_losses(paths),
         params=params.model_dump(mode="json"),
-        provenance=provenance(paths.root),
+        provenance=read_json(paths.training / "manifest.json")["provenance"],
         trees=trees[:1],
     )
     with atomic_directory(paths.report) as folder:

@@ -35,7 +35,7 @@ def relative(*paths) -> set[str]:
     [
         ("prepare", relative(PATHS.data("arithmetic"), PATHS.metrics("prepare"))),
         ("warmup", relative(PATHS.checkpoint("warmup"), PATHS.metrics("warmup"), PATHS.plots("warmup"))),
-        ("train", relative(PATHS.checkpoint("final"), PATHS.metrics("train"), PATHS.plots("train"))),
+        ("train", relative(PATHS.checkpoint("final"), PATHS.training, PATHS.metrics("train"), PATHS.plots("train"))),
         ("evaluate", relative(PATHS.evaluation("final"), PATHS.evaluation("final").with_suffix(".parquet"))),
         ("report", relative(PATHS.report, PATHS.metrics("summary"))),
     ],

@@ -1,0 +1,171 @@
+"""The pipeline end to end, as a newcomer runs it: real server, real lighteval, real DVC, small params."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from spo_core.files import folder_digest
+from tests.conftest import SHARED_DATA
+from tests.flows.conftest import needs_evaluation, run_module
+
+pytestmark = [pytest.mark.slow, needs_evaluation]
+
+
+@pytest.fixture(scope="module")
+def demo(new_project, environment):
+    """The small demo, run once; the project's folder and what was printed."""
+    project = new_project()
+    result = run_module(project, environment, "flows.demo")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return project, result.stdout
+
+
+def rows_without_timing(project: Path) -> list[dict]:
+    (path,) = project.glob("work/train-*/metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows]
+
+
+def test_the_table_and_the_summary_say_the_same(demo):
+    project, printed = demo
+    summary = json.loads((project / "metrics" / "summary.json").read_text())
+    assert f"{summary['accuracy_after']:.3f}" in printed and "report/index.html" in printed
+    assert list(summary["contexts"]) == ["short", "medium", "long"]
+    assert {"prepare", "warmup", "train", "evaluate warmup", "evaluate final"} == set(summary["seconds"])
+    rows = rows_without_timing(project)
+    assert (
+        summary["generated_tokens"] == rows[-1]["generated_tokens"] == sum(r["rollout/generated_tokens"] for r in rows)
+    )
+    assert (project / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_a_second_run_redoes_nothing(demo, environment):
+    project, _ = demo
+    before = {p: p.stat().st_mtime_ns for p in project.rglob("*") if p.is_file() and ".dvc" not in p.parts}
+    result = run_module(project, environment, "flows.demo")
+    assert result.returncode == 0 and "Nothing changed" in result.stdout
+    after = {p: p.stat().st_mtime_ns for p in project.rglob("*") if p.is_file() and ".dvc" not in p.parts}
+    assert before == after
+
+
+def test_dvc_has_something_true_to_show(demo, environment):
+    project, _ = demo
+    shown = json.loads(run_module(project, environment, "dvc", "metrics", "show", "--json").stdout)
+    summary = shown[""]["data"]["metrics/summary.json"]["data"]
+    assert summary == json.loads((project / "metrics" / "summary.json").read_text())
+    learn = project / "params" / "learn.yaml"
+    text = learn.read_text()
+    learn.write_text(text.replace("epochs: 1", "epochs: 2"))
+    try:
+        changed = json.loads(run_module(project, environment, "dvc", "params", "diff", "--json").stdout)
+        stale = run_module(project, environment, "dvc", "status").stdout
+    finally:
+        learn.write_text(text)
+    assert changed == {"params/learn.yaml": {"learn.epochs": {"old": 1, "new": 2}}}
+    assert "train:" in stale and "warmup:" not in stale
+    plots = run_module(project, environment, "dvc", "plots", "show", "--json").stdout
+    assert "plots/train.csv" in plots and "plots/warmup.csv" in plots
+
+
+def test_three_tasks_an_iteration_stand_in_prefect(demo, environment):
+    body = json.dumps({"task_runs": {"name": {"like_": ""}}, "flows": {"name": {"any_": ["train"]}}, "limit": 200})
+    url = f"{environment['PREFECT_API_URL']}/task_runs/filter"
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
+    for _ in range(60):  # the server's recorder is some seconds behind
+        with urllib.request.urlopen(request) as answer:
+            names = [run["name"].rsplit("-", 1)[0] for run in json.load(answer)]
+        counts = {name: names.count(name) for name in ("rollout", "advantage", "train")}
+        if min(counts.values()) >= 3:
+            break
+        time.sleep(1)
+    assert min(counts.values()) >= 3
+
+
+def test_the_policy_loads_in_transformers_and_its_iterations_are_on_disk(demo):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from spo_core.tree import read_trees
+
+    project, _ = demo
+    final = project / "checkpoints" / "final"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+    ids = tokenizer("7+5=?\n", return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
+    assert model.generate(**ids, max_new_tokens=5).shape[1] > ids["input_ids"].shape[1]
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    for number in (1, 2, 3):
+        (folder,) = project.glob(f"work/train-*/iterations/{number:06d}")
+        assert len(read_trees(folder / "trees.parquet")) == 4 and (folder / "COMPLETE").exists()
+    assert list(project.glob("outputs/wandb/wandb/offline-run-*")), "W&B wrote no offline run"
+
+
+def kill_when(process: subprocess.Popen, condition, limit: float = 300) -> None:
+    """SIGKILL the whole group as soon as the condition holds."""
+    started = time.monotonic()
+    while not condition():
+        assert process.poll() is None, "the flow ended before it was killed"
+        assert time.monotonic() - started < limit
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("entry", ["flows.experiment", "flows.demo"])
+def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environment, entry):
+    """Killed in the warm-up, in an iteration and after one; and the experiment flow equals ``dvc repro``."""
+    straight, _ = demo
+    project = new_project()
+    moments = [
+        lambda: any(project.glob("work/warmup-*/checkpoints/000100/COMPLETE")),
+        lambda: any(project.glob("work/train-*/iterations/000001/trees.parquet")),
+        lambda: any(project.glob("work/train-*/checkpoints/000002/COMPLETE")),
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for moment in moments[: 3 if entry == "flows.experiment" else 2]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", entry],
+            cwd=project,
+            env=environment | {"PATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        kill_when(process, moment)
+    result = run_module(project, environment, entry)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for checkpoint in ("warmup", "final"):
+        assert folder_digest(project / "checkpoints" / checkpoint) == folder_digest(
+            straight / "checkpoints" / checkpoint
+        )
+    assert rows_without_timing(project) == rows_without_timing(straight)
+    a, b = (json.loads((p / "metrics" / "evaluate" / "final.json").read_text()) for p in (project, straight))
+    assert a["cells"] == b["cells"]
+    status = run_module(project, environment, "dvc", "status")
+    assert "up to date" in status.stdout, status.stdout
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="GSM8K's files are not beside this checkout")
+def test_gsm8k_goes_through_every_stage(new_project, environment):
+    project = new_project()
+    source = f"data.source={SHARED_DATA / 'gsm8k'}"
+    options = ["--preset", "gsm8k-smoke", "--set", source, "--set", "run.threads=1", "--name", "smoke"]
+    result = run_module(project, environment, "flows.experiment", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    output = project / "outputs" / "runs" / "smoke"
+    rows = rows_without_timing(project)
+    assert [r["iteration"] for r in rows] == [1, 2]
+    for row in rows:  # a random policy never stops, so every answer is cut off: no advantage, and that is said
+        assert row["rollout/truncated_share"] == 1.0 and row["train/skipped"] == 1
+        assert f"iteration {row['iteration']}: no segment has an advantage" in result.stderr
+    cells = json.loads((output / "metrics" / "evaluate" / "final.json").read_text())["cells"]
+    assert [c["context_length"] for c in cells.values()] == [16, 32, 64] and cells["long"]["questions"] == 8
+    assert (output / "checkpoints" / "final.dvc").is_file(), "the run's policy was not versioned"
+    assert not (project / "checkpoints").exists() and not (project / "dvc.lock").exists(), "the main run was touched"

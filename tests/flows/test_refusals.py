@@ -1,0 +1,44 @@
+"""Bad input on the command line: one or two lines, exit status 2, nothing computed, nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import run_module
+
+
+@pytest.fixture(scope="module")
+def project(new_project) -> Path:
+    return new_project()
+
+
+def files(project: Path) -> list[str]:
+    listed = subprocess.run(["git", "status", "--porcelain", "--ignored"], cwd=project, capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if "__pycache__" not in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "arguments", "says"),
+    [
+        ("flows.train", ["--set", "learn.learning_rte=1"], "unknown key learn.learning_rte"),
+        ("flows.train", ["--preset", "gpro"], "no preset 'gpro'"),
+        ("flows.train", ["--set", "rollout.top_p=2"], "rollout.top_p"),
+        ("flows.train", [], "no such dataset; prepare it with python -m flows.prepare"),
+        ("flows.warmup", [], "no such dataset; prepare it with python -m flows.prepare"),
+        ("flows.evaluate", ["--checkpoint", "best"], "checkpoints/best: no such checkpoint"),
+        ("flows.report", [], "metrics/train.json: missing"),
+        ("flows.prepare", ["--set", "data.problem_set=gsm9k"], "no problem set 'gsm9k'; there are: arithmetic, gsm8k"),
+        ("flows.prepare", ["--preset", "gsm8k-smoke"], "data.source is not set"),
+    ],
+)
+def test_refused_at_the_start(project, environment, module, arguments, says):
+    before = files(project)
+    result = run_module(project, environment, module, *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    message = result.stderr.strip()
+    assert message.startswith("error: ") and says in message and message.count("\n") <= 1, message
+    assert files(project) == before
