@@ -4,4 +4,5 @@ import os
 
 # a waiting OpenMP thread that spins takes the core from whoever works: beside other processes, 4 to 9 times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+# what a run logs is kept by the server; the terminal has progress bars, and one message where something fails
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

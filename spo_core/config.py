@@ -40,6 +40,8 @@ class RunParams(Namespace):
     """Iterations of rollout, advantage, train."""
     max_generated_tokens: int | None = Field(default=None, ge=1)
     """Stop after the iteration in which this many tokens were sampled in all; for comparisons at one budget."""
+    validate_every: int = Field(default=10, ge=1)
+    """Iterations between measurements of accuracy on the validation split, one sample a question."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Iterations between resumable checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -80,6 +80,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1. Unlike ``str.splitlines`` it breaks at line feeds only, as JSON lines do."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        yield from enumerate(file, start=1)
+
+
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Whole
 from spo_core.credit import assign_credit, read_credits, write_credits
 from spo_core.files import read_json, write_json, write_text
 from spo_core.problems.base import Question
@@ -23,6 +24,12 @@ from spo_core.verify import Outcome, grade
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+VALIDATION = CreditParams(  # whole responses
+    partition=Whole(type="whole"),
+    value=NoValue(type="none"),
+    advantage=LeaveOneOut(type="leave_one_out"),
+    mask=AllTokens(type="all"),
+)
 
 
 def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
@@ -51,6 +58,24 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     }
     write_json(folder / "rollout.json", metrics)
     return metrics
+
+
+def validate(session: Session, iteration: int) -> dict[str, float]:
+    """Accuracy on the validation split at the training temperature, one response a question."""
+    started = time.perf_counter()
+    rollout = session.params.rollout.model_copy(update={"branch_factors": (1,)})
+    session.engine.policy_changed()
+    sampler = Sampler(
+        session.engine, rollout, VALIDATION, seed=session.params.run.seed, iteration=-iteration, version=iteration
+    )
+    trees = sampler.grow([session.prompt(row) for row in session.validation])
+    graded = [grade_tree(session, t, row) for t, row in zip(trees, session.validation, strict=True)]
+    rewards = np.array([tree.nodes[tree.leaves[0]].reward for tree in graded])
+    return {
+        "eval/validation_accuracy": float(rewards.mean()),
+        "eval/validation_standard_error": float(rewards.std(ddof=1) / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
+        "timing/validate": time.perf_counter() - started,
+    }
 
 
 def grade_tree(session: Session, tree: RolloutTree, row: Question) -> RolloutTree:
@@ -113,6 +138,8 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
     row |= {f"train/{name}": value for name, value in update.items()}
     row["timing/train"] = time.perf_counter() - started
+    if iteration % session.params.run.validate_every == 0 or session.finished:
+        row |= validate(session, iteration)
     write_json(folder / "metrics.json", row)
     write_text(folder / COMPLETE, "")
     session.run.append_metrics(row)

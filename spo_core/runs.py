@@ -26,7 +26,7 @@ from typing import Any
 
 from spo_core.config import digest, flatten
 from spo_core.errors import RunError
-from spo_core.files import atomic_directory, read_json, write_json, write_text
+from spo_core.files import atomic_directory, read_json, read_jsonl, write_json, write_text
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
@@ -90,13 +90,13 @@ class RunDirectory:
         """Drop the lines of iterations after the one that is resumed from, and a line cut off by a kill."""
         kept = []
         if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text().splitlines():
+            for _, line in read_jsonl(self.metrics_file):
                 try:
                     row = json.loads(line)
                 except ValueError:
                     break
                 if row["iteration"] <= last_iteration:
-                    kept.append(line + "\n")
+                    kept.append(line.rstrip("\n") + "\n")
         write_text(self.metrics_file, "".join(kept))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class RunDirectory:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for _, line in read_jsonl(path)]
 
 
 def _complete(folder: Path) -> bool:

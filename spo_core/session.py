@@ -40,6 +40,7 @@ class Session:
     run: RunDirectory
     problem: ProblemSet
     rows: list[Question]
+    validation: list[Question]
     model: Any
     tokenizer: Any
     engine: TransformersEngine
@@ -118,7 +119,7 @@ def open_session(params: Params, paths: Paths) -> Iterator[Session]:
 
 def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
     problem = problem_set(params.data.problem_set)
-    rows = read_split(paths.data(params.data.problem_set), "train")
+    rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
         raise ConfigError(f"rollout.questions {params.rollout.questions} exceeds the {len(rows)} questions to train on")
     model, tokenizer = load_policy(paths.checkpoint("warmup"))
@@ -139,4 +140,4 @@ def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
         max_concurrency=params.rollout.max_concurrency,
     )
     trainer = Trainer(model, reference, params.learn, temperature=params.rollout.temperature, seed=params.run.seed)
-    return Session(params, run, problem, rows, model, tokenizer, engine, trainer)
+    return Session(params, run, problem, rows, validation, model, tokenizer, engine, trainer)

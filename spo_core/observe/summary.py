@@ -49,7 +49,7 @@ def summarize(paths: Paths) -> dict[str, Any]:
             "after": cell["accuracy"],
             "standard_error_after": cell["standard_error"],
         }
-        for name, cell in evaluations["final"]["cells"].items()
+        for name, cell in sorted(evaluations["final"]["cells"].items(), key=lambda item: item[1]["context_length"])
     }
     stages = {name: paths.metrics(name) for name in ("prepare", "warmup", "train")}
     seconds = {name: read_json(path)["seconds"] for name, path in stages.items() if path.is_file()}

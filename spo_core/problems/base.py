@@ -13,6 +13,7 @@ import numpy as np
 
 from spo_core.config import DataParams
 from spo_core.errors import DataError
+from spo_core.files import read_jsonl
 
 SPLITS = ("train", "validation", "test")
 
@@ -83,7 +84,7 @@ def read_split(data_dir: Path, split: str) -> list[Question]:
     if not path.is_file():
         raise DataError(f"{path}: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_jsonl(path):
         try:
             rows.append(Question(**json.loads(line)))
         except (ValueError, TypeError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 from spo_core.config import DataParams
 from spo_core.errors import DataError
+from spo_core.files import read_jsonl
 from spo_core.problems.base import Question, answer_after_hashes, check_disjoint
 
 
@@ -54,14 +55,14 @@ def _read(source: Path, split: str) -> list[Question]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; data.source must hold GSM8K's train.jsonl and test.jsonl")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in read_jsonl(path):
         try:
             row = json.loads(line)
             solution = re.sub(r"<<.*?>>", "", row["answer"])
             answer = answer_after_hashes(solution)
             if answer is None:
                 raise ValueError("no answer after ####")
-            rows.append(Question(f"gsm8k-{split}-{number:05d}", row["question"], answer, solution))
+            rows.append(Question(f"gsm8k-{split}-{number - 1:05d}", row["question"], answer, solution))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}:{number + 1}: not a GSM8K row: {error}") from None
+            raise DataError(f"{path}:{number}: not a GSM8K row: {error}") from None
     return rows

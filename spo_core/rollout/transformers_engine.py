@@ -7,7 +7,7 @@ by copying its parent's cache, so a prefix is computed once; active slots stay p
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -79,6 +79,7 @@ class TransformersEngine:
         self._queue: deque[Request] = deque()
         self._kept: dict[int, tuple[np.ndarray, Tensor]] = {}  # request id -> tokens, cache (layers, 2, heads, n, dim)
         self._prefixes: dict[bytes, Tensor] = {}  # prompt without its last token -> cache
+        self._uses: Counter[bytes] = Counter()  # queued requests that may need it
 
     @property
     def busy(self) -> bool:
@@ -90,6 +91,7 @@ class TransformersEngine:
             if not 1 <= request.max_tokens <= room:
                 raise ValueError(f"max_tokens {request.max_tokens} is not within 1..{room} after this prefix")
             self._queue.append(request)
+            self._uses[self._prefix(request)] += 1
 
     def release(self, request_id: int) -> None:
         self._kept.pop(request_id, None)
@@ -191,18 +193,30 @@ class TransformersEngine:
                 if kv.shape[3] < cached or not np.array_equal(tokens[:cached], ids[:cached]):
                     raise ValueError(f"request {request.request_id} does not share the tokens of {request.parent}")
             elif cached:
-                kv = self._prefixes[ids[:-1].tobytes()]
+                kv = self._prefixes[self._prefix(request)]
             if cached:
                 self.kv[:, :, index, :, :cached] = kv[:, :, :, :cached]
+            self._forget(self._prefix(request))
             self.lengths[index] = cached
             self._pending[index] = int(ids[-1])
             generator = np.random.Generator(np.random.Philox(key=request.seed))
             self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
             self._slots.append(_Slot(request))
 
+    @staticmethod
+    def _prefix(request: Request) -> bytes:
+        return request.token_ids[:-1].tobytes()
+
+    def _forget(self, prefix: bytes) -> None:
+        """One request less needs this prompt's cache; drop it with the last."""
+        self._uses[prefix] -= 1
+        if not self._uses[prefix]:
+            del self._uses[prefix]
+            self._prefixes.pop(prefix, None)
+
     def _prefill(self, requests: list[Request]) -> None:
-        """Compute the caches of all prompts not seen since the weights last changed, in one padded batch."""
-        prompts = {r.token_ids[:-1].tobytes(): r.token_ids[:-1] for r in requests if len(r.token_ids) > 1}
+        """Compute the caches of prompts that have none yet, in one padded batch."""
+        prompts = {self._prefix(r): r.token_ids[:-1] for r in requests if len(r.token_ids) > 1}
         prompts = {key: ids for key, ids in prompts.items() if key not in self._prefixes}
         if not prompts:
             return

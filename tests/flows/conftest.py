@@ -60,7 +60,9 @@ def new_project(tmp_path_factory) -> Callable[[], Path]:
                 shutil.copy2(ROOT / name, project / name)
         for namespace, changes in SMALL.items():
             path = project / "params" / f"{namespace}.yaml"
-            path.write_text(yaml.safe_dump(_merged(yaml.safe_load(path.read_text()), {namespace: changes})))
+            path.write_text(
+                yaml.safe_dump(_merged(yaml.safe_load(path.read_text()), {namespace: changes}), sort_keys=False)
+            )
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "small"]):
             subprocess.run(["git", *command], cwd=project, check=True)

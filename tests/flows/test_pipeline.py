@@ -45,6 +45,7 @@ def test_the_table_and_the_summary_say_the_same(demo):
     assert (
         summary["generated_tokens"] == rows[-1]["generated_tokens"] == sum(r["rollout/generated_tokens"] for r in rows)
     )
+    assert 0 <= rows[-1]["eval/validation_accuracy"] <= 1
     assert (project / "report" / "index.html").stat().st_size > 10_000
 
 
@@ -70,7 +71,7 @@ def test_dvc_has_something_true_to_show(demo, environment):
         stale = run_module(project, environment, "dvc", "status").stdout
     finally:
         learn.write_text(text)
-    assert changed == {"params/learn.yaml": {"learn.epochs": {"old": 1, "new": 2}}}
+    assert changed == {"params/learn.yaml": {"learn.epochs": {"old": 1, "new": 2, "diff": 1}}}
     assert "train:" in stale and "warmup:" not in stale
     plots = run_module(project, environment, "dvc", "plots", "show", "--json").stdout
     assert "plots/train.csv" in plots and "plots/warmup.csv" in plots
@@ -118,18 +119,17 @@ def kill_when(process: subprocess.Popen, condition, limit: float = 300) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("entry", ["flows.experiment", "flows.demo"])
-def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environment, entry):
-    """Killed in the warm-up, in an iteration and after one; and the experiment flow equals ``dvc repro``."""
+def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environment):
+    """Killed in the warm-up, in an iteration and after one, under ``dvc repro`` and the experiment flow in turn."""
     straight, _ = demo
     project = new_project()
     moments = [
-        lambda: any(project.glob("work/warmup-*/checkpoints/000100/COMPLETE")),
-        lambda: any(project.glob("work/train-*/iterations/000001/trees.parquet")),
-        lambda: any(project.glob("work/train-*/checkpoints/000002/COMPLETE")),
+        ("flows.demo", "work/warmup-*/checkpoints/000100/COMPLETE"),
+        ("flows.demo", "work/train-*/iterations/000001/trees.parquet"),
+        ("flows.experiment", "work/train-*/checkpoints/000002/COMPLETE"),
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for moment in moments[: 3 if entry == "flows.experiment" else 2]:
+    for entry, moment in moments:
         process = subprocess.Popen(
             [sys.executable, "-m", entry],
             cwd=project,
@@ -138,8 +138,8 @@ def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environ
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        kill_when(process, moment)
-    result = run_module(project, environment, entry)
+        kill_when(process, lambda moment=moment: any(project.glob(moment)))
+    result = run_module(project, environment, "flows.experiment")
     assert result.returncode == 0, result.stdout + result.stderr
     for checkpoint in ("warmup", "final"):
         assert folder_digest(project / "checkpoints" / checkpoint) == folder_digest(

@@ -87,6 +87,12 @@ def test_prepared_files_round_trip_and_damage_is_named(tmp_path, splits):
         read_split(tmp_path, "train")
 
 
+def test_line_separators_inside_a_question_are_not_line_ends(tmp_path):
+    rows = [Question("a", "one\u2028two\x85three", "1", "x\ny"), Question("b", "four", "2")]
+    write_split(tmp_path / "test.jsonl", rows)
+    assert read_split(tmp_path, "test") == rows
+
+
 def test_an_unknown_problem_set_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="arithmetic, gsm8k"):
         problem_set("gsm9k")

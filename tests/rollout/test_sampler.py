@@ -23,7 +23,7 @@ def grow(policy, credit, branch_factors, *, seed=1, stop_ids=(2,), **rollout):
     engine = TransformersEngine(policy, stop_ids=stop_ids, context_length=params.context_length, max_concurrency=7)
     sampler = Sampler(engine, params, CreditParams.model_validate(defaults | credit), seed=seed, iteration=1, version=0)
     trees = sampler.grow(PROMPTS)
-    assert not engine._kept, "a cache was kept after its last child"
+    assert not engine._kept and not engine._prefixes, "a cache was kept after its last child"
     assert sampler.generated_tokens == sum(t.generated_tokens for t in trees)
     return trees
 
