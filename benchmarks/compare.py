@@ -23,6 +23,7 @@ from rich.table import Table
 from flows.local_server import local_server
 from spo_core.files import read_json, write_json, write_text
 from spo_core.observe.plots import curves_svg
+from spo_core.processes import die_with_parent
 from spo_core.runs import read_rows
 from tasks.records import RunSpec
 
@@ -39,7 +40,7 @@ def run(label: str, preset: str | None, seed: int, budget: int, environment: dic
     options = [*(["--preset", preset] if preset else []), *(f"--set={o}" for o in overrides), "--name", name]
     for stage in (["prepare"], ["warmup"], ["train"], ["evaluate", "--checkpoint", "final"]):
         command = [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:], *options]
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run(command, check=True, env=environment, preexec_fn=die_with_parent)
     spec = RunSpec.here(preset, overrides, name)
     rows = read_rows(spec.paths.training / "metrics.jsonl")
     cells = read_json(spec.paths.evaluation("final"))["cells"]

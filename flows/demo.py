@@ -11,6 +11,7 @@ from flows.local_server import local_server
 from spo_core.errors import SPOError
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
+from spo_core.processes import die_with_parent
 from tasks.records import RunSpec
 
 DVC = (sys.executable, "-m", "dvc")
@@ -25,7 +26,9 @@ def command() -> None:
         print("Nothing changed since the last run.")
     else:
         with local_server(root) as environment:
-            status = subprocess.run([*DVC, "repro"], cwd=root, env=environment, check=False).returncode
+            status = subprocess.run(
+                [*DVC, "repro"], cwd=root, env=environment, check=False, preexec_fn=die_with_parent
+            ).returncode
         if status:
             raise SPOError("a stage failed (see above); the same command continues from its last checkpoint")
     print_summary(spec.paths)

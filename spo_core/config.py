@@ -230,6 +230,8 @@ class LearnParams(Namespace):
     """Weight of the k3 estimate of the KL to the reference policy, per trained token; 0 drops the reference pass."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """A longer gradient is scaled down to it."""
+    max_logprob_gap: float = Field(default=0.05, gt=0)
+    """Largest mean difference, in nats a token, between the engine's log-probs and the trainer's before an update."""
     max_tokens_per_forward: int = Field(default=16384, ge=1)
     """Token budget of one forward pass; more trees are computed in several, with the same result."""
 

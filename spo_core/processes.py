@@ -46,10 +46,15 @@ def wait(process: subprocess.Popen[bytes], tick: Callable[[], None], every: floa
             tick()
 
 
-def die_with(parent: int) -> None:
-    """Called by the child first of all. Linux kills it when the thread of the parent that started it ends."""
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the thread of the parent that started it ends; an exec keeps the wish."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with(parent: int) -> None:
+    """Called by a child first of all: die with the parent, at once where it is already gone."""
+    die_with_parent()
     if os.getppid() != parent:
         raise SystemExit("the process that asked for this is gone")
 

@@ -69,7 +69,7 @@ class Trainer:
         """Epochs of optimizer steps over an iteration's trees; the metrics, averaged over trained tokens.
 
         Trees without any advantage are left out; where none is left, nothing is done and ``skipped`` is 1.
-        Raises TrainingError where the loss or its gradient is not finite.
+        Raises TrainingError where the loss or its gradient is not finite, or the trees are of another policy.
         """
         items = [_Item(t, c) for t, c in zip(trees, credits, strict=True)]
         items = [item for item in items if any(mask.any() for mask in item.masks)]
@@ -105,8 +105,8 @@ class Trainer:
 
     def _backward(self, batch: TreeBatch, part: list[_Item], count: int, totals: dict[str, float]) -> None:
         """Add the gradient of one forward pass; ``count`` normalises over the whole optimizer batch (paper)."""
-        old = self._trained(part, lambda item, i: item.tree.nodes[i].logprobs)
-        advantages = self._trained(part, lambda item, i: item.credit.advantages[i])
+        old = self._trained(batch, part, lambda item, i: item.tree.nodes[i].logprobs)
+        advantages = self._trained(batch, part, lambda item, i: item.credit.advantages[i])
         reference = None
         if self.reference is not None and self.params.kl_coefficient > 0:
             with torch.inference_mode():
@@ -115,10 +115,12 @@ class Trainer:
         logprobs = trained_logprobs(self.model, batch, self.temperature)
         if logprobs.shape != old.shape:
             raise TrainingError(f"{len(logprobs)} trained log-probs for {len(old)} sampled ones")
+        if totals["optimizer_steps"] == 0:  # the policy is still the one that sampled
+            self._check_gap((logprobs.detach() - old).abs(), totals)
         tokens = token_loss(logprobs, old, advantages, reference, self.params)
         loss = (tokens.policy.sum() + self.params.kl_coefficient * tokens.kl.sum()) / count
         if not torch.isfinite(loss):
-            raise TrainingError(f"loss is {float(loss)} at optimizer step {self.step}; lower learn.learning_rate")
+            raise TrainingError(f"loss is {loss.item()} at optimizer step {self.step}; lower learn.learning_rate")
         loss.backward()
         with torch.no_grad():
             sums = {
@@ -133,15 +135,19 @@ class Trainer:
         totals["trained_tokens"] += len(old)
         totals["forwarded_tokens"] += batch.forwarded_tokens
 
-    def _trained(self, part: list[_Item], values: Callable[[_Item, int], np.ndarray]) -> Tensor:
-        """A per-token quantity of all trained tokens, in layout order: by depth, then tree, then node."""
-        depth = max(max(item.tree.depths) for item in part)
-        chosen = []
-        for level in range(1, depth + 1):
-            for item in part:
-                for index, mask in enumerate(item.masks):
-                    if item.tree.depths[index] == level and mask.any():
-                        chosen.append(values(item, index)[mask])
+    def _check_gap(self, gaps: Tensor, totals: dict[str, float]) -> None:
+        """Raise TrainingError where the engine's log-probs are not those of the policy; ``gaps`` [tokens], in nats."""
+        mean = float(gaps.mean())
+        totals["logprob_gap"] = max(totals.get("logprob_gap", 0.0), mean)
+        if mean > self.params.max_logprob_gap:
+            raise TrainingError(
+                f"log-probs of engine and trainer differ by {mean:.3g} nats a token (learn.max_logprob_gap "
+                f"{self.params.max_logprob_gap}): the engine sampled with other weights, temperature or token ids"
+            )
+
+    def _trained(self, batch: TreeBatch, part: list[_Item], values: Callable[[_Item, int], np.ndarray]) -> Tensor:
+        """A per-token quantity of all trained tokens, in the batch's order."""
+        chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
         return torch.from_numpy(np.concatenate(chosen).astype(np.float32)).to(self.model.device)
 
     @property

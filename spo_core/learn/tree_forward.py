@@ -40,11 +40,15 @@ class _Level:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TreeBatch:
-    """Trees laid out level by level. ``sources``/``targets`` [trained tokens]: flat hidden index and token id."""
+    """Trees laid out level by level. ``sources``/``targets`` [trained tokens]: flat hidden index and token id.
+
+    ``order`` names the (item, node) pairs whose trained tokens follow one another in them.
+    """
 
     levels: tuple[_Level, ...]
     sources: Tensor
     targets: Tensor
+    order: tuple[tuple[int, int], ...]
     forwarded_tokens: int
 
 
@@ -91,6 +95,7 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
     hidden_of: dict[tuple[int, int], tuple[int, int]] = {}  # node -> flat index of its first and last forwarded token
     sources: list[np.ndarray] = []
     targets: list[np.ndarray] = []
+    order: list[tuple[int, int]] = []
     start = forwarded = 0
     for depth, nodes in enumerate(by_depth):
         rows: list[tuple[tuple[int, int], np.ndarray, int, int]] = []
@@ -120,6 +125,7 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
             before_first = hidden_of[t, node.parent][1]
             sources.append(np.where(mask == 0, before_first, first + mask - 1))
             targets.append(node.token_ids[mask].astype(np.int64))
+            order.append((t, index))
         if rows:
             parent_rows = [row for _, _, _, row in rows]
             arrays = (input_ids, position_ids, valid, np.asarray(parent_rows, np.int64))
@@ -131,6 +137,7 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
         tuple(levels),
         torch.from_numpy(np.concatenate(sources) if sources else empty).to(device),
         torch.from_numpy(np.concatenate(targets) if targets else empty).to(device),
+        tuple(order),
         forwarded,
     )
 

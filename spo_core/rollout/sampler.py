@@ -29,6 +29,7 @@ class _Growing:
 
     prompt: Prompt
     nodes: list[Node] = field(default_factory=list)
+    prompt_valued: bool = False
 
     def add(self, node: Node) -> int:
         self.nodes.append(node)
@@ -131,12 +132,9 @@ class Sampler:
             parent = request.tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end))
             if stop < len(ids):
                 fans.append((parent, np.concatenate([request.prefix, ids[:stop]]), (*request.path, f"cut{stop}")))
-        if (
-            -1 in cuts
-            and not any(n.parent == 0 and not n.trainable for n in request.tree.nodes)
-            and (not any(o.tree is request.tree and o.parent == 0 and not o.trainable for o in self._open.values()))
-        ):
-            fans.append((0, request.prefix, ("prompt",)))  # one value of the prompt serves all its trajectories
+        if -1 in cuts and not request.tree.prompt_valued:  # one value of the prompt serves all its trajectories
+            request.tree.prompt_valued = True
+            fans.append((0, request.prefix, ("prompt",)))
         rollouts = [
             _Open(
                 request.tree,

@@ -31,7 +31,9 @@ def sample(count: int = 6, seed: int = 0):
 
 
 def train(policy, trees, credits, **options):
-    params = LearnParams(**({"learning_rate": 1e-2, "optimizer_steps": 1, "kl_coefficient": 0.0} | options))
+    params = LearnParams(
+        **({"learning_rate": 1e-2, "optimizer_steps": 1, "kl_coefficient": 0.0, "max_logprob_gap": 99} | options)
+    )
     model = copy.deepcopy(policy)
     reference = copy.deepcopy(policy) if params.kl_coefficient else None
     trainer = Trainer(model, reference, params, temperature=1.0, seed=0)
@@ -110,6 +112,12 @@ def test_metrics_are_finite_numbers_with_grouped_counts(policy):
     _, metrics, _ = train(policy, trees, credits, optimizer_steps=3, epochs=2, kl_coefficient=1e-3)
     assert all(np.isfinite(v) for v in metrics.values())
     assert metrics["optimizer_steps"] == 6 and 0 <= metrics["clip_fraction"] <= 1
+
+
+def test_trees_of_another_policy_stop_the_run(policy):
+    trees, credits = sample()
+    with pytest.raises(TrainingError, match=r"differ by .* nats a token"):
+        train(policy, trees, credits, max_logprob_gap=0.05)
 
 
 def test_learning_rate_rises_linearly(policy):

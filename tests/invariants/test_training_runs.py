@@ -1,0 +1,144 @@
+"""Equivalences of whole training runs, on a random policy and a few questions: no server, no subprocess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spo_core.config import Params, load_params
+from spo_core.errors import DataError, RunError
+from spo_core.iteration import credit_step, rollout_step, train_step
+from spo_core.paths import Paths
+from spo_core.policy import load_policy, save_policy
+from spo_core.prepare import prepare_splits
+from spo_core.session import open_session
+from spo_core.training_run import check_training, training_identity
+from tests.conftest import ROOT
+
+SMALL = (
+    "run.threads=1",
+    "run.iterations=4",
+    "run.checkpoint_every=2",
+    "run.validate_every=2",
+    "data.train=40",
+    "data.validation=6",
+    "data.test=6",
+    "rollout.questions=4",
+    "rollout.context_length=48",
+    "rollout.branch_factors=[3, 2]",
+    "learn.optimizer_steps=2",
+    "rollout.truncated=grade",
+)
+# a random policy is never right: with a reward that it can earn every step of training happens
+GRADE = "spo_core.iteration.grade"
+
+
+@pytest.fixture
+def project(tmp_path, policy, tokenizer, monkeypatch):
+    """Prepared data and a first policy below tmp_path; rewarded is a completion with an even number of characters."""
+    from spo_core.verify import Outcome, Verdict
+
+    def grade(problem, completion, answer):
+        return Verdict(Outcome.CORRECT if len(completion) % 2 == 0 else Outcome.WRONG, None)
+
+    monkeypatch.setattr(GRADE, grade)
+    paths = Paths(tmp_path)
+    prepare_splits(small(), paths)
+    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
+    return paths
+
+
+def small(*overrides: str, preset: str | None = None) -> Params:
+    return load_params(ROOT, preset, (*SMALL, *overrides))
+
+
+def train(params: Params, paths: Paths, stop_after: int | None = None) -> tuple[dict, list[dict], Path]:
+    with open_session(params, paths) as session:
+        while not session.finished and session.iteration != stop_after:
+            number = session.iteration + 1
+            rollout_step(session, number)
+            credit_step(session, number)
+            train_step(session, number)
+        rows = session.run.read_metrics()
+        weights = {k: v.clone() for k, v in session.model.state_dict().items()}
+    return weights, [{k: v for k, v in r.items() if not k.startswith("timing/")} for r in rows], session.run.path
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("preset", [None, "grpo", "spo-chain"])
+def test_resumed_is_straight(project, tmp_path, preset, monkeypatch):
+    """Stopped after iteration 3, one past the checkpoint at 2, and run again: the same bits and the same metrics."""
+    shape = ["rollout.branch_factors=[3]", "rollout.questions=4"] if preset else []
+    params = small(*shape, preset=preset)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, _ = train(params, project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    train(params, project, stop_after=3)
+    resumed, rows_again, _ = train(params, project)
+    start = load_policy(project.checkpoint("warmup"))[0].state_dict()
+    assert not same_bits(straight, start), "nothing was trained: the test shows nothing"
+    assert same_bits(straight, resumed) and rows == rows_again
+    assert [r["iteration"] for r in rows] == [1, 2, 3, 4] and "eval/validation_accuracy" in rows[1]
+
+
+def test_extending_a_run_equals_a_longer_one(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    longer, _, _ = train(small("run.iterations=4"), project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    _, _, first = train(small("run.iterations=2"), project)
+    extended, _, second = train(small("run.iterations=4"), project)
+    assert first == second and same_bits(longer, extended)
+
+
+def test_how_often_a_run_saves_or_validates_changes_nothing(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    often, _, _ = train(small("run.checkpoint_every=1", "run.validate_every=1"), project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    seldom, _, _ = train(small("run.checkpoint_every=4", "run.validate_every=4"), project)
+    assert same_bits(often, seldom)
+
+
+def test_a_truncated_newest_checkpoint_falls_back_and_ends_the_same(project, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, _, _ = train(small(), project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    _, _, path = train(small("run.checkpoint_every=1"), project, stop_after=3)
+    damaged = path / "checkpoints" / "000003" / "policy" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    again, _, _ = train(small("run.checkpoint_every=1"), project)
+    assert "is damaged" in caplog.text and same_bits(straight, again)
+
+
+def test_what_decides_the_weights_is_the_identity(project):
+    base = training_identity(small(), project)
+    for same in ("run.iterations=9", "run.checkpoint_every=1", "run.wandb.mode=disabled", "evaluate.samples=9"):
+        assert training_identity(small(same), project) == base
+    for other in ("run.seed=1", "learn.epochs=2", "rollout.top_p=0.9", "credit.mask.threshold=0.8", "run.threads=2"):
+        assert training_identity(small(other), project) != base
+    (project.data("arithmetic") / "train.jsonl").write_text("changed")
+    assert training_identity(small(), project)["data"] != base["data"]
+
+
+def test_a_named_run_with_other_params_is_refused_before_anything_is_loaded(project):
+    _, _, path = train(small("run.name=mine"), project, stop_after=1)
+    before = sorted(p.stat().st_mtime_ns for p in path.rglob("*"))
+    with pytest.raises(RunError, match=r"learn\.epochs \(was 1, is 2\)"):
+        check_training(small("run.name=mine", "learn.epochs=2"), project)
+    assert sorted(p.stat().st_mtime_ns for p in path.rglob("*")) == before
+
+
+def test_a_prompt_that_fills_the_context_is_refused_by_its_question(project):
+    with pytest.raises(DataError, match=r"question arithmetic-train-\d+: its prompt has \d+ tokens"):
+        train(small("rollout.context_length=14"), project)
+
+
+def test_a_budget_of_generated_tokens_ends_the_run_and_its_resume(project):
+    params = small("run.max_generated_tokens=300", "run.iterations=99")
+    _, rows, _ = train(params, project)
+    assert rows[-1]["generated_tokens"] >= 300 > rows[-1]["generated_tokens"] - rows[-1]["rollout/generated_tokens"]
+    assert train(params, project)[1] == rows
