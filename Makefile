@@ -22,12 +22,12 @@ test-fast: .venv/.test
 	python -m pytest -m "not slow"
 
 lint: .venv/.test
-	ruff check .
-	ruff format --check .
-	mypy
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
 
 ui:                          ## Prefect's pages on the runs so far
-	prefect server start
+	python -m prefect server start
 
 clean:                       ## everything that can be made again; environments stay
 	rm -rf work data checkpoints report outputs .prefect .prefect-results
