@@ -30,7 +30,7 @@ ui:                          ## Prefect's pages on the runs so far
 	python -m prefect server start
 
 clean:                       ## everything that can be made again; environments stay
-	rm -rf work data checkpoints report outputs .prefect .prefect-results
+	rm -rf work data checkpoints report outputs metrics/train metrics/evaluate/*.parquet .prefect .prefect-results
 
 .venv/.main: pyproject.toml constraints/main.txt
 	test -x $(MAIN)/python || $(PYTHON) -m venv .venv

@@ -2,7 +2,7 @@
 
 All start from the same warmed-up policy and share optimizer, learning rate and optimizer steps an iteration. Curves
 show the accuracy of fresh training questions at the training temperature; the table adds the held-out test split.
-Writes benchmarks/results/compare.json and compare.svg.
+Writes compare.json, compare_generated_tokens.svg and compare_seconds.svg to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def table(runs: list[dict]) -> Table:
 
 
 def command(
-    budget: Annotated[int, typer.Option(help="Generated tokens of one run.")] = 500_000,
+    budget: Annotated[int, typer.Option(help="Generated tokens of one run.")] = 300_000,
     seeds: Annotated[int, typer.Option(help="Runs of each algorithm.")] = 3,
 ) -> None:
     """Compare the three algorithms; finished runs are reused."""

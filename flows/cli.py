@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from spo_core.errors import SPOError
-from spo_core.processes import die_with_parent
 
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
@@ -21,8 +19,6 @@ Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME 
 def main(command: Callable[..., Any]) -> None:
     """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    if "DVC_STAGE" in os.environ:
-        die_with_parent()  # a killed ``dvc repro`` leaves no stage behind that would hold the run's lock
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

@@ -12,6 +12,7 @@ from spo_core.errors import SPOError
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
 from spo_core.processes import die_with_parent
+from spo_core.training_run import check_training
 from tasks.records import RunSpec
 
 DVC = (sys.executable, "-m", "dvc")
@@ -21,6 +22,8 @@ def command() -> None:
     """Bring every stage of dvc.yaml up to date and show the result; redoes nothing that has not changed."""
     spec = RunSpec.here()
     check_environment(spec.paths)
+    if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
+        check_training(spec.params, spec.paths)  # dvc removes a stage's outputs before the stage can refuse
     root = Path(spec.root)
     if subprocess.run([*DVC, "status", "--quiet"], cwd=root, check=False).returncode == 0:
         print("Nothing changed since the last run.")

@@ -14,6 +14,7 @@ from flows.train import train
 from flows.warmup import warmup
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
+from spo_core.training_run import check_training
 from tasks.records import RunSpec
 
 
@@ -32,6 +33,8 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     """Run every stage in order; each continues or reuses what an earlier run of the same params left."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_environment(spec.paths)
+    if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
+        check_training(spec.params, spec.paths)
     experiment(preset, spec.overrides, name)
     print_summary(spec.paths)
 

@@ -18,10 +18,14 @@ from spo_core.errors import ConfigError
 
 NAMESPACES = ("run", "data", "policy", "rollout", "credit", "learn", "evaluate")
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+UNIONS = ("init", "partition", "value", "advantage", "mask")
 
 
 class Namespace(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class WandbParams(Namespace):
@@ -214,7 +218,7 @@ class LearnParams(Namespace):
     """Of AdamW, after the linear warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises linearly from 0."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the running mean and of the running square of gradients."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled, as AdamW's."""
@@ -273,6 +277,17 @@ class Params(Namespace):
             raise ValueError("credit.partition cutpoints and credit.value monte_carlo go together")
         if self.credit.value.type == "none" and self.credit.advantage.type == "difference":
             raise ValueError("credit.advantage difference needs values: credit.value tree_mean or monte_carlo")
+        if self.credit.value.type == "none" and depth != 1:
+            raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")
+        if self.policy.init.type == "scratch":
+            for key, length in (
+                ("rollout.context_length", self.rollout.context_length),
+                ("evaluate.contexts", max(self.evaluate.contexts.values())),
+            ):
+                if length > self.policy.init.max_positions:
+                    raise ValueError(
+                        f"{key} {length} exceeds policy.init.max_positions {self.policy.init.max_positions}"
+                    )
         if self.learn.optimizer_steps > self.rollout.questions:
             raise ValueError(
                 f"learn.optimizer_steps {self.learn.optimizer_steps} exceeds rollout.questions {self.rollout.questions}"
@@ -317,19 +332,22 @@ def load_params(root: Path, preset: str | None = None, overrides: tuple[str, ...
 
 def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
     try:
-        return Params.model_validate(tree)
+        return Params.model_validate_json(json.dumps(tree))  # as JSON, strictness lets a list be a tuple
     except ValidationError as error:
         first = error.errors()[0]
         loc = [str(part) for part in first["loc"]]
-        key = ".".join(loc) or "params"
-        where = origin.get(loc[0] if loc else "", "params")
+        for at in range(len(loc) - 1, 0, -1):
+            if loc[at - 1] in UNIONS and at < len(loc) - 1:
+                del loc[at]  # pydantic names the chosen member of a union there
+        key = ".".join(loc)
+        where = origin.get(loc[0], "params/") if loc else "params/"
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key {key}; remove it or correct its name") from None
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
         if len(given) > 80:
             given = ""
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {key}: {message}{given}") from None
+        raise ConfigError(f"{where}: {key}: {message}{given}" if key else f"{where}: {message}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

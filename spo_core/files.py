@@ -45,6 +45,7 @@ def publish(source: Path, target: Path) -> None:
     temporary_file.unlink(missing_ok=True)
     _link_or_copy(str(source), str(temporary_file))
     os.replace(temporary_file, target)
+    temporary_file.unlink(missing_ok=True)  # still there where both were links to one file
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -92,17 +92,23 @@ def grade_tree(session: Session, tree: RolloutTree, row: Question) -> RolloutTre
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
-    """Means over responses that are trained on; value rollouts count as generated tokens only."""
+    """Of responses that are trained on; value rollouts count as generated tokens only. The reward is the accuracy."""
     leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
     outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
     metrics: dict[str, float] = {
-        "rollout/reward": float(np.mean([t.nodes[i].reward for t, i in leaves])),
+        "rollout/reward": float(np.mean([expected_reward(t) for t in trees])),
         "rollout/responses": len(leaves),
         "rollout/completion_tokens": float(np.mean([len(t.completion(i)) for t, i in leaves])),
         "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
         "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
     }
     return metrics | {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
+
+
+def expected_reward(tree: RolloutTree, index: int = 0) -> float:
+    """Mean reward of a response sampled afresh: every segment's continuations count alike, value rollouts do not."""
+    below = [expected_reward(tree, c) for c in tree.children[index] if tree.nodes[c].trainable]
+    return sum(below) / len(below) if below else tree.nodes[index].reward
 
 
 def credit_step(session: Session, iteration: int) -> dict[str, float]:
@@ -113,7 +119,9 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     credits = [assign_credit(tree, session.params.credit) for tree in trees]
     write_credits(folder / "credits.parquet", trees, credits)
     trained = [c.trains(i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
-    masks = np.concatenate([m for t, c in zip(trees, credits, strict=True) for m in c.masks[1:]])
+    masks = np.concatenate(
+        [m for t, c in zip(trees, credits, strict=True) for m, n in zip(c.masks, t.nodes, strict=True) if n.trainable]
+    )
     metrics = {
         "credit/segments_with_advantage": float(np.mean(trained)),
         "credit/mask_share": float(masks.mean()),

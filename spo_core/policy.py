@@ -95,19 +95,29 @@ def initial_policy(params: PolicyParams, problem: ProblemSet) -> tuple[PreTraine
 
 def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Policy and tokenizer from a folder or a hub id. Raises DataError where there is none."""
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
-    if not folder.exists() and len(folder.parts) != 2:
-        raise DataError(f"{folder}: no such checkpoint")
+    check_policy(path)
     try:
         tokenizer = load_tokenizer(path, revision)
         model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            path,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
         )
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be loaded as a policy: {str(error).splitlines()[0]}") from None
     return model, tokenizer
+
+
+def check_policy(path: str | Path) -> None:
+    """Raise DataError for a local folder that is missing or no checkpoint; two names with a slash may be a hub id."""
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
+    if not folder.exists() and (len(folder.parts) != 2 or folder.parent.exists()):
+        raise DataError(f"{folder}: no such checkpoint")
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:

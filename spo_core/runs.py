@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from spo_core.config import digest, flatten
 from spo_core.errors import RunError
@@ -78,9 +78,9 @@ class RunDirectory:
         names = sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
         return [int(name) for name in names if _complete(folder / name)]
 
-    def latest_checkpoint(self, at_most: int) -> int | None:
-        """The newest complete checkpoint with a number up to ``at_most``."""
-        numbers = [n for n in self.checkpoints() if n <= at_most]
+    def latest_checkpoint(self) -> int | None:
+        """The newest complete checkpoint."""
+        numbers = self.checkpoints()
         return numbers[-1] if numbers else None
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -142,13 +142,14 @@ def open_run(
         yield RunDirectory(path)
 
 
-def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None = None) -> None:
-    """Raise what ``open_run`` would raise, and write nothing."""
+def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None = None) -> RunDirectory:
+    """Raise what ``open_run`` would raise, and write nothing; the directory, unlocked."""
     path = run_path(work, stage, identity, name)
     if (path / "manifest.json").is_file():
         _refuse_other_identity(path / "manifest.json", identity)
-        with _locked(path):
-            pass
+        with (path / "lock").open() as file:
+            _take(file, path)
+    return RunDirectory(path)
 
 
 def run_path(work: Path, stage: str, identity: dict[str, Any], name: str | None) -> Path:
@@ -158,17 +159,21 @@ def run_path(work: Path, stage: str, identity: dict[str, Any], name: str | None)
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with (path / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise RunError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
+        _take(file, path)
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _take(file: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise RunError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
 
 
 def _refuse_other_identity(manifest: Path, identity: dict[str, Any]) -> None:

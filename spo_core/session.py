@@ -26,7 +26,7 @@ from spo_core.problems.base import ProblemSet, Question, read_split
 from spo_core.rollout.sampler import Prompt
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.runs import RunDirectory, open_run
-from spo_core.training_run import training_identity
+from spo_core.training_run import check_length, training_identity
 
 log = logging.getLogger(__name__)
 _OPEN: dict[Path, Session] = {}
@@ -54,15 +54,21 @@ class Session:
         return self.iteration >= self.params.run.iterations or (budget is not None and self.generated_tokens >= budget)
 
     def prompt(self, row: Question) -> Prompt:
-        """Token ids of a question's prompt; raises DataError where it leaves no room for a completion."""
+        """Token ids of a question's prompt."""
         text = self.problem.prompt(row.question)
-        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        if len(ids) >= self.params.rollout.context_length:
-            raise DataError(
-                f"question {row.question_id}: its prompt has {len(ids)} tokens, rollout.context_length is "
-                f"{self.params.rollout.context_length}; raise it or leave the question out"
-            )
-        return Prompt(row.question_id, ids)
+        return Prompt(row.question_id, tuple(self.tokenizer.encode(text, add_special_tokens=False)))
+
+    def check_prompts(self) -> None:
+        """Raise DataError for the first question whose prompt leaves no room for a completion."""
+        rows = [*self.rows, *self.validation]
+        texts = [self.problem.prompt(row.question) for row in rows]
+        limit = self.params.rollout.context_length
+        for row, ids in zip(rows, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+            if len(ids) >= limit:
+                raise DataError(
+                    f"question {row.question_id}: its prompt has {len(ids)} tokens, rollout.context_length is {limit}; "
+                    "raise it or leave the question out"
+                )
 
     def save(self) -> None:
         """A resumable checkpoint of the last finished iteration."""
@@ -105,8 +111,10 @@ def open_session(params: Params, paths: Paths) -> Iterator[Session]:
     identity = training_identity(params, paths)
     torch.set_num_threads(params.run.threads)
     with open_run(paths.work, "train", identity, paths.root, params.run.name) as run:
+        check_length(run, params)
         current = _load(params, paths, run)
-        number = run.latest_checkpoint(params.run.iterations)
+        current.check_prompts()
+        number = run.latest_checkpoint()
         if number is not None:
             current._restore(number)
         run.rewind_metrics(current.iteration)

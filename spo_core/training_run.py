@@ -6,10 +6,10 @@ from typing import Any
 
 from spo_core.code import code_digest
 from spo_core.config import Params
-from spo_core.errors import DataError
+from spo_core.errors import DataError, RunError
 from spo_core.files import folder_digest
 from spo_core.paths import Paths
-from spo_core.runs import check_run
+from spo_core.runs import RunDirectory, check_run
 
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
@@ -28,7 +28,8 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn"})
     return {
         **chosen,
-        "run": {"seed": params.run.seed, "threads": params.run.threads},
+        "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
+        "problem_set": params.data.problem_set,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),
         "code": code_digest(*CODE),
@@ -37,4 +38,15 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
 
 def check_training(params: Params, paths: Paths) -> None:
     """Raise SPOError for whatever would refuse the run later: missing inputs, a locked or contradicting directory."""
-    check_run(paths.work, "train", training_identity(params, paths), params.run.name)
+    run = check_run(paths.work, "train", training_identity(params, paths), params.run.name)
+    check_length(run, params)
+
+
+def check_length(run: RunDirectory, params: Params) -> None:
+    """Raise RunError where a run already went on for longer than it now should."""
+    done = run.checkpoints()
+    if done and done[-1] > params.run.iterations:
+        raise RunError(
+            f"{run.path} already has iteration {done[-1]}, run.iterations is {params.run.iterations}; "
+            f"set it to {done[-1]} or more, or choose another run.name to start over"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ import numpy as np
 import torch
 
 from spo_core.code import code_digest
-from spo_core.config import Params
+from spo_core.config import Params, PretrainedPolicy, ScratchPolicy
 from spo_core.errors import DataError
-from spo_core.files import file_digest, publish, read_json, write_json
+from spo_core.files import file_digest, folder_digest, publish, read_json, write_json
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.warmup import Warmup, encode_demonstrations
 from spo_core.paths import Paths
-from spo_core.policy import initial_policy, load_policy, make_tokenizer, save_policy
+from spo_core.policy import check_policy, initial_policy, load_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import read_split
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import RunDirectory, open_run
 
+CODE = ("learn/muon", "learn/state", "learn/warmup", "policy", "problems", "rollout/seeds", "warmup")
 CHECKPOINT_EVERY = 100  # optimizer steps
 
 
@@ -31,11 +33,12 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
     rows = read_split(folder, "train")
     identity = {
         "policy": params.policy.model_dump(mode="json"),
+        "pretrained": _pretrained_digest(params.policy.init),
         "careless": params.data.arithmetic.careless if params.data.problem_set == "arithmetic" else None,
         "problem_set": params.data.problem_set,
         "train": file_digest(folder / "train.jsonl"),
         "threads": params.run.threads,
-        "code": code_digest("learn/muon", "learn/warmup", "policy", "problems", "warmup"),
+        "code": code_digest(*CODE),
     }
     torch.set_num_threads(params.run.threads)
     problem = problem_set(params.data.problem_set)
@@ -52,6 +55,7 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
         done = _restore(run, warmup, steps)
         run.rewind_metrics(done)
         for number in range(done, steps):
+            started = time.perf_counter()
             rng = np.random.default_rng(derive_seed(params.policy.seed, "warmup", number))
             batch = [rows[i] for i in rng.integers(0, len(rows), params.policy.warmup.batch_size)]
             ids, labels = encode_demonstrations(batch, problem, params.data, tokenizer, rng)
@@ -60,12 +64,13 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
                 raise DataError(f"a demonstration has {ids.shape[1]} tokens, the policy {longest} positions")
             loss = warmup.step(ids, labels, number)
             done = number + 1
-            run.append_metrics({"iteration": done, "warmup/loss": loss})
+            row = {"iteration": done, "warmup/loss": loss, "timing/step": time.perf_counter() - started}
+            run.append_metrics(row)
             if done % CHECKPOINT_EVERY == 0 and done < steps:
                 run.save_checkpoint(done, write, keep=1)
             if progress:
                 progress(done, loss)
-        if run.latest_checkpoint(steps) != steps:
+        if run.latest_checkpoint() != steps:
             run.save_checkpoint(steps, write, keep=1)
         publish(run.checkpoint(steps) / "policy", paths.checkpoint("warmup"))
         return run.read_metrics()
@@ -76,11 +81,20 @@ def check_warmup(params: Params, paths: Paths) -> None:
     read_split(paths.data(params.data.problem_set), "train")
     if params.policy.init.type == "scratch":
         make_tokenizer(params.policy.init.tokenizer, problem_set(params.data.problem_set))
+    else:
+        check_policy(params.policy.init.path)
+
+
+def _pretrained_digest(init: ScratchPolicy | PretrainedPolicy) -> str | None:
+    """Of a local policy's files; a hub id is taken to mean what its revision names."""
+    if init.type == "scratch" or not Path(init.path).is_dir():
+        return None
+    return folder_digest(Path(init.path))
 
 
 def _restore(run: RunDirectory, warmup: Warmup, steps: int) -> int:
     """Continue from the newest complete checkpoint; the number of steps done."""
-    number = run.latest_checkpoint(steps)
+    number = run.latest_checkpoint()
     if number is None:
         return 0
     folder = run.checkpoint(number)

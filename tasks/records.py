@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spo_core.config import Params, digest, load_params
 from spo_core.paths import Paths
+from spo_core.problems import problem_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class RunSpec:
     def here(cls, preset: str | None = None, overrides: Sequence[str] = (), name: str | None = None) -> RunSpec:
         """A run of the project in the current folder, as for DVC and Prefect; its params are validated at once."""
         spec = cls(str(Path.cwd()), preset, tuple(overrides), name)
-        _ = spec.params
+        problem_set(spec.params.data.problem_set)
         return spec
 
     @property

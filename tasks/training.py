@@ -45,5 +45,5 @@ def publish_training(current: Session, spec: RunSpec) -> dict:
     return final
 
 
-STEP_TIMINGS = ("timing/rollout", "timing/advantage", "timing/train")
+STEP_TIMINGS = ("timing/rollout", "timing/advantage", "timing/train", "timing/validate")
 PLOTTED = ("iteration", "generated_tokens", "rollout/reward", "rollout/completion_tokens", "credit/mask_share")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -16,7 +14,6 @@ from tasks.records import RunSpec
 @task(name="warm up", cache_policy=NO_CACHE, persist_result=False)
 def warm_up_policy(spec: RunSpec) -> dict:
     """Publish checkpoints/warmup, its metrics and its loss curve."""
-    started = time.perf_counter()
     params, paths = spec.params, spec.paths
     with bar("warm-up", params.policy.warmup.steps, unit="step") as progress:
 
@@ -26,6 +23,6 @@ def warm_up_policy(spec: RunSpec) -> dict:
 
         rows = warm_up(params, paths, show)
     final = {"steps": len(rows), "loss": rows[-1]["warmup/loss"]} if rows else {"steps": 0}
-    write_json(paths.metrics("warmup"), final | {"seconds": round(time.perf_counter() - started, 2)})
+    write_json(paths.metrics("warmup"), final | {"seconds": round(sum(row["timing/step"] for row in rows), 2)})
     write_csv(paths.plots("warmup"), [{"step": r["iteration"], "loss": r["warmup/loss"]} for r in rows])
     return final

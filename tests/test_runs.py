@@ -57,11 +57,11 @@ def test_only_complete_checkpoints_count_and_the_oldest_go_last(tmp_path):
         for number in (5, 10, 15):
             run.save_checkpoint(number, write_one, keep=2)
         assert run.checkpoints() == [10, 15]
-        assert run.latest_checkpoint(at_most=14) == 10
+        assert run.latest_checkpoint() == 15
         (run.checkpoint(20) / "policy").mkdir(parents=True)  # killed before COMPLETE
-        assert run.latest_checkpoint(at_most=99) == 15
+        assert run.latest_checkpoint() == 15
         (run.checkpoint(15) / "weights").write_text("a")  # truncated
-        assert run.latest_checkpoint(at_most=99) == 10
+        assert run.latest_checkpoint() == 10
 
 
 def test_a_failed_checkpoint_leaves_the_ones_before(tmp_path):

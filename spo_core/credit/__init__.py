@@ -17,6 +17,8 @@ from spo_core.credit.value import VALUES
 from spo_core.errors import DataError, TrainingError
 from spo_core.tree import RolloutTree
 
+ROUNDING = 1e-9  # a mean of equal values may differ from them in the last bit; that is no advantage
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Credit:
@@ -35,6 +37,7 @@ def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
     """Value, advantage and mask of every node. Raises TrainingError where a leaf that counts was not graded."""
     values = VALUES[params.value.type](tree)
     advantages = ADVANTAGES[params.advantage.type](tree, values)
+    advantages[np.abs(advantages) < ROUNDING] = 0.0
     if not np.isfinite(advantages).all():
         index = int(np.flatnonzero(~np.isfinite(advantages))[0])
         raise TrainingError(f"tree of question {tree.question_id!r}: node {index} has advantage {advantages[index]}")

@@ -37,7 +37,13 @@ def leave_one_out(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
 
 def group_normalized(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
     """A = (V(child) - mean) / (population std + 1e-8) over siblings (GRPO, reference facts 1.4)."""
-    return _by_siblings(tree, values, lambda group: (group - group.mean()) / (group.std() + STD_EPSILON))
+
+    def normalize(group: np.ndarray) -> np.ndarray:
+        if np.ptp(group) == 0:  # the mean of equal values may be off by a bit, which a tiny std would blow up
+            return np.zeros(len(group))
+        return (group - group.mean()) / (group.std() + STD_EPSILON)
+
+    return _by_siblings(tree, values, normalize)
 
 
 def _by_siblings(tree: RolloutTree, values: np.ndarray, advantage: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

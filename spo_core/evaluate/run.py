@@ -17,6 +17,7 @@ from spo_core.paths import Paths
 from spo_core.runs import open_run
 
 RESULT = "evaluation.json"
+CHECKPOINTS = ("warmup", "final")
 
 
 def check_environment(paths: Paths) -> None:
@@ -28,6 +29,8 @@ def check_environment(paths: Paths) -> None:
 def check_evaluation(params: Params, paths: Paths, checkpoint: str) -> None:
     """Raise SPOError for whatever an evaluation would be refused for."""
     check_environment(paths)
+    if checkpoint not in CHECKPOINTS:
+        raise ConfigError(f"--checkpoint {checkpoint!r}: there are {' and '.join(CHECKPOINTS)}")
     folder, data = paths.checkpoint(checkpoint), paths.data(params.data.problem_set)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no such checkpoint; train it with python -m flows.train, or pull it with dvc pull")
@@ -48,7 +51,7 @@ def evaluate_published(
         "evaluate": params.evaluate.model_dump(mode="json"),
         "seed": params.run.seed,
         "threads": params.run.threads,
-        "code": code_digest("evaluate", "problems", "verify"),
+        "code": code_digest("evaluate", "policy", "problems", "rollout/seeds", "verify"),
         "environment": file_digest(paths.evaluation_constraints),
     }
     with open_run(paths.work, "evaluate", identity, paths.root) as run:

@@ -108,7 +108,7 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
         seconds.add_column(stage, justify="right")
     seconds.add_row(*(f"{value:.1f}" for value in summary["seconds"].values()))
     console.print("Accuracy on the test split, ± standard error over questions", accuracy)
-    console.print("Seconds in each stage, starting up left out", seconds)
+    console.print("Seconds of work in each stage", seconds)
     console.print(f"Generated tokens in training: {summary['generated_tokens']:,}")
     console.print(f"Report: {_relative(paths.report / 'index.html')}")
 

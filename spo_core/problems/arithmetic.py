@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from spo_core.config import DataParams
+from spo_core.errors import DataError
 from spo_core.problems.base import Question, answer_after_hashes, check_disjoint
 
 LARGEST = 99
+MOST_REPEATS = 1000  # draws in a row without a new question
 DEFAULT_TRAIN, DEFAULT_TEST = 20_000, 250
 
 
@@ -28,9 +30,16 @@ class Arithmetic:
         splits: dict[str, list[Question]] = {}
         for split, size in sizes.items():
             splits[split] = []
+            repeats = 0
             while len(splits[split]) < size:
+                if repeats > MOST_REPEATS:
+                    raise DataError(
+                        f"data.arithmetic.steps {list(params.arithmetic.steps)} gives too few different questions: "
+                        f"{len(seen)} found, {sum(sizes.values())} asked for; lower data.train or raise the steps"
+                    )
                 question, solution = _generate(rng, *params.arithmetic.steps)
-                if question not in seen:
+                repeats = repeats + 1 if question in seen else 0
+                if not repeats:
                     seen.add(question)
                     answer = str(_last_value(solution))
                     row_id = f"arithmetic-{split}-{len(splits[split]):05d}"

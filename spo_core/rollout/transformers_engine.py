@@ -164,7 +164,7 @@ class TransformersEngine:
         slot = self._slots[index]
         request, count = slot.request, slot.sampled
         sampled = self._tokens[index, :count].copy()
-        if request.keep and not stopped:
+        if request.keep:
             cached = int(self.lengths[index])
             tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
             self._kept[request.request_id] = (tokens, self.kv[:, :, index, :, :cached].clone())

@@ -151,10 +151,26 @@ def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environ
     assert "up to date" in status.stdout, status.stdout
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="GSM8K's files are not beside this checkout")
-def test_gsm8k_goes_through_every_stage(new_project, environment):
+@pytest.fixture
+def gsm8k_files(tmp_path) -> Path:
+    """GSM8K's own files where they lie beside the checkout, else rows of the same form."""
+    if SHARED_DATA.is_dir():
+        return SHARED_DATA / "gsm8k"
+    for split, count in (("train", 60), ("test", 10)):
+        rows = [
+            {
+                "question": f"Ann\u2019s {split} box holds {n} pens. She buys {n + 2} more. How many are there?",
+                "answer": f"There are {n} + {n + 2} = <<{n}+{n + 2}={2 * n + 2}>>{2 * n + 2} pens.\n#### {2 * n + 2}",
+            }
+            for n in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_gsm8k_goes_through_every_stage(new_project, environment, gsm8k_files):
     project = new_project()
-    source = f"data.source={SHARED_DATA / 'gsm8k'}"
+    source = f"data.source={gsm8k_files}"
     options = ["--preset", "gsm8k-smoke", "--set", source, "--set", "run.threads=1", "--name", "smoke"]
     result = run_module(project, environment, "flows.experiment", *options)
     assert result.returncode == 0, result.stdout + result.stderr
