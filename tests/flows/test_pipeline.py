@@ -177,8 +177,9 @@ def test_gsm8k_goes_through_every_stage(new_project, environment, gsm8k_files):
     output = project / "outputs" / "runs" / "smoke"
     rows = rows_without_timing(project)
     assert [r["iteration"] for r in rows] == [1, 2]
-    for row in rows:  # a random policy never stops, so every answer is cut off: no advantage, and that is said
-        assert row["rollout/truncated_share"] == 1.0 and row["train/skipped"] == 1
+    for row in rows:  # a random policy seldom stops and is never right: no advantage, and that is said
+        assert row["rollout/truncated_share"] > 0.5 and row["rollout/no_answer_share"] > 0
+        assert row["rollout/reward"] == 0 and row["train/skipped"] == 1
         assert f"iteration {row['iteration']}: no segment has an advantage" in result.stderr
     cells = json.loads((output / "metrics" / "evaluate" / "final.json").read_text())["cells"]
     assert [c["context_length"] for c in cells.values()] == [16, 32, 64] and cells["long"]["questions"] == 8
