@@ -1,7 +1,7 @@
 """SPO-tree, SPO-chain and GRPO on the embedded problem set at one budget of generated tokens, three seeds each.
 
 All start from the same warmed-up policy and share optimizer, learning rate and optimizer steps an iteration. Curves
-show the accuracy of fresh training questions at the training temperature; the table adds the held-out test split.
+show the accuracy of fresh training questions at the training temperature; the table adds the validation split.
 Writes compare.json, compare_generated_tokens.svg and compare_seconds.svg to benchmarks/results.
 """
 
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.local_server import local_server
-from spo_core.files import read_json, write_json, write_text
+from spo_core.files import write_json, write_text
 from spo_core.observe.plots import curves_svg
 from spo_core.processes import die_with_parent
 from spo_core.runs import read_rows
@@ -34,22 +34,20 @@ Curve = list[tuple[float, float]]
 
 
 def run(label: str, preset: str | None, seed: int, budget: int, environment: dict[str, str]) -> dict:
-    """One training run and its evaluation; reused where it was already made."""
+    """One training run; reused where it was already made."""
     name = f"compare-{label.lower()}-{seed}"
     overrides = [f"run.seed={seed}", f"run.max_generated_tokens={budget}", "run.iterations=10000"]
     options = [*(["--preset", preset] if preset else []), *(f"--set={o}" for o in overrides), "--name", name]
-    for stage in (["prepare"], ["warmup"], ["train"], ["evaluate", "--checkpoint", "final"]):
-        command = [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:], *options]
+    for stage in ("prepare", "warmup", "train"):
+        command = [sys.executable, "-m", f"flows.{stage}", *options]
         subprocess.run(command, check=True, env=environment, preexec_fn=die_with_parent)
     spec = RunSpec.here(preset, overrides, name)
     rows = read_rows(spec.paths.training / "metrics.jsonl")
-    cells = read_json(spec.paths.evaluation("final"))["cells"]
-    test = max(cells.values(), key=lambda cell: cell["context_length"])
     return {
         "algorithm": label,
         "seed": seed,
-        "test_accuracy": test["accuracy"],
-        "test_standard_error": test["standard_error"],
+        "validation_accuracy": rows[-1]["eval/validation_accuracy"],
+        "validation_standard_error": rows[-1]["eval/validation_standard_error"],
         "generated_tokens": [row["generated_tokens"] for row in rows],
         "seconds": np.cumsum([sum(row[step] for step in STEPS) for row in rows]).round(3).tolist(),
         "accuracy": [row["rollout/reward"] for row in rows],
@@ -79,11 +77,17 @@ def figures(runs: list[dict]) -> dict[str, str]:
 
 def table(runs: list[dict]) -> Table:
     result = Table()
-    for column in ("algorithm", "test accuracy", "lowest – highest seed", "seconds", "tokens forwarded in training"):
+    for column in (
+        "algorithm",
+        "validation accuracy",
+        "lowest – highest seed",
+        "seconds",
+        "tokens forwarded in training",
+    ):
         result.add_column(column, justify="left" if column == "algorithm" else "right")
     for label in ALGORITHMS:
         group = [r for r in runs if r["algorithm"] == label]
-        accuracy = [r["test_accuracy"] for r in group]
+        accuracy = [r["validation_accuracy"] for r in group]
         result.add_row(
             label,
             f"{np.mean(accuracy):.3f}",
