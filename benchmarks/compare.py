@@ -99,7 +99,7 @@ def table(runs: list[dict]) -> Table:
 
 
 def command(
-    budget: Annotated[int, typer.Option(help="Generated tokens of one run.")] = 300_000,
+    budget: Annotated[int, typer.Option(help="Generated tokens of one run.")] = 200_000,
     seeds: Annotated[int, typer.Option(help="Runs of each algorithm.")] = 3,
 ) -> None:
     """Compare the three algorithms; finished runs are reused."""
