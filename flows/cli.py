@@ -18,7 +18,10 @@ Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME 
 
 def main(command: Callable[..., Any]) -> None:
     """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()  # on the logger itself: Prefect stops extra loggers from propagating
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger("spo_core").addHandler(handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

@@ -14,6 +14,7 @@ from flows.train import train
 from flows.warmup import warmup
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
+from spo_core.prepare import check_source
 from spo_core.training_run import check_training
 from tasks.records import RunSpec
 
@@ -33,6 +34,7 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     """Run every stage in order; each continues or reuses what an earlier run of the same params left."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_environment(spec.paths)
+    check_source(spec.params)
     if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
         check_training(spec.params, spec.paths)
     experiment(preset, spec.overrides, name)

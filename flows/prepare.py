@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import cli
+from spo_core.prepare import check_source
 from tasks.datasets import prepare_dataset
 from tasks.records import RunSpec
 from tasks.versioning import record_outputs
@@ -20,7 +21,8 @@ def prepare(preset: str | None = None, overrides: tuple[str, ...] = (), name: st
 
 def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
     """Prepare the train, validation and test questions of the problem set."""
-    RunSpec.here(preset, set_ or (), name)  # refuse bad params before anything starts
+    spec = RunSpec.here(preset, set_ or (), name)
+    check_source(spec.params)
     prepare(preset, tuple(set_ or ()), name)
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from spo_core.config import Params
+from spo_core.errors import DataError
 from spo_core.files import atomic_directory
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.problems.base import write_split
+
+
+def check_source(params: Params) -> None:
+    """Raise DataError where ``data.source`` does not hold the problem set's files."""
+    problem = problem_set(params.data.problem_set)
+    if problem.source_files and params.data.source is None:
+        raise DataError(f"data.source is not set: name the folder with {' and '.join(problem.source_files)}")
+    for name in problem.source_files:
+        path = Path(params.data.source or "").expanduser() / name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; data.source must hold {' and '.join(problem.source_files)}")
 
 
 def prepare_splits(params: Params, paths: Paths) -> dict[str, Any]:

@@ -18,6 +18,7 @@ DEFAULT_TRAIN, DEFAULT_TEST = 20_000, 250
 
 class Arithmetic:
     name = "arithmetic"
+    source_files: tuple[str, ...] = ()
 
     def build(self, params: DataParams) -> dict[str, list[Question]]:
         rng = np.random.default_rng([params.seed, 0])

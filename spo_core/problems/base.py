@@ -32,6 +32,8 @@ class ProblemSet(Protocol):
     """One module of this package. Text only: it knows no tokenizer and no model."""
 
     name: str
+    source_files: tuple[str, ...]
+    """Files that ``data.source`` must hold; none where the problem set is generated."""
 
     def build(self, params: DataParams) -> dict[str, list[Question]]:
         """All splits, without a question in two of them. Raises DataError for a missing or malformed source."""

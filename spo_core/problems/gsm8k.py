@@ -19,6 +19,7 @@ from spo_core.problems.base import Question, answer_after_hashes, check_disjoint
 
 class GSM8K:
     name = "gsm8k"
+    source_files: tuple[str, ...] = ("train.jsonl", "test.jsonl")
 
     def build(self, params: DataParams) -> dict[str, list[Question]]:
         if params.source is None:
