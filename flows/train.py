@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from flows import cli
+from spo_core.config import load_params
+from spo_core.observe.dry_run import print_dry_run
 from spo_core.observe.progress import bar
 from spo_core.observe.tracking import Tracker
 from spo_core.session import open_session
@@ -39,8 +43,13 @@ def train(preset: str | None = None, overrides: tuple[str, ...] = (), name: str 
     return final
 
 
-def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
+def command(
+    preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None, dry_run: cli.DryRun = False
+) -> None:
     """Train the policy from checkpoints/warmup; continues where an interrupted run stopped."""
+    if dry_run:
+        print_dry_run(load_params(Path.cwd(), preset, tuple(set_ or ())))
+        return
     spec = RunSpec.here(preset, set_ or (), name)
     check_training(spec.params, spec.paths)
     train(preset, spec.overrides, name)

@@ -16,7 +16,9 @@ from spo_core.credit import assign_credit, read_credits, write_credits
 from spo_core.files import read_json, write_json, write_text
 from spo_core.problems.base import Question
 from spo_core.questions import draw_questions
+from spo_core.rollout.pieces import token_pieces
 from spo_core.rollout.sampler import Sampler
+from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import COMPLETE
 from spo_core.session import Session
 from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
@@ -39,14 +41,17 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     folder = session.run.start_iteration(iteration)
     rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
     prompts = [session.prompt(row) for row in rows]
+    asked = {row.question_id: row for row in rows}
     session.engine.policy_changed()
     sampler = Sampler(
         session.engine,
-        params.rollout,
+        session.rollout_params(iteration),
         params.credit,
         seed=params.run.seed,
         iteration=iteration,
         version=session.trainer.step,
+        pieces=lambda ids: token_pieces(session.tokenizer, ids),
+        reward=lambda question, ids, finish: grade_completion(session, ids, finish, asked[question])[0],
     )
     trees = [grade_tree(session, t, row) for t, row in zip(sampler.grow(prompts, progress), rows, strict=True)]
     write_trees(folder / "trees.parquet", trees)
@@ -63,7 +68,7 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
 def validate(session: Session, iteration: int) -> dict[str, float]:
     """Accuracy on the validation split at the training temperature, one response a question."""
     started = time.perf_counter()
-    rollout = session.params.rollout.model_copy(update={"branch_factors": (1,)})
+    rollout = session.rollout_params(iteration).model_copy(update={"branch_factors": (1,)})
     session.engine.policy_changed()
     sampler = Sampler(
         session.engine, rollout, VALIDATION, seed=session.params.run.seed, iteration=-iteration, version=iteration
@@ -80,15 +85,18 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
 
 def grade_tree(session: Session, tree: RolloutTree, row: Question) -> RolloutTree:
     """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
-    graded = {}
-    for leaf in tree.leaves:
-        text = session.tokenizer.decode(tree.completion(leaf), skip_special_tokens=True)
-        if tree.nodes[leaf].finish is Finish.LENGTH and session.params.rollout.truncated == "zero":
-            graded[leaf] = (0.0, str(Outcome.TRUNCATED))
-        else:
-            verdict = grade(session.problem, text, row.answer)
-            graded[leaf] = (verdict.reward, str(verdict.outcome))
-    return tree.with_rewards(graded)
+    nodes = tree.nodes
+    return tree.with_rewards(
+        {leaf: grade_completion(session, tree.completion(leaf), nodes[leaf].finish, row) for leaf in tree.leaves}
+    )
+
+
+def grade_completion(session: Session, token_ids: np.ndarray, finish: Finish, row: Question) -> tuple[float, str]:
+    """Reward and outcome of one completion, int32 [n]; adaptive value rollouts are graded by it while sampling."""
+    if finish is Finish.LENGTH and session.params.rollout.truncated == "zero":
+        return 0.0, str(Outcome.TRUNCATED)
+    verdict = grade(session.problem, session.tokenizer.decode(token_ids, skip_special_tokens=True), row.answer)
+    return verdict.reward, str(verdict.outcome)
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
@@ -137,13 +145,19 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     folder = session.run.iteration(iteration)
     trees = read_trees(folder / "trees.parquet")
     credits = read_credits(folder / "credits.parquet", trees)
-    update = session.trainer.train_iteration(trees, credits, iteration=iteration, progress=progress)
+    if any(s.from_iteration == iteration and s.restart_learning_rate for s in session.params.rollout.context_schedule):
+        session.trainer.restart_learning_rate()
+    added = session.replay.add(trees, credits)
+    rng = np.random.default_rng(derive_seed(session.params.run.seed, "replay", iteration))
+    pairs, replay = session.replay.draw(iteration, rng)
+    update = session.trainer.train_iteration(pairs, iteration=iteration, progress=progress)
     if update["skipped"]:
         log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
     session.iteration = iteration
     session.generated_tokens += sum(tree.generated_tokens for tree in trees)
     row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens}
     row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
+    row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
     row |= {f"train/{name}": value for name, value in update.items()}
     row["timing/train"] = time.perf_counter() - started
     if iteration % session.params.run.validate_every == 0 or session.finished:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from spo_core.config import Params
+from spo_core.config import Params, RolloutParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import read_json, write_json
-from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.learn.backend import Learner, TorchBackend
+from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
+from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy, stop_ids
@@ -44,7 +47,8 @@ class Session:
     model: Any
     tokenizer: Any
     engine: TransformersEngine
-    trainer: Trainer
+    trainer: Learner
+    replay: ReplayBuffer
     iteration: int = 0
     generated_tokens: int = 0
 
@@ -58,16 +62,37 @@ class Session:
         text = self.problem.prompt(row.question)
         return Prompt(row.question_id, tuple(self.tokenizer.encode(text, add_special_tokens=False)))
 
-    def check_prompts(self) -> None:
-        """Raise DataError for the first question whose prompt leaves no room for a completion."""
+    def rollout_params(self, iteration: int) -> RolloutParams:
+        """Those of an iteration: its context length."""
+        rollout = self.params.rollout
+        return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
+
+    def fit_prompts(self) -> None:
+        """Leave out training questions beyond ``data.max_prompt_tokens``, and log how many; raise DataError for the
+        first question whose prompt leaves no room for a completion, or where none is left."""
+        most, limit = self.params.data.max_prompt_tokens, self.params.rollout.shortest_context
         rows = [*self.rows, *self.validation]
         texts = [self.problem.prompt(row.question) for row in rows]
-        limit = self.params.rollout.context_length
-        for row, ids in zip(rows, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-            if len(ids) >= limit:
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        if most is not None:
+            kept = [row for row, length in zip(self.rows, lengths, strict=False) if length <= most]
+            if len(kept) < len(self.rows):
+                log.warning(
+                    "%d of %d questions exceed data.max_prompt_tokens", len(self.rows) - len(kept), len(self.rows)
+                )
+            if len(kept) < self.params.rollout.questions:
                 raise DataError(
-                    f"question {row.question_id}: its prompt has {len(ids)} tokens, rollout.context_length is {limit}; "
-                    "raise it or leave the question out"
+                    f"data.max_prompt_tokens {most} leaves {len(kept)} questions, fewer than rollout.questions"
+                )
+            out = {row.question_id for row in self.rows} - {row.question_id for row in kept}
+            self.rows = kept
+        else:
+            out = set()
+        for row, length in zip(rows, lengths, strict=True):
+            if length >= limit and row.question_id not in out:
+                raise DataError(
+                    f"question {row.question_id}: its prompt has {length} tokens, rollout.context_length is {limit}; "
+                    "raise it, or leave the question out with data.max_prompt_tokens"
                 )
 
     def save(self) -> None:
@@ -76,22 +101,19 @@ class Session:
 
     def _write(self, folder: Path) -> None:
         save_policy(self.model, self.tokenizer, folder / "policy")
-        (folder / "trainer").mkdir()
-        save_optimizer(folder / "trainer" / "optimizer.safetensors", self.model, self.trainer.optimizer)
-        state = {
-            "iteration": self.iteration,
-            "optimizer_step": self.trainer.step,
-            "generated_tokens": self.generated_tokens,
-        }
-        write_json(folder / "state.json", state)
+        for name in ("trainer", "replay"):
+            (folder / name).mkdir()
+        self.trainer.save(folder / "trainer")
+        self.replay.save(folder / "replay")
+        write_json(folder / "state.json", {"iteration": self.iteration, "generated_tokens": self.generated_tokens})
 
     def _restore(self, number: int) -> None:
         folder = self.run.checkpoint(number)
         state = read_json(folder / "state.json")
         policy, _ = load_policy(folder / "policy")
         self.model.load_state_dict(policy.state_dict())
-        load_optimizer(folder / "trainer" / "optimizer.safetensors", self.model, self.trainer.optimizer)
-        self.trainer.step = state["optimizer_step"]
+        self.trainer.load(folder / "trainer")
+        self.replay.load(folder / "replay")
         self.generated_tokens = state["generated_tokens"]
         self.iteration = state["iteration"]
         log.info("resumed after iteration %d from %s", self.iteration, folder)
@@ -113,16 +135,17 @@ def open_session(params: Params, paths: Paths) -> Iterator[Session]:
     with open_run(paths.work, "train", identity, paths.root, params.run.name) as run:
         check_length(run, params)
         current = _load(params, paths, run)
-        current.check_prompts()
-        number = run.latest_checkpoint()
-        if number is not None:
-            current._restore(number)
-        run.rewind_metrics(current.iteration)
-        _OPEN[run.path] = current
         try:
+            current.fit_prompts()
+            number = run.latest_checkpoint()
+            if number is not None:
+                current._restore(number)
+            run.rewind_metrics(current.iteration)
+            _OPEN[run.path] = current
             yield current
         finally:
-            del _OPEN[run.path]
+            _OPEN.pop(run.path, None)
+            current.trainer.close()
 
 
 def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
@@ -131,21 +154,33 @@ def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
     if params.rollout.questions > len(rows):
         raise ConfigError(f"rollout.questions {params.rollout.questions} exceeds the {len(rows)} questions to train on")
     model, tokenizer = load_policy(paths.checkpoint("warmup"))
-    reference = None
-    if params.learn.kl_coefficient > 0:
-        reference = load_policy(paths.checkpoint("warmup"))[0].eval().requires_grad_(False)
-    longest = getattr(model.config, "max_position_embeddings", params.rollout.context_length)
-    if params.rollout.context_length > longest:
+    longest = getattr(model.config, "max_position_embeddings", params.rollout.longest_context)
+    if params.rollout.longest_context > longest:
         raise ConfigError(
-            f"rollout.context_length {params.rollout.context_length} exceeds the policy's {longest} positions"
+            f"rollout.context_length {params.rollout.longest_context} exceeds the policy's {longest} positions"
         )
     engine = TransformersEngine(
         model,
         stop_ids=stop_ids(model, tokenizer),
-        context_length=params.rollout.context_length,
+        context_length=params.rollout.longest_context,
         temperature=params.rollout.temperature,
         top_p=params.rollout.top_p,
         max_concurrency=params.rollout.max_concurrency,
     )
-    trainer = Trainer(model, reference, params.learn, temperature=params.rollout.temperature, seed=params.run.seed)
-    return Session(params, run, problem, rows, validation, model, tokenizer, engine, trainer)
+    trainer = _learner(params, paths.checkpoint("warmup"), model, run)
+    replay = ReplayBuffer(params.learn)
+    return Session(params, run, problem, rows, validation, model, tokenizer, engine, trainer, replay)
+
+
+def _learner(params: Params, policy: Path, model: PreTrainedModel, run: RunDirectory) -> Learner:
+    """``policy``: the folder of ``model``, and of the reference policy where there is one."""
+    temperature, seed = params.rollout.temperature, params.run.seed
+    penalty = params.learn.kl.type == "penalty"
+    if params.learn.backend.type == "deepspeed":
+        reference = policy if penalty else None
+        log_file = run.path / "deepspeed.log"
+        return DeepSpeedTrainer(
+            model, params.learn, policy=policy, reference=reference, temperature=temperature, seed=seed, log=log_file
+        )
+    frozen = load_policy(policy)[0].eval().requires_grad_(False) if penalty else None
+    return Trainer(TorchBackend(model, frozen, params.learn), params.learn, temperature=temperature, seed=seed)

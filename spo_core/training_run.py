@@ -30,6 +30,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         **chosen,
         "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
         "problem_set": params.data.problem_set,
+        "max_prompt_tokens": params.data.max_prompt_tokens,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),
         "code": code_digest(*CODE),

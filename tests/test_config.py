@@ -115,4 +115,5 @@ ALLOWED = {
     "credit.value",
     "credit.advantage",
     "credit.mask",
+    "learn.backend",
 }

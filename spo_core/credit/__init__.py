@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spo_core.config import CreditParams
-from spo_core.credit.advantage import ADVANTAGES
-from spo_core.credit.mask import token_mask
-from spo_core.credit.value import VALUES
+from spo_core.credit.advantage import ROUNDING, node_advantages
+from spo_core.credit.mask import is_certain, is_low, token_mask
+from spo_core.credit.value import node_values
 from spo_core.errors import DataError, TrainingError
-from spo_core.tree import RolloutTree
-
-ROUNDING = 1e-9  # a mean of equal values may differ from them in the last bit; that is no advantage
+from spo_core.tree import Node, RolloutTree
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,18 +33,40 @@ class Credit:
 
 def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
     """Value, advantage and mask of every node. Raises TrainingError where a leaf that counts was not graded."""
-    values = VALUES[params.value.type](tree)
-    advantages = ADVANTAGES[params.advantage.type](tree, values)
+    values, advantages = segment_credit(tree, params)
+    nodes = tree.nodes
+    return Credit(
+        values,
+        tuple(_token_advantages(n, a, params) for n, a in zip(nodes, advantages, strict=True)),
+        tuple(token_mask(n.logprobs, params.mask) if n.trainable else np.zeros(len(n.token_ids), bool) for n in nodes),
+    )
+
+
+def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
+    """Values (NaN where not estimated) and advantages of all nodes, both float64 [nodes].
+
+    Raises TrainingError where an advantage is not finite, because a leaf that counts was not graded.
+    """
+    values = node_values(tree, params.value)
+    advantages = node_advantages(tree, values, params.advantage)
     advantages[np.abs(advantages) < ROUNDING] = 0.0
     if not np.isfinite(advantages).all():
         index = int(np.flatnonzero(~np.isfinite(advantages))[0])
         raise TrainingError(f"tree of question {tree.question_id!r}: node {index} has advantage {advantages[index]}")
-    nodes = tree.nodes
-    return Credit(
-        values,
-        tuple(np.full(len(n.token_ids), a, np.float32) for n, a in zip(nodes, advantages, strict=True)),
-        tuple(token_mask(n.logprobs, params.mask) if n.trainable else np.zeros(len(n.token_ids), bool) for n in nodes),
-    )
+    if params.partition.type == "cutpoints":  # tokens before a trajectory's first low one: A = 0, even if another
+        for index, node in enumerate(tree.nodes):  # trajectory had the prompt valued (reference facts 1.1 step 7)
+            if not is_low(node.logprobs, params.partition.prob_threshold).any():
+                advantages[index] = 0.0
+    return values, advantages
+
+
+def _token_advantages(node: Node, segment: float, params: CreditParams) -> np.ndarray:
+    """The segment's advantage at every token, float32 [tokens]; with cutpoints 0 at tokens more probable than the
+    threshold, and not at one exactly there (reference facts 1.1 step 7)."""
+    advantages = np.full(len(node.token_ids), segment, np.float32)
+    if params.partition.type == "cutpoints":
+        advantages[is_certain(node.logprobs, params.partition.prob_threshold)] = 0.0
+    return advantages
 
 
 def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Credit]) -> None:

@@ -1,4 +1,4 @@
-"""Advantage of every trainable node; 0 for the others. One number a segment, the same for all its tokens."""
+"""Advantage of every trainable node; 0 for the others. One number a segment, float64 [nodes]."""
 
 from __future__ import annotations
 
@@ -7,20 +7,37 @@ from collections.abc import Callable
 
 import numpy as np
 
+from spo_core.config import BestOfKProgress, Difference, GroupNormalized, LeaveOneOut
 from spo_core.tree import RolloutTree
 
+ROUNDING = 1e-9  # a mean of equal values may differ from them in the last bit; that is no advantage
 STD_EPSILON = 1e-8
+
+
+def node_advantages(
+    tree: RolloutTree, values: np.ndarray, params: Difference | LeaveOneOut | GroupNormalized | BestOfKProgress
+) -> np.ndarray:
+    """The advantage chosen, of every node; ``values`` float64 [nodes], NaN where not estimated."""
+    match params:
+        case Difference():
+            return difference(tree, values)
+        case LeaveOneOut():
+            return leave_one_out(tree, values)
+        case GroupNormalized():
+            return group_normalized(tree, values)
+        case BestOfKProgress():
+            return best_of_k_progress(tree, values, params.k, params.weight, params.baseline)
 
 
 def difference(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
     """A = V(child) - V(parent) (paper equation 4; reference facts 1.1 step 7 and 1.3, there called "rloo").
 
-    Where the parent's value was not estimated, A = 0: the reference's rule for the tokens before the first cutpoint.
+    V(parent) contains the child itself, so among n siblings this is (n - 1) / n of ``leave_one_out``. Where the
+    parent's value was not estimated, A = 0: the reference's rule for the tokens before the first cutpoint.
     """
     advantages = np.zeros(len(tree.nodes))
-    for index, node in enumerate(tree.nodes):
-        if node.trainable and not math.isnan(values[node.parent]):
-            advantages[index] = values[index] - values[node.parent]
+    for index in _with_valued_parent(tree, values):
+        advantages[index] = values[index] - values[tree.nodes[index].parent]
     return advantages
 
 
@@ -36,7 +53,7 @@ def leave_one_out(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
 
 
 def group_normalized(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
-    """A = (V(child) - mean) / (population std + 1e-8) over siblings (GRPO, reference facts 1.4)."""
+    """A = (V(child) - mean) / (population std + 1e-8) over siblings (GRPO, reference facts 1.4 and 1.3 "grpo")."""
 
     def normalize(group: np.ndarray) -> np.ndarray:
         if np.ptp(group) == 0:  # the mean of equal values may be off by a bit, which a tiny std would blow up
@@ -46,13 +63,32 @@ def group_normalized(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
     return _by_siblings(tree, values, normalize)
 
 
-def _by_siblings(tree: RolloutTree, values: np.ndarray, advantage: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: float, baseline: str) -> np.ndarray:
+    """A = V(child) + weight * (B(V(child)) - B(V(parent))), B(v) = 1 - (1 - v)^k: progress of a best-of-k prover.
+
+    Reference facts 1.3 ("use_pav", k = 4, weight 5, no baseline); with ``baseline`` "parent", V(parent) is subtracted
+    from the first term. As there, a segment counts only where (V(child) - V(parent)) + (B(V(child)) - B(V(parent))) is
+    not 0, and A = 0 elsewhere: without a baseline, V(child) alone would reward segments that decided nothing. A = 0
+    also where the parent's value was not estimated.
+    """
+    advantages = np.zeros(len(tree.nodes))
+    best = 1 - (1 - values) ** k
+    for index in _with_valued_parent(tree, values):
+        parent = tree.nodes[index].parent
+        step, progress = values[index] - values[parent], best[index] - best[parent]
+        if not abs(step + progress) < ROUNDING:
+            advantages[index] = (step if baseline == "parent" else values[index]) + weight * progress
+    return advantages
+
+
+def _with_valued_parent(tree: RolloutTree, values: np.ndarray) -> list[int]:
+    return [i for i, n in enumerate(tree.nodes) if n.trainable and not math.isnan(values[n.parent])]
+
+
+def _by_siblings(tree: RolloutTree, values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     advantages = np.zeros(len(tree.nodes))
     for children in tree.children:
         group = [c for c in children if tree.nodes[c].trainable]
         if group:
-            advantages[group] = advantage(values[group])
+            advantages[group] = function(values[group])
     return advantages
-
-
-ADVANTAGES = {"difference": difference, "leave_one_out": leave_one_out, "group_normalized": group_normalized}

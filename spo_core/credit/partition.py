@@ -1,4 +1,9 @@
-"""Where a sampled trajectory is cut. Cutting while sampling (fixed tokens) is ``rollout/sampler.py``."""
+"""Where a sampled response is cut. Cutting while sampling (fixed tokens) is ``rollout/sampler.py``.
+
+A cutpoint c means the state after tokens 0..c of the response, so the prefix is ``y[:c+1]``; c = -1 is the prompt.
+Cutpoints rise, and none lies at the last token: the last segment's value is its true reward, which an estimate must not
+replace. Every function returns such a list, the ``reference_`` one excepted.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,93 @@ from itertools import pairwise
 
 import numpy as np
 
+from spo_core.config import Cutpoints, Delimiter, Entropy, EqualParts
+from spo_core.config.credit import CutPartition
+from spo_core.credit.mask import is_low
+
+Pieces = Sequence[str]  # the text that each token of a response adds; concatenated, the response's text
+
+
+def cut(
+    params: CutPartition,
+    logprobs: np.ndarray,
+    *,
+    entropies: np.ndarray | None = None,
+    pieces: Pieces | None = None,
+) -> list[int]:
+    """Cutpoints of one response by the partition chosen.
+
+    ``logprobs`` [n]; ``entropies`` [n] in nats is needed by ``entropy`` and ``pieces`` (n texts) by ``delimiter``:
+    ValueError where it is missing.
+    """
+    match params:
+        case Cutpoints():
+            return cutpoints(logprobs, params.prob_threshold, params.interval)
+        case EqualParts():
+            return equal_parts(len(logprobs), params.parts)
+        case Delimiter():
+            if pieces is None:
+                raise ValueError("partition delimiter needs the text of every token")
+            return delimiter(pieces, params.text, params.max_cuts)
+        case Entropy():
+            if entropies is None:
+                raise ValueError("partition entropy needs the entropy at every token")
+            return entropy_cuts(entropies, params.threshold, params.interval)
+
 
 def cutpoints(logprobs: Sequence[float] | np.ndarray, prob_threshold: float, interval: int) -> list[int]:
     """Cutpoints of one trajectory, SPO-chain (paper section 4.1; reference facts 1.1 step 5).
 
     ``logprobs`` [n] are the sampling log-probs of the response. Tokens with probability strictly below
-    ``prob_threshold`` are counted; every ``interval``-th, beginning with the first, is cut *just before*. A cutpoint c
-    means the state after tokens 0..c, so the prefix is ``y[:c+1]`` and c = -1 is the prompt.
+    ``prob_threshold`` are counted; every ``interval``-th, beginning with the first, is cut *just before*.
     """
-    low = np.flatnonzero(np.exp(np.asarray(logprobs, np.float64)) < prob_threshold)
-    return [int(t) - 1 for t in low[::interval]]
+    return _before(is_low(logprobs, prob_threshold), interval)
+
+
+def entropy_cuts(entropies: Sequence[float] | np.ndarray, threshold: float, interval: int) -> list[int]:
+    """Like ``cutpoints``, with tokens sampled at an entropy strictly above ``threshold`` as candidates; nats, [n]."""
+    return _before(np.asarray(entropies) > threshold, interval)
+
+
+def _before(candidates: np.ndarray, interval: int) -> list[int]:
+    return [int(t) - 1 for t in np.flatnonzero(candidates)[::interval]]
+
+
+def equal_parts(length: int, parts: int) -> list[int]:
+    """Cutpoints that leave ``parts`` segments of nearly equal length, longer ones first; one a token if too short.
+
+    Reference facts 1.2, without its repeated cuts and without a cut at the last token: there, the reference's estimate
+    overwrites the final reward of responses shorter than ``parts``, which we take for a defect.
+    """
+    return sorted({c for c in reference_equal_parts(length, parts) if c < length - 1})
+
+
+def reference_equal_parts(length: int, parts: int) -> list[int]:
+    """The reference's own list of ``parts`` - 1 cuts (facts 1.2), for comparison with it.
+
+    The paper's "segment count 3" is ``parts`` = 4 in the reference's code: three cuts, four segments.
+    """
+    whole, longer = divmod(length, parts)
+    return [int(end) - 1 for end in np.cumsum([whole + (i < longer) for i in range(parts)])[:-1]]
+
+
+def delimiter(pieces: Pieces, text: str, max_cuts: int | None = None) -> list[int]:
+    """Cutpoints behind tokens that complete an occurrence of ``text``, which may span tokens (VinePPO, facts 1.4).
+
+    Occurrences do not overlap. None lies where no text follows, be it for an end-of-sequence token: that is the end of
+    the last step, whose value is the response's reward. ``max_cuts`` keeps the first ones.
+    """
+    whole = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    cuts: list[int] = []
+    at = whole.find(text)
+    while at >= 0:
+        at += len(text)
+        token = int(np.searchsorted(ends, at))  # the first token that reaches the occurrence's end
+        if ends[token] < len(whole) and token not in cuts[-1:]:
+            cuts.append(token)
+        at = whole.find(text, at)
+    return cuts[:max_cuts]
 
 
 def segment_bounds(length: int, cuts: Sequence[int]) -> list[tuple[int, int]]:

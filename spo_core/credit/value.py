@@ -6,7 +6,21 @@ import math
 
 import numpy as np
 
+from spo_core.config import AdaptiveMonteCarlo, MonteCarlo, NoValue, TreeMean
 from spo_core.tree import RolloutTree
+
+
+def node_values(tree: RolloutTree, params: TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue) -> np.ndarray:
+    """The value chosen, of every node; float64 [nodes]."""
+    match params:
+        case TreeMean():
+            return tree_mean(tree)
+        case MonteCarlo():
+            return monte_carlo(tree)
+        case AdaptiveMonteCarlo():
+            return shared_monte_carlo(tree)
+        case NoValue():
+            return rewards_only(tree)
 
 
 def tree_mean(tree: RolloutTree) -> np.ndarray:
@@ -37,9 +51,44 @@ def monte_carlo(tree: RolloutTree) -> np.ndarray:
     return values
 
 
+def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
+    """V(state) from all value rollouts of the question that came through it, not only its own fan; float64 [nodes].
+
+    A rollout that began at an earlier state and sampled the very tokens up to this one is a sample from this one too,
+    and equal states of several trajectories are one state. V(state) is the mean over these rollouts of what each met
+    next: the value of the next state on its way, or, where there is none, its reward. This is the maximum-likelihood
+    value of the prefix tree that states and rollouts form, as ``tree_mean`` is of a sampled tree. Neither the paper nor
+    the reference shares rollouts beyond equal states; ``benchmarks/adaptive_values.py`` measures what it gives.
+
+    Last segments, and a prompt that was not valued, are as in ``monte_carlo``.
+    """
+    values = np.array([node.reward for node in tree.nodes], np.float64)
+    states: dict[bytes, list[int]] = {}  # tokens of a response so far -> the nodes that end there
+    rollouts: list[tuple[int, bytes]] = []  # (bytes before it began, its tokens)
+    next_met: list[float] = []  # of every rollout, while states are gone through from the last to the first
+    for index, (node, children) in enumerate(zip(tree.nodes, tree.children, strict=True)):
+        tokens = tree.completion(index).tobytes()
+        if children:
+            values[index] = math.nan
+            if index or not all(tree.nodes[c].trainable for c in children):
+                states.setdefault(tokens, []).append(index)
+        elif index and not node.trainable:
+            rollouts.append((len(tokens) - node.token_ids.nbytes, tokens))
+            next_met.append(node.reward)
+    for state in sorted(states, key=len, reverse=True):
+        through = [
+            k
+            for k, (begin, tokens) in enumerate(rollouts)
+            if begin <= len(state) < len(tokens) and tokens.startswith(state)
+        ]
+        if through:
+            mean = float(np.mean([next_met[k] for k in through]))
+            values[states[state]] = mean
+            for k in through:
+                next_met[k] = mean
+    return values
+
+
 def rewards_only(tree: RolloutTree) -> np.ndarray:
     """Rewards at the leaves, NaN above: for advantages that compare responses (GRPO, RLOO); float64 [nodes]."""
     return np.array([node.reward for node in tree.nodes], np.float64)
-
-
-VALUES = {"tree_mean": tree_mean, "monte_carlo": monte_carlo, "none": rewards_only}

@@ -1,181 +1,266 @@
-"""The update on one device. Knows no algorithm: it sees segments with a per-token advantage and mask."""
+"""The update. Knows no algorithm, it sees segments with a per-token advantage and mask, and not how many ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
-from spo_core.credit import Credit
 from spo_core.errors import TrainingError
-from spo_core.learn.loss import token_loss
-from spo_core.learn.tree_forward import TrainedSegments, TreeBatch, layout, trained_logprobs
+from spo_core.files import read_json, write_json
+from spo_core.learn.backend import Backend
+from spo_core.learn.loss import adapted_coefficient, importance_weights, kl_estimate, token_loss
+from spo_core.learn.objective import Pair, WeightedTree, counted_masks, plan_epoch
+from spo_core.learn.schedule import learning_rate
+from spo_core.learn.splits import Part, divide, smallest
+from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.rollout.seeds import derive_seed
-from spo_core.tree import RolloutTree
 
 Progress = Callable[[int, int], None]  # (optimizer steps done, of)
+SUMS = (  # over trained tokens, but for the last four
+    "policy_loss",
+    "kl",
+    "ratio",
+    "clip_fraction",
+    "surprisal",  # nats a trained token
+    "entropy",
+    "importance_weight",
+    "loss",
+    "trained_tokens",
+    "forwarded_tokens",
+    "guarded_segments",
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Item:
-    """A tree to train on: its trained tokens flattened in layout order."""
+class _Tokens:
+    """Of one forward pass, each [trained tokens] in the batch's order."""
 
-    tree: RolloutTree
-    credit: Credit
-
-    @property
-    def masks(self) -> tuple[np.ndarray, ...]:
-        """Tokens of segments without an advantage change nothing and are dropped (reference facts 1.3, filter)."""
-        return tuple(
-            mask & (advantage != 0) for mask, advantage in zip(self.credit.masks, self.credit.advantages, strict=True)
-        )
+    old: Tensor
+    advantages: Tensor
+    policy_weights: Tensor
+    kl_weights: Tensor
+    fresh: Tensor  # bool: sampled by the policy that this iteration began with
+    segment: Tensor  # number of the token's segment within the pass
 
 
 class Trainer:
-    """PPO-clip updates of a policy over credited trees, with AdamW and linear learning-rate warm-up."""
+    """PPO-clip updates of a policy over credited trees, on whatever a backend offers.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        reference: PreTrainedModel | None,
-        params: LearnParams,
-        *,
-        temperature: float,
-        seed: int,
-    ) -> None:
-        self.model, self.reference, self.params = model, reference, params
+    ``step`` counts finished optimizer steps, ``schedule_start`` is the one at which the learning rate's schedule began.
+    """
+
+    def __init__(self, backend: Backend, params: LearnParams, *, temperature: float, seed: int) -> None:
+        self.backend, self.params = backend, params
         self.temperature, self.seed = temperature, seed
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=params.learning_rate, betas=params.betas, weight_decay=params.weight_decay
-        )
         self.step = 0
-        if reference is None and params.kl_coefficient > 0:
-            raise ValueError("learn.kl_coefficient needs a reference policy")
-
-    def train_iteration(
-        self,
-        trees: Sequence[RolloutTree],
-        credits: Sequence[Credit],
-        *,
-        iteration: int,
-        progress: Progress | None = None,
-    ) -> dict[str, float]:
-        """Epochs of optimizer steps over an iteration's trees; the metrics, averaged over trained tokens.
-
-        Trees without any advantage are left out; where none is left, nothing is done and ``skipped`` is 1.
-        Raises TrainingError where the loss or its gradient is not finite, or the trees are of another policy.
-        """
-        items = [_Item(t, c) for t, c in zip(trees, credits, strict=True)]
-        items = [item for item in items if any(mask.any() for mask in item.masks)]
-        totals: dict[str, float] = {"trained_tokens": 0, "forwarded_tokens": 0, "optimizer_steps": 0}
-        if not items:
-            return totals | {"skipped": 1}
-        self.model.train()
-        rng = np.random.default_rng(derive_seed(self.seed, "minibatches", iteration))
-        for epoch in range(self.params.epochs):
-            groups = np.array_split(rng.permutation(len(items)), min(self.params.optimizer_steps, len(items)))
-            for number, group in enumerate(groups, start=1):
-                self._optimizer_step([items[i] for i in group], totals)
-                if progress:
-                    progress(epoch * len(groups) + number, self.params.epochs * len(groups))
-        return _averages(totals) | {"skipped": 0}
-
-    def _optimizer_step(self, items: list[_Item], totals: dict[str, float]) -> None:
-        count = sum(int(mask.sum()) for item in items for mask in item.masks)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in split_by_tokens(items, self.params.max_tokens_per_forward):
-            batch = layout([TrainedSegments(item.tree, item.masks) for item in part], self.model.device)
-            self._backward(batch, part, count, totals)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
-        if not math.isfinite(norm):
-            raise TrainingError(f"gradient norm is {norm} at optimizer step {self.step}; lower learn.learning_rate")
-        self.optimizer.step()
-        self.step += 1
-        totals["optimizer_steps"] += 1
-        totals["grad_norm_sum"] = totals.get("grad_norm_sum", 0.0) + norm
-        totals["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-
-    def _backward(self, batch: TreeBatch, part: list[_Item], count: int, totals: dict[str, float]) -> None:
-        """Add the gradient of one forward pass; ``count`` normalises over the whole optimizer batch (paper)."""
-        old = self._trained(batch, part, lambda item, i: item.tree.nodes[i].logprobs)
-        advantages = self._trained(batch, part, lambda item, i: item.credit.advantages[i])
-        reference = None
-        if self.reference is not None and self.params.kl_coefficient > 0:
-            with torch.inference_mode():
-                reference = trained_logprobs(self.reference, batch, self.temperature)
-            reference = reference.clone()
-        logprobs = trained_logprobs(self.model, batch, self.temperature)
-        if logprobs.shape != old.shape:
-            raise TrainingError(f"{len(logprobs)} trained log-probs for {len(old)} sampled ones")
-        if totals["optimizer_steps"] == 0:  # the policy is still the one that sampled
-            self._check_gap((logprobs.detach() - old).abs(), totals)
-        tokens = token_loss(logprobs, old, advantages, reference, self.params)
-        loss = (tokens.policy.sum() + self.params.kl_coefficient * tokens.kl.sum()) / count
-        if not torch.isfinite(loss):
-            raise TrainingError(f"loss is {loss.item()} at optimizer step {self.step}; lower learn.learning_rate")
-        loss.backward()
-        with torch.no_grad():
-            sums = {
-                "policy_loss_sum": tokens.policy.sum(),
-                "kl_sum": tokens.kl.sum(),
-                "ratio_sum": tokens.ratio.sum(),
-                "clip_fraction_sum": tokens.clipped.float().sum(),
-                "surprisal_sum": -logprobs.sum(),  # nats a trained token
-            }
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-        totals["trained_tokens"] += len(old)
-        totals["forwarded_tokens"] += batch.forwarded_tokens
-
-    def _check_gap(self, gaps: Tensor, totals: dict[str, float]) -> None:
-        """Raise TrainingError where the engine's log-probs are not those of the policy; ``gaps`` [tokens], in nats."""
-        mean = float(gaps.mean())
-        totals["logprob_gap"] = max(totals.get("logprob_gap", 0.0), mean)
-        if mean > self.params.max_logprob_gap:
-            raise TrainingError(
-                f"log-probs of engine and trainer differ by {mean:.3g} nats a token (learn.max_logprob_gap "
-                f"{self.params.max_logprob_gap}): the engine sampled with other weights, temperature or token ids"
-            )
-
-    def _trained(self, batch: TreeBatch, part: list[_Item], values: Callable[[_Item, int], np.ndarray]) -> Tensor:
-        """A per-token quantity of all trained tokens, in the batch's order."""
-        chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
-        return torch.from_numpy(np.concatenate(chosen).astype(np.float32)).to(self.model.device)
+        self.schedule_start = 0
+        self.kl_coefficient = params.kl.coefficient if params.kl.type == "penalty" else 0.0
 
     @property
     def learning_rate(self) -> float:
-        return self.params.learning_rate * min(1.0, (self.step + 1) / max(1, self.params.warmup_steps))
+        """Of the next optimizer step."""
+        return learning_rate(self.step - self.schedule_start, self.params)
+
+    def restart_learning_rate(self) -> None:
+        self.schedule_start = self.step
+
+    def save(self, folder: Path) -> None:
+        """All that the next iteration depends on but the weights."""
+        self.backend.save_optimizer(folder / "optimizer.safetensors")
+        if self.backend.rank:
+            return
+        state = {"step": self.step, "schedule_start": self.schedule_start, "kl_coefficient": self.kl_coefficient}
+        write_json(folder / "state.json", state)
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+        self.backend.load_optimizer(folder / "optimizer.safetensors")
+        state = read_json(folder / "state.json")
+        self.step, self.schedule_start = state["step"], state["schedule_start"]
+        self.kl_coefficient = state["kl_coefficient"]
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
+    def train_iteration(
+        self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """Epochs of optimizer steps over trees with credit; the metrics, averaged over trained tokens.
+
+        Where nothing changes the policy, nothing is done and ``skipped`` is 1. Raises TrainingError where the loss or
+        its gradient is not finite, or where fresh trees are not of this policy.
+        """
+        rng = np.random.default_rng(derive_seed(self.seed, "minibatches", iteration))
+        began = self.step
+        old = self._log_probs_before(pairs) if self.params.importance_cap is not None else None
+        sums = dict.fromkeys(SUMS, 0.0)
+        more: dict[str, float] = {"grad_norm": 0.0, "kl_coefficient": self.kl_coefficient}
+        for epoch in range(self.params.epochs):
+            steps = plan_epoch(pairs, self.params, rng)
+            for number, trees in enumerate(steps, start=1):
+                more |= {"learning_rate": self.learning_rate}
+                step_sums, gap, norm = self._optimizer_step(pairs, trees, old, began)
+                for name in SUMS:
+                    sums[name] += step_sums[name]
+                more["grad_norm"] += norm
+                if gap is not None:
+                    more["logprob_gap"] = gap
+                if progress:
+                    progress(epoch * len(steps) + number, self.params.epochs * len(steps))
+        done = self.step - began
+        counts = {name: sums[name] for name in ("trained_tokens", "forwarded_tokens", "guarded_segments")}
+        if not done:
+            return counts | {"optimizer_steps": 0, "skipped": 1}
+        means = {name: sums[name] / sums["trained_tokens"] for name in self._reported()}
+        if self.params.kl.type == "penalty":
+            self.kl_coefficient = adapted_coefficient(
+                self.kl_coefficient, means["kl"], int(sums["trained_tokens"]), self.params.kl
+            )
+        return counts | means | more | {"grad_norm": more["grad_norm"] / done, "optimizer_steps": done, "skipped": 0}
+
+    def _reported(self) -> tuple[str, ...]:
+        optional = {"entropy": self.params.report_entropy, "importance_weight": self.params.importance_cap is not None}
+        return tuple(name for name in SUMS[:7] if optional.get(name, True))
+
+    def _optimizer_step(
+        self, pairs: Sequence[Pair], trees: list[WeightedTree], old: list[tuple[np.ndarray, ...]] | None, began: int
+    ) -> tuple[dict[str, float], float | None, float]:
+        """Sums over the trained tokens of all ranks, the log-prob gap where it was measured, the gradient's norm."""
+        shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks)
+        parts, spare = shares[self.backend.rank], smallest(shares)
+        total = torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
+        for number, part in enumerate(parts, start=1):
+            total += self._pass(pairs, part or spare, old, began, empty=not part, last=number == len(parts))
+        sums = dict(zip((*SUMS, "gap", "fresh"), self.backend.total(total).tolist(), strict=True))
+        if not math.isfinite(sums["loss"]):
+            raise TrainingError(f"loss is {sums['loss']} at optimizer step {self.step}; lower learn.learning_rate")
+        gap = sums["gap"] / sums["fresh"] if self.step == began and sums["fresh"] else None
+        if gap is not None and gap > self.params.max_logprob_gap:
+            raise TrainingError(
+                f"log-probs of engine and trainer differ by {gap:.3g} nats a token (learn.max_logprob_gap "
+                f"{self.params.max_logprob_gap}): the engine sampled with other weights, temperature or token ids"
+            )
+        norm = self.backend.step(self.learning_rate)
+        if not math.isfinite(norm):
+            raise TrainingError(f"gradient norm is {norm} at optimizer step {self.step}; lower learn.learning_rate")
+        self.step += 1
+        return sums, gap, norm
+
+    def _pass(
+        self,
+        pairs: Sequence[Pair],
+        part: Part,
+        old: list[tuple[np.ndarray, ...]] | None,
+        began: int,
+        *,
+        empty: bool,
+        last: bool,
+    ) -> Tensor:
+        """Add the gradient of one forward pass; SUMS, gap and fresh tokens of it, float64.
+
+        An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0.
+        """
+        params, kl_params = self.params, self.params.kl
+        batch = layout([tree.segments for tree in part], self.backend.device)
+        tokens = self._tokens(pairs, batch, part, began)
+        reference = None
+        if kl_params.type == "penalty":
+            reference = self.backend.reference_logprobs(batch, self.temperature)
+        logprobs, entropies = self.backend.logprobs(batch, self.temperature, params.report_entropy)
+        if logprobs.shape != tokens.old.shape:
+            raise TrainingError(f"{len(logprobs)} trained log-probs for {len(tokens.old)} sampled ones")
+        before, advantages = tokens.old, tokens.advantages
+        weights = torch.ones_like(before)
+        if old is not None:
+            assert params.importance_cap is not None
+            before = _per_token(batch, part, lambda tree, i: old[tree.pair][i]).to(before.device)
+            weights = importance_weights(before, tokens.old, params.importance_cap)
+        kl = torch.zeros_like(before)
+        if reference is not None and kl_params.type == "penalty":
+            kl = kl_estimate(logprobs, reference, kl_params)
+            if kl_params.where == "reward":
+                kl = kl_estimate(before, reference, kl_params)
+                advantages = advantages - self.kl_coefficient * kl
+        loss = token_loss(logprobs, before, advantages, params)
+        guarded = _segments_beyond(loss.ratio, tokens.segment, params.max_ratio)
+        kept = ~guarded[tokens.segment]
+        policy = torch.where(kept, tokens.policy_weights * weights * loss.policy, 0.0)
+        summed = policy.sum()
+        if kl_params.type == "penalty" and kl_params.where == "loss":
+            summed = summed + self.kl_coefficient * torch.where(kept, tokens.kl_weights * kl, 0.0).sum()
+        self.backend.backward(summed * 0.0 if empty else summed, last=last)
+        if empty:
+            return torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
+        with torch.no_grad():
+            entropy = entropies.sum() if entropies is not None else torch.zeros(())
+            gaps = (logprobs - tokens.old).abs()[tokens.fresh]
+            sums = [loss.policy.sum(), kl.sum(), loss.ratio.sum(), loss.clipped.sum(), -logprobs.sum(), entropy]
+            sums += [weights.sum(), summed, torch.tensor(len(before)), torch.tensor(batch.forwarded_tokens)]
+            sums += [guarded.sum(), gaps.sum(), tokens.fresh.sum()]
+            return torch.stack([value.detach().double().to(self.backend.device) for value in sums])
+
+    def _tokens(self, pairs: Sequence[Pair], batch: TreeBatch, part: Part, began: int) -> _Tokens:
+        device = self.backend.device
+        counts = torch.tensor([int(part[i].masks[node].sum()) for i, node in batch.order], dtype=torch.long)
+        fresh = torch.tensor([part[i].tree.policy_version == began for i, _ in batch.order], dtype=torch.bool)
+        return _Tokens(
+            _per_token(batch, part, lambda tree, i: tree.tree.nodes[i].logprobs).to(device),
+            _per_token(batch, part, lambda tree, i: tree.advantages[i]).to(device),
+            _per_token(batch, part, lambda tree, i: tree.policy_weights[i]).to(device),
+            _per_token(batch, part, lambda tree, i: tree.kl_weights[i]).to(device),
+            fresh.repeat_interleave(counts).to(device),
+            torch.arange(len(counts)).repeat_interleave(counts).to(device),
+        )
+
+    def _log_probs_before(self, pairs: Sequence[Pair]) -> list[tuple[np.ndarray, ...]]:
+        """The trainer's own log-probs of every token that may be trained, before any update; per pair and node."""
+        masks = [counted_masks(credit, self.params) for _, credit in pairs]
+        ones = [tuple(np.ones(len(m), np.float32) for m in own) for own in masks]
+        trees = [
+            WeightedTree(i, tree, masks[i], ones[i], ones[i], ones[i])
+            for i, (tree, _) in enumerate(pairs)
+            if any(mask.any() for mask in masks[i])
+        ]
+        result = [tuple(np.zeros(len(m), np.float32) for m in own) for own in masks]
+        offsets = np.cumsum([0, *(int(m.sum()) for own in masks for m in own)])
+        place = {key: at for at, key in enumerate((p, n) for p, own in enumerate(masks) for n in range(len(own)))}
+        flat = torch.zeros(int(offsets[-1]), dtype=torch.float64, device=self.backend.device)
+        shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks) if trees else [[]]
+        spare = smallest(shares) if trees else []
+        for part in shares[self.backend.rank if trees else 0]:
+            batch = layout([tree.segments for tree in (part or spare)], self.backend.device)
+            with torch.no_grad():
+                logprobs, _ = self.backend.logprobs(batch, self.temperature)
+            at = 0
+            for i, node in batch.order if part else ():
+                start = offsets[place[part[i].pair, node]]
+                count = int(part[i].masks[node].sum())
+                flat[start : start + count] = logprobs[at : at + count].double()
+                at += count
+        values = self.backend.total(flat).float().cpu().numpy()
+        for (p, n), at in place.items():
+            result[p][n][masks[p][n]] = values[offsets[at] : offsets[at + 1]]
+        return result
 
 
-def split_by_tokens(items: list[_Item], budget: int) -> list[list[_Item]]:
-    """Group trees so that each group has at most ``budget`` tokens, one tree at least."""
-    groups: list[list[_Item]] = []
-    size = 0
-    for item in items:
-        tokens = len(item.tree.nodes[0].token_ids) + item.tree.generated_tokens
-        if not groups or size + tokens > budget:
-            groups.append([])
-            size = 0
-        groups[-1].append(item)
-        size += tokens
-    return groups
+def _per_token(batch: TreeBatch, part: Part, values: Callable[[WeightedTree, int], np.ndarray]) -> Tensor:
+    """A per-token quantity of all trained tokens, in the batch's order; float32."""
+    chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chosen]).astype(np.float32))
 
 
-def _averages(totals: dict[str, float]) -> dict[str, float]:
-    averages = {}
-    for name, value in totals.items():
-        if name == "grad_norm_sum":
-            averages["grad_norm"] = value / totals["optimizer_steps"]
-        elif name.endswith("_sum"):
-            averages[name.removesuffix("_sum")] = value / totals["trained_tokens"]
-        else:
-            averages[name] = value
-    return averages
+def _segments_beyond(ratio: Tensor, segment: Tensor, limit: float | None) -> Tensor:
+    """Bool [segments]: whether a segment's mean ratio over its trained tokens exceeds the limit."""
+    count = int(segment[-1]) + 1 if len(segment) else 0
+    if limit is None:
+        return torch.zeros(count, dtype=torch.bool, device=ratio.device)
+    totals = torch.zeros(count, device=ratio.device).index_add_(0, segment, ratio)
+    sizes = torch.zeros(count, device=ratio.device).index_add_(0, segment, torch.ones_like(ratio))
+    return totals / sizes > limit

@@ -27,16 +27,25 @@ class Request:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Completion:
-    """``token_ids`` int32 [n], ``logprobs`` float32 [n] (temperature-scaled, full vocabulary); whether it stopped."""
+    """``token_ids`` int32 [n], ``logprobs`` float32 [n] (temperature-scaled, full vocabulary); whether it stopped.
+
+    ``entropies`` float32 [n], in nats, are of the same distributions; None from an engine that was not asked for them.
+    """
 
     request_id: int
     token_ids: np.ndarray
     logprobs: np.ndarray
     stopped: bool
+    entropies: np.ndarray | None = None
 
 
 class Engine(Protocol):
-    """Continuous batching behind two calls; requests may be submitted between any two steps."""
+    """Continuous batching behind two calls; requests may be submitted between any two steps.
+
+    ``gives_entropies``: whether completions come with entropies; an engine that can give them is asked when it is made.
+    """
+
+    gives_entropies: bool
 
     def submit(self, requests: Iterable[Request]) -> None: ...
 

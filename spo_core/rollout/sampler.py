@@ -4,69 +4,68 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from spo_core.config import CreditParams, Cutpoints, RolloutParams
-from spo_core.credit.partition import cutpoints, segment_bounds
+from spo_core.config import CUT_TYPES, AdaptiveMonteCarlo, CreditParams, MonteCarlo, RolloutParams
+from spo_core.config.credit import CutPartition
+from spo_core.credit.partition import cut, segment_bounds
+from spo_core.errors import ConfigError
 from spo_core.rollout.engine import Completion, Engine, Request
+from spo_core.rollout.growing import GrowingTree, OpenRequest, Prompt
 from spo_core.rollout.seeds import derive_seed
+from spo_core.rollout.value_rollouts import State
 from spo_core.tree import Finish, Node, RolloutTree
 
 Progress = Callable[[int, int], None]  # (finished responses, generated tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    question_id: str
-    token_ids: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _Growing:
-    """Nodes of one tree while it grows; ``path`` of a request is the seed name of the node it will become."""
-
-    prompt: Prompt
-    nodes: list[Node] = field(default_factory=list)
-    prompt_valued: bool = False
-
-    def add(self, node: Node) -> int:
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A request under way: the tree and node it hangs from, the prefix it continues, its place among the samples."""
-
-    tree: _Growing
-    parent: int
-    prefix: np.ndarray
-    path: tuple[str, ...]
-    max_tokens: int
-    parent_request: int | None = None
-    trainable: bool = True
+Pieces = Callable[[np.ndarray], Sequence[str]]  # token ids of a response -> the text each of them adds
+Reward = Callable[[str, np.ndarray, Finish], float]  # (question id, token ids of a completion, its finish)
 
 
 class Sampler:
-    """Grows one tree a question over an engine; one instance serves one iteration."""
+    """Grows one tree a question over an engine; one instance serves one iteration.
+
+    ``pieces`` is needed by partition ``delimiter``, ``reward`` by value ``adaptive_monte_carlo``, and an engine that
+    gives entropies by partition ``entropy``; ConfigError where one is missing.
+    """
 
     def __init__(
-        self, engine: Engine, rollout: RolloutParams, credit: CreditParams, *, seed: int, iteration: int, version: int
+        self,
+        engine: Engine,
+        rollout: RolloutParams,
+        credit: CreditParams,
+        *,
+        seed: int,
+        iteration: int,
+        version: int,
+        pieces: Pieces | None = None,
+        reward: Reward | None = None,
     ) -> None:
+        partition, value = credit.partition.type, credit.value.type
+        if partition == "entropy" and not engine.gives_entropies:
+            raise ConfigError("credit.partition entropy: this engine was not asked for entropies, or has none to give")
+        if partition == "delimiter" and pieces is None:
+            raise ConfigError("credit.partition delimiter: the sampler was not told the text of tokens")
+        if value == "adaptive_monte_carlo" and reward is None:
+            raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
         self.engine, self.rollout, self.credit = engine, rollout, credit
         self.seed, self.iteration, self.version = seed, iteration, version
-        self._open: dict[int, _Open] = {}
-        self._children: Counter[int] = Counter()  # kept request -> its children still decoding
+        self.pieces, self.reward = pieces, reward
+        self._open: dict[int, OpenRequest] = {}
+        self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
         self.generated_tokens = 0
 
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
-        """One tree a prompt, in order. Nodes stand in the order in which they finished."""
-        trees = [_Growing(prompt, [Node.prompt(prompt.token_ids)]) for prompt in prompts]
-        for tree in trees:
-            self._branch(tree, 0, np.asarray(tree.prompt.token_ids, np.int32), (), parent_request=None)
+        """One tree a prompt, in order."""
+        trees = []
+        for prompt in prompts:
+            tree = GrowingTree(prompt)
+            tree.add(Node.prompt(prompt.token_ids))
+            trees.append(tree)
+            self._branch(tree, 0, np.asarray(prompt.token_ids, np.int32), (), parent_request=None)
+            if self._valued and self._valued.prompt == "always":
+                self._value_prompt(tree)
         responses = 0
         while self.engine.busy:
             for completion in self.engine.step():
@@ -75,30 +74,45 @@ class Sampler:
             if progress:
                 progress(responses, self.generated_tokens)
         return [
-            RolloutTree(t.prompt.question_id, tuple(t.nodes), policy_version=self.version, iteration=self.iteration)
+            RolloutTree(t.prompt.question_id, t.ordered(), policy_version=self.version, iteration=self.iteration)
             for t in trees
         ]
 
     def _finished(self, completion: Completion) -> int:
         """Add what finished to its tree and ask for what follows; the number of responses that ended."""
         request = self._open.pop(completion.request_id)
+        tree = request.tree
+        tree.open -= 1
         path = np.concatenate([request.prefix, completion.token_ids])
-        ended = completion.stopped or self._room(request.tree, path) == 0 or self._depth(request) == self._max_depth
+        ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth
         finish = Finish.STOP if completion.stopped else Finish.LENGTH if ended else Finish.SEGMENT
-        if isinstance(self.credit.partition, Cutpoints) and request.trainable:
+        if isinstance(self._valued, AdaptiveMonteCarlo):
+            self._record(request, path, finish)
+        if self._valued and request.trainable:
             self._cut(request, completion, finish)
         else:
-            node = Node.sampled(
-                request.parent, completion.token_ids, completion.logprobs, finish, trainable=request.trainable
-            )
-            index = request.tree.add(node)
+            ids, logprobs = completion.token_ids, completion.logprobs
+            node = Node.sampled(request.parent, ids, logprobs, finish, trainable=request.trainable)
+            index = tree.add(node, request.place)
             if not ended:
-                self._branch(request.tree, index, path, request.path, parent_request=completion.request_id)
+                self._branch(tree, index, path, request.path, parent_request=completion.request_id)
+        if isinstance(self._valued, AdaptiveMonteCarlo) and not tree.open:
+            self._next_round(tree, self._valued)
         self._release(completion.request_id)
-        if request.parent_request is not None:
-            self._children[request.parent_request] -= 1
-            self._release(request.parent_request)
+        self._let_go(request.parent_request)
         return int(ended)
+
+    @property
+    def _valued(self) -> MonteCarlo | AdaptiveMonteCarlo | None:
+        """How cut responses are valued; None where responses are not cut."""
+        value = self.credit.value
+        return value if isinstance(value, MonteCarlo | AdaptiveMonteCarlo) else None
+
+    def _let_go(self, request_id: int | None) -> None:
+        """One child less will come from a kept request."""
+        if request_id is not None:
+            self._children[request_id] -= 1
+            self._release(request_id)
 
     def _release(self, request_id: int) -> None:
         if not self._children[request_id]:
@@ -106,7 +120,7 @@ class Sampler:
             self.engine.release(request_id)
 
     def _branch(
-        self, tree: _Growing, index: int, prefix: np.ndarray, path: tuple[str, ...], *, parent_request: int | None
+        self, tree: GrowingTree, index: int, prefix: np.ndarray, path: tuple[str, ...], *, parent_request: int | None
     ) -> None:
         """Ask for all children of a node."""
         depth, partition = len(path), self.credit.partition
@@ -114,43 +128,79 @@ class Sampler:
         last = depth + 1 == self._max_depth
         limit = room if last or partition.type != "fixed_tokens" else min(room, partition.tokens)
         children = [
-            _Open(tree, index, prefix, (*path, str(child)), limit, parent_request)
+            OpenRequest(tree, index, prefix, (*path, str(child)), child, limit, parent_request)
             for child in range(self.rollout.branch_factors[depth])
         ]
-        self._submit(children, keep=not last or isinstance(partition, Cutpoints))
+        self._submit(children, keep=not last or partition.type in CUT_TYPES)
 
-    def _cut(self, request: _Open, completion: Completion, finish: Finish) -> None:
-        """Turn a trajectory into a spine of segments, with a fan of value rollouts at every cutpoint."""
-        partition, value = self.credit.partition, self.credit.value
-        assert partition.type == "cutpoints" and value.type == "monte_carlo"
+    def _cut(self, request: OpenRequest, completion: Completion, finish: Finish) -> None:
+        """Turn a response into a spine of segments, and have the state at every cutpoint valued."""
+        partition, tree = self.credit.partition, request.tree
+        assert isinstance(partition, CutPartition)
         ids, logprobs = completion.token_ids, completion.logprobs
-        cuts = cutpoints(logprobs, partition.prob_threshold, partition.interval)
-        bounds = segment_bounds(len(ids), cuts)
-        parent, fans = request.parent, []
-        for start, stop in bounds:
+        pieces = self.pieces(ids) if self.pieces and partition.type == "delimiter" else None
+        cuts = cut(partition, logprobs, entropies=completion.entropies, pieces=pieces)
+        parent, place, states = request.parent, request.place, []
+        for start, stop in segment_bounds(len(ids), cuts):
             end = Finish.SEGMENT if stop < len(ids) else finish
-            parent = request.tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end))
+            parent = tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end), place)
+            place = 0
             if stop < len(ids):
-                fans.append((parent, np.concatenate([request.prefix, ids[:stop]]), (*request.path, f"cut{stop}")))
-        if -1 in cuts and not request.tree.prompt_valued:  # one value of the prompt serves all its trajectories
-            request.tree.prompt_valued = True
-            fans.append((0, request.prefix, ("prompt",)))
-        rollouts = [
-            _Open(
-                request.tree,
-                node,
-                prefix,
-                (*path, f"value{k}"),
-                self._room(request.tree, prefix),
-                completion.request_id,
-                trainable=False,
-            )
-            for node, prefix, path in fans
-            for k in range(value.rollouts)
-        ]
+                prefix = np.concatenate([request.prefix, ids[:stop]])
+                states.append(State(parent, prefix, (*request.path, f"cut{stop}"), completion.request_id))
+        if -1 in cuts:
+            self._value_prompt(tree)
+        self._value(tree, states)
+
+    def _value_prompt(self, tree: GrowingTree) -> None:
+        """Have the prompt valued, once for all responses."""
+        if not tree.prompt_valued:
+            tree.prompt_valued = True
+            prefix = np.asarray(tree.prompt.token_ids, np.int32)
+            self._value(tree, [State(0, prefix, ("prompt",), None)])
+
+    def _value(self, tree: GrowingTree, states: list[State]) -> None:
+        """A fan of value rollouts at every state, at once or, if adaptive, when all responses have ended."""
+        if isinstance(self._valued, MonteCarlo):
+            self._start(tree, [(state, self._valued.rollouts) for state in states])
+            return
+        tree.group.states += states
+        for state in states:
+            if state.parent_request is not None:
+                self._children[state.parent_request] += 1  # its cache stays until the group is decided
+
+    def _record(self, request: OpenRequest, path: np.ndarray, finish: Finish) -> None:
+        """Grade what finished and let it count in the question's group of states."""
+        assert self.reward
+        tree, prompt = request.tree, len(request.tree.prompt.token_ids)
+        reward = self.reward(tree.prompt.question_id, path[prompt:], finish)
+        if request.trainable:
+            tree.group.rewards.append(reward)
+        else:
+            tree.group.record(len(request.prefix), path, reward)
+
+    def _next_round(self, tree: GrowingTree, value: AdaptiveMonteCarlo) -> None:
+        for state in tree.group.share():
+            self._let_go(state.parent_request)
+        asked = tree.group.next_round(value)
+        self._start(tree, asked)
+        if not asked:
+            for state in tree.group.states:
+                self._let_go(state.parent_request)
+
+    def _start(self, tree: GrowingTree, asked: list[tuple[State, int]]) -> None:
+        rollouts = []
+        for state, count in asked:
+            room = self._room(tree, state.prefix)
+            for k in range(state.started, state.started + count):
+                path = (*state.path, f"value{k}")
+                rollouts.append(
+                    OpenRequest(tree, state.node, state.prefix, path, k, room, state.parent_request, trainable=False)
+                )
+            state.started += count
         self._submit(rollouts, keep=False)
 
-    def _submit(self, opened: Iterable[_Open], *, keep: bool) -> None:
+    def _submit(self, opened: Iterable[OpenRequest], *, keep: bool) -> None:
         requests = []
         for item in opened:
             seed = derive_seed(self.seed, self.iteration, item.tree.prompt.question_id, *item.path)
@@ -158,6 +208,7 @@ class Sampler:
             if item.parent_request is not None:
                 self._children[item.parent_request] += 1
             self._open[self._next_id] = item
+            item.tree.open += 1
             self._next_id += 1
         self.engine.submit(requests)
 
@@ -165,10 +216,10 @@ class Sampler:
     def _max_depth(self) -> int:
         return len(self.rollout.branch_factors)
 
-    def _depth(self, request: _Open) -> int:
+    def _depth(self, request: OpenRequest) -> int:
         return len(request.path) if request.trainable else self._max_depth
 
-    def _room(self, tree: _Growing, prefix: np.ndarray) -> int:
+    def _room(self, tree: GrowingTree, prefix: np.ndarray) -> int:
         """Tokens that may still be sampled after this prefix."""
         room = self.rollout.context_length - len(prefix)
         if self.rollout.max_completion_tokens is not None:

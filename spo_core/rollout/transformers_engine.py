@@ -57,11 +57,13 @@ class TransformersEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_concurrency: int = 256,
+        entropies: bool = False,
     ) -> None:
         config = model.config
         self.model, self.temperature, self.top_p = model, temperature, top_p
         self.device, self.dtype = model.device, model.dtype
         self.context_length, self.capacity = context_length, max_concurrency
+        self.gives_entropies = entropies
         self.stop_ids = torch.tensor(sorted(stop_ids), device=self.device)
         heads = config.num_key_value_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -74,6 +76,7 @@ class TransformersEngine:
         self._noise = torch.zeros(max_concurrency, context_length, dtype=torch.float64)
         self._tokens = np.zeros((max_concurrency, context_length), np.int32)
         self._logprobs = np.zeros((max_concurrency, context_length), np.float32)
+        self._entropies = np.zeros((max_concurrency, context_length), np.float32)
         self._positions = torch.arange(context_length, device=self.device)
         self._slots: list[_Slot] = []
         self._queue: deque[Request] = deque()
@@ -110,9 +113,9 @@ class TransformersEngine:
             return []
         was_training = self.model.training
         self.model.eval()
-        tokens, logprobs = self._sample(self._forward(n), n)
+        tokens, logprobs, entropies = self._sample(self._forward(n), n)
         self.model.train(was_training)
-        return self._collect(tokens, logprobs, n)
+        return self._collect(tokens, logprobs, entropies, n)
 
     def _forward(self, n: int) -> Tensor:
         """Feed the pending tokens of the first n slots; logits (n, vocabulary) of what follows them."""
@@ -129,10 +132,11 @@ class TransformersEngine:
         )
         return output.logits[:, -1].float()
 
-    def _sample(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Inverse-CDF sampling: token ids and temperature-scaled log-probs, each (n,)."""
+    def _sample(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inverse-CDF sampling: token ids, temperature-scaled log-probs and, if asked for, entropies, each (n,)."""
         logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
         probs = logprobs.double().exp()
+        entropies = torch.special.entr(probs).sum(-1) if self.gives_entropies else None  # before top-p
         if self.top_p < 1:
             probs = nucleus(probs, self.top_p)
         cdf = probs.cumsum(-1)
@@ -141,15 +145,17 @@ class TransformersEngine:
         tokens = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
         last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
         tokens = torch.minimum(tokens, last_possible)
-        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0], entropies
 
-    def _collect(self, tokens: Tensor, logprobs: Tensor, n: int) -> list[Completion]:
+    def _collect(self, tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, n: int) -> list[Completion]:
         self.lengths[:n] += 1
         self._pending[:n] = tokens
         stopped = torch.isin(tokens, self.stop_ids).tolist()
         drawn = np.fromiter((slot.sampled for slot in self._slots), np.int64, n)
         self._tokens[np.arange(n), drawn] = tokens.cpu().numpy()
         self._logprobs[np.arange(n), drawn] = logprobs.cpu().numpy()
+        if entropies is not None:
+            self._entropies[np.arange(n), drawn] = entropies.cpu().numpy()
         finished = []
         for index, slot in enumerate(self._slots):
             slot.sampled += 1
@@ -168,7 +174,8 @@ class TransformersEngine:
             cached = int(self.lengths[index])
             tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
             self._kept[request.request_id] = (tokens, self.kv[:, :, index, :, :cached].clone())
-        completion = Completion(request.request_id, sampled, self._logprobs[index, :count].copy(), stopped)
+        entropies = self._entropies[index, :count].copy() if self.gives_entropies else None
+        completion = Completion(request.request_id, sampled, self._logprobs[index, :count].copy(), stopped, entropies)
         last = len(self._slots) - 1
         if index != last:
             length = int(self.lengths[last])
@@ -176,7 +183,8 @@ class TransformersEngine:
             self.lengths[index] = length
             self._pending[index] = self._pending[last]
             self._noise[index] = self._noise[last]
-            self._tokens[index], self._logprobs[index] = self._tokens[last], self._logprobs[last]
+            for rows in (self._tokens, self._logprobs, self._entropies):
+                rows[index] = rows[last]
             self._slots[index] = self._slots[last]
         self._slots.pop()
         return completion

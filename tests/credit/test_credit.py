@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import AllTokens, CreditParams, LowProbability
 from spo_core.credit import assign_credit, read_credits, write_credits
-from spo_core.credit.advantage import difference, group_normalized, leave_one_out
+from spo_core.credit.advantage import best_of_k_progress, difference, group_normalized, leave_one_out
 from spo_core.credit.mask import token_mask
 from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
 from spo_core.errors import DataError, TrainingError
@@ -73,6 +73,60 @@ def test_group_normalized_is_grpo():
 
 def test_leave_one_out_is_rloo():
     assert leave_one_out(group([1, 0, 1]), np.array([math.nan, 1, 0, 1]))[1:] == pytest.approx([0.5, -1, 0.5])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_parent_mean_contains_the_child(seed):
+    """Among n siblings, V(child) - V(parent) is (n - 1) / n of the leave-one-out advantage (reference facts 1.3)."""
+    tree = random_tree(np.random.default_rng(seed), depth=3, widest=4, longest=3)
+    values = tree_mean(tree)
+    apart, including = leave_one_out(tree, values), difference(tree, values)
+    for children in tree.children:
+        n = len(children)
+        for child in children:
+            assert including[child] == pytest.approx((n - 1) / n * apart[child])
+
+
+def test_group_normalized_divides_the_difference_by_the_siblings_population_std():
+    tree = group([1, 0, 0, 1])
+    values = tree_mean(tree)
+    expected = difference(tree, values)[1:] / (np.std([1, 0, 0, 1]) + 1e-8)
+    assert group_normalized(tree, values)[1:] == pytest.approx(expected)
+
+
+def two_levels() -> RolloutTree:
+    """V(prompt) = 0.5; children worth 0.5 (from 1, 0) and 0.5 (from 0.5, 0.5)."""
+    nodes = [Node.prompt([1])]
+    nodes += [Node.sampled(0, [4], [-1], Finish.SEGMENT) for _ in range(2)]
+    nodes += [Node.sampled(1, [2], [-1], Finish.STOP, reward=r) for r in (1.0, 0.0)]
+    nodes += [Node.sampled(2, [2], [-1], Finish.STOP, reward=0.5) for _ in range(2)]
+    return RolloutTree("q", tuple(nodes))
+
+
+def test_best_of_k_progress_and_its_filter():
+    """B(0) = 0, B(1/2) = 1 - 1/16, B(1) = 1 for k = 4; segments without progress have no advantage."""
+    tree = two_levels()
+    values = tree_mean(tree)
+    progress = 1 / 16
+    expected = [0, 0, 0, 1 + 5 * progress, 0 - 5 * (1 - progress), 0, 0]
+    assert best_of_k_progress(tree, values, 4, 5.0, "none") == pytest.approx(expected)
+    expected = [0, 0, 0, 0.5 + 5 * progress, -0.5 - 5 * (1 - progress), 0, 0]
+    assert best_of_k_progress(tree, values, 4, 5.0, "parent") == pytest.approx(expected)
+
+
+def test_best_of_k_progress_with_an_unvalued_parent_is_zero():
+    tree = chain(first_cut_at_prompt=False)
+    advantages = best_of_k_progress(tree, monte_carlo(tree), 4, 5.0, "none")
+    spine = [i for i, n in enumerate(tree.nodes) if n.trainable]
+    assert advantages[spine[0]] == 0 and advantages[spine[1]] != 0 and np.isfinite(advantages).all()
+
+
+def test_rounding_is_no_progress():
+    """A mean of equal values may differ from them in the last bit; the filter must still see none."""
+    tree = group([0.1, 0.1, 0.1])
+    values = np.array([0.1 + 2e-17 + 1e-16, 0.1, 0.1, 0.1])
+    assert best_of_k_progress(tree, values, 4, 5.0, "none").tolist() == [0, 0, 0, 0]
 
 
 def test_equal_rewards_and_only_children_have_no_advantage():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from spo_core.config import Params, load_params
 from spo_core.errors import DataError, RunError
 from spo_core.iteration import credit_step, rollout_step, train_step
+from spo_core.learn.tree_forward import TreePolicy
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
 from spo_core.prepare import prepare_splits
@@ -86,6 +89,56 @@ def test_resumed_is_straight(project, tmp_path, preset, monkeypatch):
     assert [r["iteration"] for r in rows] == [1, 2, 3, 4] and "eval/validation_accuracy" in rows[1]
 
 
+def test_resumed_is_straight_with_everything_that_is_carried_over(project, tmp_path, monkeypatch):
+    """Replay buffer, adaptive KL, a longer context whose learning rate restarts, the reference's micro-batches."""
+    params = small(
+        "learn.fidelity=reference",
+        "learn.micro_batch=2",
+        "learn.kl.adaptive={target: 0.001, horizon: 1}",
+        "learn.replay={max_age: 3, per_question: 3, segments: 9}",
+        "learn.warmup_steps=3",
+        "learn.importance_cap=2.0",
+        "learn.gradient_checkpointing=true",
+        "rollout.context_schedule=[{from_iteration: 3, context_length: 56, restart_learning_rate: true}]",
+        "learn.max_tokens_per_forward=60",
+        "learn.max_logprob_gap=0.05",
+    )
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, _ = train(params, project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    train(params, project, stop_after=3)
+    resumed, rows_again, _ = train(params, project)
+    assert same_bits(straight, resumed) and rows == rows_again
+    assert rows[1]["replay/waiting"] > 0 and rows[3]["train/kl_coefficient"] != rows[0]["train/kl_coefficient"]
+    rates = [row["train/learning_rate"] for row in rows]
+    assert rates[2] == pytest.approx(rates[0]) and rates[1] > rates[2], "the rate restarts at iteration 3"
+    assert max(row["rollout/completion_tokens"] for row in rows[2:]) > max(
+        row["rollout/completion_tokens"] for row in rows[:2]
+    )
+    drawn, expired = (sum(row[f"replay/{name}"] for row in rows) for name in ("drawn", "expired"))
+    assert sum(row["replay/added"] for row in rows) == drawn + expired + rows[-1]["replay/waiting"]
+
+
+def test_level_by_level_is_packed_is_split(project, tmp_path, monkeypatch):
+    """The same trajectory to rounding, however the trees are forwarded."""
+    found = []
+    for name, option in (
+        ("a", "learn.attention=levels"),
+        ("b", "learn.max_tokens_per_forward=50"),
+        ("c", "learn.gradient_checkpointing=true"),
+        ("d", "dense"),
+    ):
+        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
+        if option == "dense":
+            monkeypatch.setattr(
+                "spo_core.learn.backend.TreePolicy", lambda m, _, **more: TreePolicy(m, "dense", **more)
+            )
+        options = [] if option == "dense" else [option]
+        found.append(train(small(*options, "run.iterations=2"), project)[0])
+    for other in found[1:]:
+        assert all(torch.allclose(found[0][k], other[k], atol=1e-5) for k in other)
+
+
 def test_extending_a_run_equals_a_longer_one(project, tmp_path, monkeypatch):
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
     longer, _, _ = train(small("run.iterations=4"), project)
@@ -142,3 +195,21 @@ def test_a_budget_of_generated_tokens_ends_the_run_and_its_resume(project):
     _, rows, _ = train(params, project)
     assert rows[-1]["generated_tokens"] >= 300 > rows[-1]["generated_tokens"] - rows[-1]["rollout/generated_tokens"]
     assert train(params, project)[1] == rows
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
+def test_a_run_on_two_ranks_resumes_to_the_same_bits(project):
+    """Straight through two iterations, then again from the checkpoint after the first, with other processes."""
+    ranks = "learn.backend={type: deepspeed, ranks: 2, zero_stage: 2}"
+    params = small(ranks, "run.iterations=2", "run.checkpoint_every=1")
+    straight, rows, path = train(params, project)
+    optimizer = (path / "checkpoints" / "000002" / "trainer" / "optimizer.safetensors").read_bytes()
+    saved = load_policy(path / "checkpoints" / "000002" / "policy")[0].state_dict()
+    shutil.rmtree(path / "checkpoints" / "000002")
+    resumed, rows_again, _ = train(params, project)
+    start = load_policy(project.checkpoint("warmup"))[0].state_dict()
+    assert not same_bits(straight, start), "nothing was trained: the test shows nothing"
+    assert same_bits(straight, resumed) and same_bits(straight, saved) and rows == rows_again
+    assert (path / "checkpoints" / "000002" / "trainer" / "optimizer.safetensors").read_bytes() == optimizer
+    assert not [p for p in path.rglob("*") if p.suffix in (".pkl", ".pt", ".bin")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from spo_core.learn.tree_forward import TrainedSegments
+from spo_core.learn.tree_batch import TrainedSegments
 
 
 def flat_logprobs(model, items: list[TrainedSegments], temperature: float) -> tuple[torch.Tensor, int]:

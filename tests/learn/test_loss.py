@@ -4,37 +4,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spo_core.config import LearnParams
-from spo_core.learn.loss import token_loss
+from spo_core.config import KLPenalty, LearnParams
+from spo_core.learn.loss import adapted_coefficient, importance_weights, kl_estimate, token_loss
 
 PARAMS = LearnParams(learning_rate=1e-3, clip_low=0.2, clip_high=0.3)
 
 
-def naive(logp: float, old: float, advantage: float, reference: float) -> tuple[float, float]:
-    """Paper equation 7 and k3, one token at a time in float64."""
+def penalty(**options) -> KLPenalty:
+    return KLPenalty.model_validate({"type": "penalty"} | options)
+
+
+def naive_loss(logp: float, old: float, advantage: float) -> float:
+    """Paper equation 7, one token at a time in float64."""
     ratio = np.exp(np.clip(logp - old, -10, 10))
-    policy = -min(advantage * ratio, advantage * min(max(ratio, 0.8), 1.3))
-    d = np.clip(reference - logp, -10, 10)
-    return policy, np.exp(d) - d - 1
+    return -min(advantage * ratio, advantage * min(max(ratio, 0.8), 1.3))
 
 
-numbers = st.lists(st.tuples(*[st.floats(-12, 0)] * 3, st.floats(-3, 3)), min_size=1, max_size=20)
+numbers = st.lists(st.tuples(st.floats(-12, 0), st.floats(-12, 0), st.floats(-3, 3)), min_size=1, max_size=20)
 
 
 @given(numbers)
 def test_equal_to_the_formula_token_by_token(rows):
-    logp, old, reference, advantage = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
-    found = token_loss(logp, old, advantage, reference, PARAMS)
-    expected = [naive(*row) for row in zip(*(x.tolist() for x in (logp, old, advantage, reference)), strict=True)]
-    assert found.policy.tolist() == pytest.approx([p for p, _ in expected], rel=1e-9, abs=1e-12)
-    assert found.kl.tolist() == pytest.approx([k for _, k in expected], rel=1e-9, abs=1e-9)
-    assert (found.kl >= -1e-12).all()
+    logp, old, advantage = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
+    found = token_loss(logp, old, advantage, PARAMS)
+    expected = [naive_loss(*row) for row in rows]
+    assert found.policy.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_on_policy_gradient_is_the_policy_gradient():
     logp = torch.tensor([-1.0, -2.0], requires_grad=True)
     advantages = torch.tensor([0.5, -1.5])
-    token_loss(logp, logp.detach(), advantages, None, PARAMS).policy.sum().backward()
+    token_loss(logp, logp.detach(), advantages, PARAMS).policy.sum().backward()
     assert logp.grad.tolist() == pytest.approx([-0.5, 1.5])
 
 
@@ -42,12 +42,56 @@ def test_on_policy_gradient_is_the_policy_gradient():
 def test_no_gradient_beyond_the_clip_range_in_the_direction_of_the_advantage(shift, advantage):
     old = torch.tensor([-1.0])
     logp = (old + shift).requires_grad_()
-    loss = token_loss(logp, old, torch.tensor([advantage]), None, PARAMS)
+    loss = token_loss(logp, old, torch.tensor([advantage]), PARAMS)
     loss.policy.sum().backward()
     assert logp.grad.item() == 0 and bool(loss.clipped)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_estimators_agree_with_the_exact_kl_near_the_reference(estimator):
+    """Their mean over all tokens of a distribution: exact for k1 and k3, to second order for k2 (Schulman 2020)."""
+    torch.manual_seed(0)
+    logits = torch.randn(50, dtype=torch.float64)
+    policy = logits.log_softmax(-1)
+    reference = (logits + 0.03 * torch.randn(50, dtype=torch.float64)).log_softmax(-1)
+    exact = float((policy.exp() * (policy - reference)).sum())
+    mean = float((policy.exp() * kl_estimate(policy, reference, penalty(estimator=estimator))).sum())
+    assert mean == pytest.approx(exact, rel=0.05 if estimator == "k2" else 1e-9)
+
+
+@given(st.floats(-12, 0), st.floats(-12, 0))
+def test_k2_and_k3_are_never_negative_and_a_maximum_holds(logp, reference):
+    a, b = torch.tensor([logp], dtype=torch.float64), torch.tensor([reference], dtype=torch.float64)
+    for estimator in ("k2", "k3"):
+        assert float(kl_estimate(a, b, penalty(estimator=estimator))) >= -1e-12
+        assert float(kl_estimate(a, b, penalty(estimator=estimator, max=0.5))) <= 0.5
+
+
+def test_the_gradient_of_k1_as_a_loss_is_zero_on_average():
+    """Which is why its docstring sends it to the reward."""
+    logits = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(-1)
+    reference = torch.randn(8, dtype=torch.float64).log_softmax(-1)
+    (logp.detach().exp() * kl_estimate(logp, reference, penalty(estimator="k1"))).sum().backward()
+    assert logits.grad.abs().max() < 1e-12
+
+
+def test_importance_weights_are_the_ratio_up_to_the_cap():
+    trainer, engine = torch.log(torch.tensor([0.5, 0.4, 0.1])), torch.log(torch.tensor([0.1, 0.4, 0.5]))
+    assert importance_weights(trainer, engine, 2.0).tolist() == pytest.approx([2.0, 1.0, 0.2])
+
+
+def test_an_adaptive_coefficient_moves_towards_its_target():
+    adaptive = penalty(coefficient=0.1, adaptive={"target": 0.05, "horizon": 100})
+    assert adapted_coefficient(0.1, 0.5, 100, adaptive) == pytest.approx(0.12)  # limited to 20 %
+    assert adapted_coefficient(0.1, 0.0, 100, adaptive) == pytest.approx(0.08)
+    assert adapted_coefficient(0.1, 0.5, 10, adaptive) == pytest.approx(0.1 * 1.02)
+    assert adapted_coefficient(0.1, 0.5, 10**9, adaptive) == pytest.approx(0.12)
+    assert adapted_coefficient(0.1, 0.05, 100, adaptive) == pytest.approx(0.1)
+    assert adapted_coefficient(0.1, 9.0, 100, penalty(coefficient=0.1)) == 0.1
+
+
 def test_nothing_to_train_is_not_nan():
     empty = torch.zeros(0)
-    loss = token_loss(empty, empty, empty, empty, PARAMS)
-    assert float(loss.policy.sum()) == 0 and float(loss.kl.sum()) == 0
+    loss = token_loss(empty, empty, empty, PARAMS)
+    assert float(loss.policy.sum()) == 0 and float(kl_estimate(empty, empty, penalty()).sum()) == 0

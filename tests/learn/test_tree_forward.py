@@ -1,12 +1,18 @@
-"""Level by level equals one padded sequence per segment: every log-prob and every gradient."""
+"""Every way to forward a tree equals one padded sequence per segment: every log-prob and every gradient."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from spo_core.learn.tree_forward import TrainedSegments, layout, trained_logprobs
+from spo_core.learn import tree_forward
+from spo_core.learn.tree_attention import ancestor_mask
+from spo_core.learn.tree_batch import TrainedSegments, layout
+from spo_core.learn.tree_forward import TreePolicy
 from spo_core.tree import Finish, Node, RolloutTree
 from tests.conftest import random_tree
 from tests.learn.naive import flat_logprobs
@@ -26,29 +32,46 @@ def gradients(model, logprobs: torch.Tensor, weights: torch.Tensor) -> list[torc
 
 
 def relative_error(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Of the gradient as a whole."""
     difference = sum(float((x - y).square().sum()) for x, y in zip(a, b, strict=True)) ** 0.5
     return difference / max(sum(float(x.square().sum()) for x in a) ** 0.5, 1e-30)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def assert_equal_to_flat(model, items, *, attention="levels", checkpointing=False, temperature=0.7, seed=0):
+    expected, _ = flat_logprobs(model, items, temperature)
+    weights = torch.from_numpy(np.random.default_rng(seed).standard_normal(len(expected)).astype(np.float32))
+    wanted = gradients(model, expected, weights) if len(expected) else []
+    tree_model = copy.deepcopy(model).train()
+    found, _ = TreePolicy(tree_model, attention, checkpointing=checkpointing)(layout(items), temperature)
+    assert found.shape == expected.shape
+    if len(expected):
+        assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-5, abs=1e-5)
+        got = gradients(tree_model, found, weights)
+        assert relative_error(wanted, got) <= 1e-5
+        for a, b in zip(wanted, got, strict=True):  # and of every parameter
+            assert (a - b).norm() <= 1e-5 * a.norm() + 1e-6 * max(w.norm() for w in wanted)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), depth=st.integers(1, 4), share=st.sampled_from([0.1, 0.5, 1.0]))
-def test_equal_to_flat_sequences(policy, seed, depth, share):
+@pytest.mark.parametrize("attention", ["levels", "dense"])
+def test_equal_to_flat_sequences(policy, attention, seed, depth, share):
+    """Ragged segments, single children, leaves at any depth, trees of one batch that must not see each other."""
     rng = np.random.default_rng(seed)
     items = [masked(rng, random_tree(rng, depth=depth, widest=3, longest=6), share) for _ in range(3)]
-    expected, _ = flat_logprobs(policy, items, 0.7)
-    batch = layout(items)
-    found = trained_logprobs(policy, batch, 0.7)
-    assert found.shape == expected.shape
-    if len(expected) == 0:
-        return
-    assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-5, abs=1e-5)
-    weights = torch.from_numpy(rng.standard_normal(len(expected)).astype(np.float32))
-    assert relative_error(gradients(policy, expected, weights), gradients(policy, found, weights)) <= 1e-5
+    assert_equal_to_flat(policy, items, attention=attention, seed=seed)
 
 
-def test_grouped_query_attention_and_another_architecture(tokenizer):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def test_a_regular_tree_needs_no_padding_and_is_equal(policy):
+    item = everything(full_tree([3, 2, 2], prompt=7, segment=4))
+    batch = layout([item])
+    assert all(level.slots is None and level.path_valid is None for level in batch.levels)
+    assert_equal_to_flat(policy, [item])
 
+
+@pytest.mark.parametrize("attention", ["levels", "dense"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_grouped_query_attention_and_another_architecture(attention, checkpointing):
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=20,
@@ -60,13 +83,58 @@ def test_grouped_query_attention_and_another_architecture(tokenizer):
         max_position_embeddings=128,
         tie_word_embeddings=True,
     )
-    model = Qwen2ForCausalLM(config)
     rng = np.random.default_rng(5)
+    items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 0.8) for _ in range(2)]
+    assert_equal_to_flat(Qwen2ForCausalLM(config), items, attention=attention, checkpointing=checkpointing)
+
+
+def test_flex_attention_forward_equals_flat_sequences(policy):
+    """On a CPU it has no backward pass; its mask is the one that ``dense`` is trained with above."""
+    rng = np.random.default_rng(1)
+    items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 1.0) for _ in range(3)]
+    with torch.no_grad():
+        expected, _ = flat_logprobs(policy, items, 1.0)
+        found, _ = TreePolicy(policy, "flex")(layout(items), 1.0)
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_ancestor_mask_is_the_path(seed):
+    rng = np.random.default_rng(seed)
+    items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=3), 0.7) for _ in range(2)]
+    batch = layout(items)
+    at = torch.arange(batch.forwarded_tokens)
+    sees = ancestor_mask(batch)(at, at, at[:, None], at[None])
+    # a token's position is the number of tokens before it on its path
+    assert torch.equal(sees.sum(1) - 1, batch.position_ids)
+    assert bool((sees.diagonal() if len(sees) else sees.any(1)).all())
+
+
+def test_many_chunks_of_the_vocabulary_are_one(policy, monkeypatch):
+    rng = np.random.default_rng(2)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 1.0) for _ in range(2)]
-    expected, _ = flat_logprobs(model, items, 1.0)
-    found = trained_logprobs(model, layout(items), 1.0)
-    weights = torch.ones(len(expected))
-    assert relative_error(gradients(model, expected, weights), gradients(model, found, weights)) <= 1e-5
+    monkeypatch.setattr(tree_forward, "LOGITS", 3 * policy.config.vocab_size)
+    assert_equal_to_flat(policy, items)
+    rows = []
+    watched = copy.deepcopy(policy)
+    watched.lm_head.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
+    logprobs, entropy = TreePolicy(watched)(layout(items), 1.0, True)
+    (logprobs.sum() + 0 * entropy.sum()).backward()
+    assert max(rows) == 3 and sum(rows) == 2 * len(logprobs), "every chunk once in each direction, never more than 3"
+
+
+def test_entropy_is_that_of_the_distribution(policy):
+    rng = np.random.default_rng(3)
+    item = masked(rng, random_tree(rng, depth=2, widest=2, longest=4), 1.0)
+    batch = layout([item])
+    _, entropies = TreePolicy(policy)(batch, 0.7, True)
+    assert entropies.shape == batch.targets.shape and not entropies.requires_grad
+    key = batch.order[-1]
+    path = item.tree.path(key[1])
+    ids = np.concatenate([item.tree.nodes[i].token_ids for i in path])
+    probs = torch.softmax(policy(input_ids=torch.from_numpy(ids[None].astype(np.int64))).logits[0, -2] / 0.7, -1)
+    assert float(entropies[-1]) == pytest.approx(float(-(probs * probs.log()).sum()), rel=1e-4)
 
 
 def full_tree(branch_factors: list[int], prompt: int, segment: int) -> RolloutTree:
@@ -84,12 +152,15 @@ def full_tree(branch_factors: list[int], prompt: int, segment: int) -> RolloutTr
     return RolloutTree("q", tuple(nodes))
 
 
+def everything(tree: RolloutTree) -> TrainedSegments:
+    return TrainedSegments(tree, tuple(np.full(len(n.token_ids), n.trainable) for n in tree.nodes))
+
+
 def test_every_prefix_is_forwarded_once():
     tree = full_tree([6, 6, 6], prompt=80, segment=30)
-    item = TrainedSegments(tree, tuple(np.full(len(n.token_ids), n.trainable) for n in tree.nodes))
     unique = sum(len(n.token_ids) for n in tree.nodes)
     leaves = len(tree.leaves)
-    assert layout([item]).forwarded_tokens == unique - leaves  # a leaf's last token predicts nothing
+    assert layout([everything(tree)]).forwarded_tokens == unique - leaves  # a leaf's last token predicts nothing
 
 
 def test_what_is_not_trained_is_not_forwarded():
@@ -99,16 +170,30 @@ def test_what_is_not_trained_is_not_forwarded():
     assert layout([TrainedSegments(tree, tuple(masks))]).forwarded_tokens == 5 + 3 + 2
 
 
-def test_a_one_token_segment_is_predicted_by_its_parent(policy):
+@pytest.mark.parametrize("attention", ["levels", "dense"])
+def test_a_one_token_segment_is_predicted_by_its_parent(policy, attention):
     tree = RolloutTree("q", (Node.prompt([3, 4]), Node.sampled(0, [5], [-1], Finish.STOP)))
-    item = TrainedSegments(tree, (np.zeros(2, bool), np.ones(1, bool)))
-    batch = layout([item])
+    batch = layout([everything(tree)])
     assert batch.forwarded_tokens == 2
     expected = torch.log_softmax(policy(input_ids=torch.tensor([[3, 4]])).logits[0, -1], -1)[5]
-    assert float(trained_logprobs(policy, batch, 1.0)[0].detach()) == pytest.approx(float(expected), abs=1e-6)
+    found = TreePolicy(policy, attention)(batch, 1.0)[0]
+    assert float(found[0].detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+def test_a_prompt_of_one_token_alone(policy):
+    tree = RolloutTree("q", (Node.prompt([3]), Node.sampled(0, [5], [-1], Finish.STOP)))
+    assert_equal_to_flat(policy, [everything(tree)])
 
 
 def test_nothing_to_train_is_an_empty_batch(policy):
     tree = full_tree([2], prompt=5, segment=3)
     batch = layout([TrainedSegments(tree, tuple(np.zeros(len(n.token_ids), bool) for n in tree.nodes))])
-    assert trained_logprobs(policy, batch, 1.0).shape == (0,) and layout([]).forwarded_tokens == 0
+    logprobs, entropies = TreePolicy(policy)(batch, 1.0, True)
+    assert logprobs.shape == entropies.shape == (0,) and layout([]).forwarded_tokens == 0
+
+
+def test_without_a_tree_the_model_is_as_before(policy):
+    ids = torch.tensor([[3, 4, 5, 6]])
+    before = policy(input_ids=ids).logits
+    TreePolicy(policy)
+    assert torch.equal(policy(input_ids=ids).logits, before)

@@ -151,3 +151,22 @@ def test_top_p_samples_from_the_nucleus_only(policy):
         probs = torch.softmax(policy(input_ids=torch.tensor([PROMPTS[0]])).logits[:, -1].double(), -1)
     allowed = set(torch.nonzero(nucleus(probs, 0.3)[0])[:, 0].tolist())
     assert {int(c.token_ids[0]) for c in drain(engine).values()} <= allowed
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_p": 0.5}])
+def test_entropies_are_those_of_the_full_scaled_distribution(policy, options):
+    engine = make_engine(policy, entropies=True, **options)
+    engine.submit(request(i, p) for i, p in enumerate(PROMPTS))
+    for number, completion in drain(engine).items():
+        prefix, sampled = PROMPTS[number], completion.token_ids.tolist()
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([[*prefix, *sampled]])).logits[0, len(prefix) - 1 : -1].double()
+        expected = torch.distributions.Categorical(logits=logits / options.get("temperature", 1.0)).entropy()
+        assert completion.entropies.dtype == np.float32
+        assert completion.entropies == pytest.approx(expected.numpy(), abs=2e-5)
+
+
+def test_entropies_are_given_only_when_asked_for(policy):
+    engine = make_engine(policy)
+    engine.submit([request(0, PROMPTS[0])])
+    assert not engine.gives_entropies and drain(engine)[0].entropies is None

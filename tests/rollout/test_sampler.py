@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from spo_core.config import CreditParams, RolloutParams
-from spo_core.credit.partition import cutpoints
+from spo_core.credit.partition import cutpoints, delimiter, entropy_cuts, equal_parts
+from spo_core.errors import ConfigError
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
@@ -17,11 +18,20 @@ TREE = {"partition": {"type": "fixed_tokens", "tokens": 4}, "value": {"type": "t
 GRPO = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "group_normalized"}}
 
 
-def grow(policy, credit, branch_factors, *, seed=1, stop_ids=(2,), **rollout):
+def grow(
+    policy, credit, branch_factors, *, seed=1, stop_ids=(2,), concurrency=7, entropies=False, known=None, **rollout
+):
     params = RolloutParams(**({"questions": 2, "branch_factors": branch_factors, "context_length": 24} | rollout))
     defaults = {"advantage": {"type": "difference"}, "mask": {"type": "all"}}
-    engine = TransformersEngine(policy, stop_ids=stop_ids, context_length=params.context_length, max_concurrency=7)
-    sampler = Sampler(engine, params, CreditParams.model_validate(defaults | credit), seed=seed, iteration=1, version=0)
+    engine = TransformersEngine(
+        policy,
+        stop_ids=stop_ids,
+        context_length=params.context_length,
+        max_concurrency=concurrency,
+        entropies=entropies,
+    )
+    credit = CreditParams.model_validate(defaults | credit)
+    sampler = Sampler(engine, params, credit, seed=seed, iteration=1, version=0, **(known or {}))
     trees = sampler.grow(PROMPTS)
     assert not engine._kept and not engine._prefixes, "a cache was kept after its last child"
     assert sampler.generated_tokens == sum(t.generated_tokens for t in trees)
@@ -117,3 +127,78 @@ def test_seed_names_do_not_run_together():
     assert derive_seed(1, "a", "b") != derive_seed(1, "ab")
     assert derive_seed(1, 12) != derive_seed(11, 2) and derive_seed("1") != derive_seed(1)
     assert 0 <= derive_seed(0) < 2**63
+
+
+def flat(trees):
+    return [[(n.parent, n.token_ids.tolist(), n.finish, n.trainable) for n in t.nodes] for t in trees]
+
+
+@pytest.mark.parametrize(("credit", "branch_factors"), [(TREE, (3, 2, 2)), (GRPO, (5,)), (CHAIN, (3,))])
+def test_trees_do_not_depend_on_how_much_is_decoded_at_once(policy, credit, branch_factors):
+    first, *others = (flat(grow(policy, credit, branch_factors, concurrency=n)) for n in (1, 4, 64))
+    assert all(other == first for other in others)
+
+
+def spines(tree):
+    """(node, tokens, cuts) of every response; a cut is the number of tokens up to it."""
+    for end in [i for i in tree.leaves if tree.nodes[i].trainable]:
+        nodes = tree.path(end)[1:]
+        lengths = np.cumsum([len(tree.nodes[i].token_ids) for i in nodes])
+        yield nodes, tree.completion(end), lengths[:-1].tolist()
+
+
+def fan(tree, node):
+    return [c for c in tree.children[node] if not tree.nodes[c].trainable]
+
+
+def test_equal_parts_and_a_prompt_that_is_always_valued(policy):
+    value = {"type": "monte_carlo", "rollouts": 2, "prompt": "always"}
+    for tree in grow(policy, {"partition": {"type": "equal_parts", "parts": 4}, "value": value}, (3,)):
+        assert len(fan(tree, 0)) == 2
+        for nodes, tokens, cuts in spines(tree):
+            assert cuts == [c + 1 for c in equal_parts(len(tokens), 4)]
+            assert all(len(fan(tree, node)) == 2 for node in nodes[:-1])
+
+
+def test_the_prompt_is_not_valued_where_nothing_is_cut_behind_it(policy):
+    credit = {"partition": {"type": "equal_parts", "parts": 4}, "value": {"type": "monte_carlo", "rollouts": 2}}
+    assert not any(fan(tree, 0) for tree in grow(policy, credit, (3,)))
+
+
+def test_delimiter_cuts_by_the_text_of_tokens(policy):
+    credit = {
+        "partition": {"type": "delimiter", "text": "55", "max_cuts": 2},
+        "value": {"type": "monte_carlo", "rollouts": 1},
+    }
+
+    def pieces(ids):
+        return [str(i % 7) for i in ids.tolist()]  # so that the delimiter always spans two tokens
+
+    trees = grow(policy, credit, (8,), known={"pieces": pieces}, context_length=60)
+    found = [(tokens, cuts) for tree in trees for _, tokens, cuts in spines(tree)]
+    assert all(cuts == [c + 1 for c in delimiter(pieces(tokens), "55", 2)] for tokens, cuts in found)
+    assert any(cuts for _, cuts in found), "a response of this test should hold the delimiter"
+
+
+def test_entropy_cuts_before_undecided_tokens(policy):
+    credit = {"partition": {"type": "entropy", "threshold": 2.0}, "value": {"type": "monte_carlo", "rollouts": 1}}
+    for tree in grow(policy, credit, (3,), entropies=True):
+        for _, tokens, cuts in spines(tree):
+            ids = torch.tensor([[*tree.nodes[0].token_ids.tolist(), *tokens.tolist()]])
+            with torch.no_grad():
+                logits = policy(input_ids=ids).logits[0, len(tree.nodes[0].token_ids) - 1 : -1].double()
+            entropies = torch.distributions.Categorical(logits=logits).entropy().numpy()
+            assert cuts == [c + 1 for c in entropy_cuts(entropies, 2.0, 1) if c >= 0]
+
+
+@pytest.mark.parametrize(
+    ("credit", "message"),
+    [
+        ({"partition": {"type": "entropy", "threshold": 1.0}, "value": {"type": "monte_carlo"}}, "entropies"),
+        ({"partition": {"type": "delimiter"}, "value": {"type": "monte_carlo"}}, "text of tokens"),
+        ({"partition": {"type": "cutpoints"}, "value": {"type": "adaptive_monte_carlo"}}, "how to grade"),
+    ],
+)
+def test_what_the_sampler_lacks_is_refused_at_once(policy, credit, message):
+    with pytest.raises(ConfigError, match=message):
+        grow(policy, credit, (2,))

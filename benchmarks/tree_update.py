@@ -1,0 +1,245 @@
+"""Forward and backward pass over a tree with each prefix computed once, against one padded sequence per segment.
+
+The second is how the published code trains (reference facts 9.1), here in the micro-batch size that is fastest for it,
+without its mask of padding, and with logits at every position as there. Same trees, same loss, same process; medians.
+With a GPU: a Qwen2-1.5B configuration with random weights in bfloat16, segments of 600 tokens, FlexAttention.
+Writes benchmarks/results/tree_update.json.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.machine import RESULTS, describe_machine
+from spo_core.config import LearnParams
+from spo_core.files import write_json
+from spo_core.learn.loss import token_loss
+from spo_core.learn.objective import WeightedTree
+from spo_core.learn.splits import divide
+from spo_core.learn.tree_batch import layout
+from spo_core.learn.tree_forward import TreePolicy
+from spo_core.tree import Finish, Node, RolloutTree
+
+PARAMS = LearnParams(learning_rate=1e-6)
+BRANCH_FACTORS = (6, 6, 6)
+MICRO_BATCHES = (8, 32)  # sequences; the published Rho runs use 8
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model and the shape of its tree, in tokens."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    prompt: int = 80
+    segment: int = 30
+    budget: int = 16384  # of one forward pass of ours
+
+    def model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
+        shape = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": 4096,
+        }
+        if torch.cuda.is_available():
+            return Qwen2ForCausalLM(Qwen2Config(**shape)).to("cuda", torch.bfloat16).train()
+        return LlamaForCausalLM(LlamaConfig(**shape)).train()
+
+    def tree(self) -> WeightedTree:
+        """Every node full, every token trained, old log-probs and advantages at random."""
+        rng = np.random.default_rng(0)
+        nodes = [Node.prompt(rng.integers(3, self.vocabulary, self.prompt))]
+        level = [0]
+        for depth, factor in enumerate(BRANCH_FACTORS):
+            finish = Finish.STOP if depth + 1 == len(BRANCH_FACTORS) else Finish.SEGMENT
+            level = [parent for parent in level for _ in range(factor)]
+            first = len(nodes)
+            for parent in level:
+                ids = rng.integers(3, self.vocabulary, self.segment)
+                nodes.append(Node.sampled(parent, ids, -rng.exponential(1.0, self.segment), finish))
+            level = list(range(first, len(nodes)))
+        tree = RolloutTree("q", tuple(nodes))
+        sizes = [len(node.token_ids) for node in nodes]
+        trained = tuple(np.full(n, i > 0) for i, n in enumerate(sizes))
+        advantages = tuple(np.full(n, rng.standard_normal(), np.float32) for n in sizes)
+        ones = tuple(np.ones(n, np.float32) for n in sizes)
+        return WeightedTree(0, tree, trained, advantages, ones, ones)
+
+
+CPU_CASES = (
+    Case("0.4M", layers=3, hidden=96, heads=3, kv_heads=3, intermediate=288, vocabulary=64),
+    Case("5M", layers=6, hidden=256, heads=4, kv_heads=4, intermediate=768, vocabulary=64),
+)
+GPU_CASES = (Case("Qwen2-1.5B", 28, 1536, 12, 2, 8960, 151936, prompt=150, segment=600, budget=16384),)
+
+
+def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> int:
+    """Add the gradient of the whole tree; the tokens forwarded."""
+    total = sum(int(mask.sum()) for mask in tree.masks)
+    forwarded = 0
+    for part in divide([tree], budget)[0]:
+        batch = layout([piece.segments for piece in part], policy.model.device)
+        old, advantages = (
+            torch.from_numpy(
+                np.concatenate([np.asarray(values(part[i], n), np.float32)[part[i].masks[n]] for i, n in batch.order])
+            ).to(policy.model.device)
+            for values in (lambda t, n: t.tree.nodes[n].logprobs, lambda t, n: t.advantages[n])
+        )
+        logprobs, _ = policy(batch, 1.0)
+        (token_loss(logprobs, old, advantages, PARAMS).policy.sum() / total).backward()
+        forwarded += batch.forwarded_tokens
+    return forwarded
+
+
+def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) -> int:
+    """The same gradient from one padded sequence per segment; the tokens forwarded, padding left out."""
+    device, nodes = model.device, tree.tree.nodes
+    total = sum(int(mask.sum()) for mask in tree.masks)
+    trained = [index for index in range(1, len(nodes))]
+    forwarded = 0
+    for at in range(0, len(trained), micro_batch):
+        rows = trained[at : at + micro_batch]
+        sequences = [np.concatenate([nodes[i].token_ids for i in tree.tree.path(index)]) for index in rows]
+        width = max(map(len, sequences))
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        old, advantages, mask = (torch.zeros(len(rows), width) for _ in range(3))
+        for row, (index, sequence) in enumerate(zip(rows, sequences, strict=True)):
+            own = slice(len(sequence) - len(nodes[index].token_ids), len(sequence))
+            ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+            old[row, own] = torch.from_numpy(nodes[index].logprobs)
+            advantages[row, own] = torch.from_numpy(tree.advantages[index])
+            mask[row, own] = 1
+            forwarded += len(sequence)
+        ids, old, advantages, mask = (x.to(device) for x in (ids, old, advantages, mask))
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
+        loss = token_loss(logprobs, old[:, 1:], advantages[:, 1:], PARAMS).policy * mask[:, 1:]
+        (loss.sum() / total).backward()
+    return forwarded
+
+
+def methods(case: Case) -> tuple[PreTrainedModel, dict[str, Callable[[], int]]]:
+    """The model, and ways to add the same gradient to it, each returning the tokens it forwarded."""
+    model, tree = case.model(), case.tree()
+    plain = {f"sequences, {size} at once": partial(update_flat, model, tree, size) for size in MICRO_BATCHES}
+    return model, {"tree": partial(update_tree, TreePolicy(model), tree, case.budget)} | plain
+
+
+def gradient(model: PreTrainedModel, update: Callable[[], int]) -> tuple[torch.Tensor, int]:
+    """The gradient of every parameter, flattened; and the tokens forwarded."""
+    model.zero_grad()
+    forwarded = update()
+    return torch.cat([p.grad.flatten().float() for p in model.parameters()]), forwarded
+
+
+def seconds(update: Callable[[], int], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        update()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def peak_memory(case: Case, method: str, threads: int) -> int:
+    """Bytes beyond those in use before, in a process of its own (on a GPU: of its memory)."""
+    torch.set_num_threads(threads)
+    update = methods(case)[1][method]
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        update()
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    update()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def measure(case: Case, repeats: int, threads: int) -> dict:
+    model, updates = methods(case)
+    found = {name: gradient(model, update) for name, update in updates.items()}  # warms up, too
+    rows = {}
+    for name, update in updates.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            memory = pool.apply(peak_memory, (case, name, threads))
+        times = seconds(update, repeats)
+        rows[name] = {
+            "seconds": statistics.median(times),
+            "all_seconds": times,
+            "forwarded_tokens": found[name][1],
+            "peak_memory_bytes": memory,
+        }
+    plain = [gradients for name, (gradients, _) in found.items() if name != "tree"][0]
+    tree_row = rows["tree"]
+    flat_row = min((row for name, row in rows.items() if name != "tree"), key=lambda row: row["seconds"])
+    return {
+        "case": asdict(case),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "unique_tokens": sum(len(node.token_ids) for node in case.tree().tree.nodes),
+        "methods": rows,
+        "gradient_relative_error": float((plain - found["tree"][0]).norm() / plain.norm()),
+        "tokens_ratio": flat_row["forwarded_tokens"] / tree_row["forwarded_tokens"],
+        "time_ratio": flat_row["seconds"] / tree_row["seconds"],
+        "memory_ratio": flat_row["peak_memory_bytes"] / tree_row["peak_memory_bytes"],
+    }
+
+
+def print_table(results: list[dict]) -> None:
+    table = Table(title=f"Gradient of one tree {'-'.join(map(str, BRANCH_FACTORS))}")
+    for column in ("model", "method", "tokens forwarded", "seconds", "peak MB", "times faster"):
+        table.add_column(column, justify="left" if column in ("model", "method") else "right")
+    for result in results:
+        tree_seconds = result["methods"]["tree"]["seconds"]
+        for name, row in result["methods"].items():
+            faster = "" if name == "tree" else f"{row['seconds'] / tree_seconds:.2f}"
+            table.add_row(
+                result["case"]["name"],
+                name,
+                f"{row['forwarded_tokens']:,}",
+                f"{row['seconds']:.3f}",
+                f"{row['peak_memory_bytes'] / 1e6:,.0f}",
+                faster,
+            )
+    Console(highlight=False).print(table)
+
+
+def command(
+    repeats: Annotated[int, typer.Option(help="Timed runs of each method, after one that warms up.")] = 3,
+    threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
+) -> None:
+    """Measure, print a table, write benchmarks/results/tree_update.json."""
+    torch.set_num_threads(threads)
+    cases = GPU_CASES if torch.cuda.is_available() else CPU_CASES
+    results = [measure(case, repeats, threads) for case in cases]
+    print_table(results)
+    name = "tree_update_gpu" if torch.cuda.is_available() else "tree_update"
+    write_json(RESULTS / f"{name}.json", {"machine": describe_machine(threads), "results": results})
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,0 +1,166 @@
+"""``params/credit.yaml``: partition x value x advantage x mask."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Fraction, Namespace
+
+
+class FixedTokens(Namespace):
+    """SPO-tree: segments are cut while sampling, and every node branches."""
+
+    type: Literal["fixed_tokens"]
+    tokens: int = Field(ge=1)
+    """Length M of every segment but those of the last depth."""
+
+
+class Cutpoints(Namespace):
+    """SPO-chain: a response is cut before low-probability tokens."""
+
+    type: Literal["cutpoints"]
+    prob_threshold: Fraction = 0.9
+    """A token sampled with a lower probability starts a candidate segment."""
+    interval: int = Field(default=5, ge=1)
+    """Every interval-th candidate is a cutpoint, beginning with the first: counts low-probability tokens."""
+
+
+class EqualParts(Namespace):
+    """The naive partition: a response is cut into parts of nearly equal length."""
+
+    type: Literal["equal_parts"]
+    parts: int = Field(ge=1)
+    """Parts of a response; longer ones come first. A response of fewer tokens has one part a token."""
+
+
+class Delimiter(Namespace):
+    """VinePPO: a response is cut behind every occurrence of a text, as between steps or lines."""
+
+    type: Literal["delimiter"]
+    text: str = Field(default="\n", min_length=1)
+    """What ends a step."""
+    max_cuts: int | None = Field(default=None, ge=1)
+    """Most cutpoints of a response, the first ones; null: all."""
+
+
+class Entropy(Namespace):
+    """A response is cut before tokens at which the policy was undecided."""
+
+    type: Literal["entropy"]
+    threshold: float = Field(gt=0)
+    """A token sampled from a distribution of higher entropy, in nats, starts a candidate segment."""
+    interval: int = Field(default=1, ge=1)
+    """Every interval-th candidate is a cutpoint, beginning with the first."""
+
+
+class Whole(Namespace):
+    """GRPO, RLOO: a response is one segment."""
+
+    type: Literal["whole"]
+
+
+class TreeMean(Namespace):
+    """V(node) = mean of its children's values, V(leaf) = its reward."""
+
+    type: Literal["tree_mean"]
+
+
+class MonteCarlo(Namespace):
+    """V(state) = mean reward of value rollouts from it."""
+
+    type: Literal["monte_carlo"]
+    rollouts: int = Field(default=9, ge=1)
+    """Value rollouts a state."""
+    prompt: Literal["always", "cut"] = "cut"
+    """Value the prompt always, or only where a cutpoint lies right behind it (SPO-chain)."""
+
+
+class AdaptiveMonteCarlo(Namespace):
+    """Monte Carlo that samples a state no longer than its value is uncertain, and shares value rollouts.
+
+    A rollout counts for every state of its question that it came through, and equal states share one fan. No state of
+    a question goes on once all its rewards agree and their common mean is certain by the same tolerance.
+    """
+
+    type: Literal["adaptive_monte_carlo"]
+    tolerance: Fraction = 0.5
+    """A state is sampled until the central 90 % interval of its Beta posterior is narrower."""
+    min_rollouts: int = Field(default=4, ge=1)
+    """Value rollouts begun at a state at first, and again each time it is not decided."""
+    max_rollouts: int = Field(default=8, ge=1)
+    """No more are begun at a state once this many count for it."""
+    prompt: Literal["always", "cut"] = "cut"
+    """As of monte_carlo."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AdaptiveMonteCarlo:
+        if self.min_rollouts > self.max_rollouts:
+            raise ValueError(f"min_rollouts {self.min_rollouts} exceeds max_rollouts {self.max_rollouts}")
+        return self
+
+
+class NoValue(Namespace):
+    """Rewards of whole responses are compared as they are."""
+
+    type: Literal["none"]
+
+
+class Difference(Namespace):
+    """A = V(child) - V(parent)."""
+
+    type: Literal["difference"]
+
+
+class LeaveOneOut(Namespace):
+    """A = V(child) - mean of its siblings' values."""
+
+    type: Literal["leave_one_out"]
+
+
+class GroupNormalized(Namespace):
+    """A = (V(child) - mean) / standard deviation over siblings."""
+
+    type: Literal["group_normalized"]
+
+
+class BestOfKProgress(Namespace):
+    """Progress of a best-of-k prover added to the policy's own value (process advantage verifiers)."""
+
+    type: Literal["best_of_k_progress"]
+    k: int = Field(default=4, ge=1)
+    """The prover's success is that of the best of k samples of the policy: 1 - (1 - V)^k."""
+    weight: float = Field(default=5.0, ge=0)
+    """Of the prover's progress."""
+    baseline: Literal["none", "parent"] = "none"
+    """Subtracted from the policy's own value: nothing, or V(parent)."""
+
+
+class AllTokens(Namespace):
+    """Every token of a trained segment."""
+
+    type: Literal["all"]
+
+
+class LowProbability(Namespace):
+    """Only tokens at which something was decided."""
+
+    type: Literal["low_probability"]
+    threshold: Fraction = 0.9
+    """Only tokens sampled with a lower probability are trained."""
+
+
+Partition = FixedTokens | Cutpoints | EqualParts | Delimiter | Entropy | Whole
+CutPartition = Cutpoints | EqualParts | Delimiter | Entropy
+CUT_TYPES = ("cutpoints", "equal_parts", "delimiter", "entropy")
+Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue
+Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress
+Mask = AllTokens | LowProbability
+
+
+class CreditParams(Namespace):
+    partition: Annotated[Partition, Field(discriminator="type")]
+    value: Annotated[Value, Field(discriminator="type")]
+    advantage: Annotated[Advantage, Field(discriminator="type")]
+    mask: Annotated[Mask, Field(discriminator="type")]

@@ -1,0 +1,167 @@
+"""``params/learn.yaml``: the update."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Decay, Namespace
+
+# What the published code does beside the paper's loss (reference facts, section 2); a key that is given wins.
+FIDELITY: dict[str, dict[str, Any]] = {
+    "paper": {"normalization": "batch", "whitening": "none", "kl": {"type": "none"}},
+    "reference": {
+        "normalization": "micro_batch",
+        "whitening": "micro_batch",
+        "kl": {"type": "penalty", "estimator": "k3", "coefficient": 1e-4, "aggregation": "sequence"},
+    },
+}
+
+
+class NoKL(Namespace):
+    """No reference policy."""
+
+    type: Literal["none"]
+
+
+class AdaptiveKL(Namespace):
+    """The coefficient is multiplied by 1 + clip(KL / target - 1, -0.2, 0.2) x trained tokens / horizon."""
+
+    target: float = Field(gt=0)
+    """KL to the reference policy, in nats a trained token."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Trained tokens over which the coefficient can change by its largest step."""
+
+
+class KLPenalty(Namespace):
+    """Keeps the policy near the one that training began with."""
+
+    type: Literal["penalty"]
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1."""
+    where: Literal["loss", "reward"] = "loss"
+    """Added to the loss, or taken from the advantage of each token (of the sampling policy, without gradient)."""
+    coefficient: float = Field(default=1e-4, gt=0)
+    """Its weight; the first one where it is adaptive."""
+    aggregation: Literal["token", "sequence"] = "token"
+    """In the loss: normalised as the policy loss, or a sum over each episode and a mean of them (reference)."""
+    max: float | None = Field(default=None, gt=0)
+    """Largest estimate of one token; null: no limit (the reference limits at 1e9, which is none)."""
+    adaptive: AdaptiveKL | None = None
+    """Null keeps the coefficient."""
+
+
+class ReplayParams(Namespace):
+    """Segments that wait to be trained. Each is trained in at most one iteration."""
+
+    max_age: int = Field(default=1, ge=1)
+    """Iterations in which a segment may be drawn, that of its sampling included; 1 trains what was just sampled."""
+    per_question: int | None = Field(default=None, ge=1)
+    """Most segments of a question drawn in an iteration; null: all."""
+    segments: int | None = Field(default=None, ge=1)
+    """Most segments drawn in an iteration; null: all. The others wait."""
+    unit: Literal["siblings", "segments"] = "siblings"
+    """What is drawn together: all segments of one parent, which share their prefix, or each on its own (reference)."""
+
+
+class TorchBackend(Namespace):
+    """One device, in the process of the flow."""
+
+    type: Literal["torch"]
+
+
+class DeepSpeedBackend(Namespace):
+    """Several ranks, started by DeepSpeed's launcher."""
+
+    type: Literal["deepspeed"]
+    ranks: int = Field(default=1, ge=1)
+    """Processes, one a device."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What ZeRO divides among ranks: nothing, optimizer state, gradients too, weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer state in the memory of the CPU; needs zero_stage 1 or more."""
+
+    @model_validator(mode="after")
+    def _offload(self) -> DeepSpeedBackend:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1 or more")
+        return self
+
+
+class LearnParams(Namespace):
+    fidelity: Literal["paper", "reference"] = "paper"
+    """Whose normalization, whitening and kl are the defaults."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises from 0."""
+    warmup: Literal["linear", "log"] = "linear"
+    """Shape of the rise; log is DeepSpeed's default and so the reference's: log(1 + step) / log(warmup_steps)."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """Optimizer step at which the learning rate has fallen linearly to 0; null: it stays at its peak."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay of the running mean and of the running square of gradients."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled, as AdamW's."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over an iteration's segments."""
+    optimizer_steps: int = Field(default=4, ge=1)
+    """Optimizer steps an epoch; an iteration's questions are shuffled and divided evenly among them."""
+    zero_advantage: Literal["drop", "keep"] = "drop"
+    """Segments without advantage: no part of the update (SPO-tree), or counted where the loss is normalised."""
+    normalization: Literal["batch", "micro_batch"] = "batch"
+    """Mean over the trained tokens of an optimizer step, or mean over micro-batches of means over their tokens."""
+    whitening: Literal["none", "micro_batch"] = "none"
+    """Advantages less their mean, divided by their standard deviation, over the trained tokens of a micro-batch."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Episodes in a micro-batch, drawn at random; needed where normalization or whitening are by micro-batch."""
+    clip_low: float = Field(default=0.2, gt=0)
+    """See clip_high."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    max_ratio: float | None = Field(default=None, gt=1)
+    """A segment whose mean ratio over its trained tokens is higher is left out of that step, and counted; null: none.
+    The reference does so with whole micro-batches."""
+    importance_cap: float | None = Field(default=None, gt=0)
+    """Truncated importance correction: ratios are of the trainer's own log-probs before the update, and each token is
+    weighted by min(trainer / engine, importance_cap); null: ratios are of the engine's log-probs."""
+    kl: Annotated[NoKL | KLPenalty, Field(discriminator="type")] = NoKL(type="none")
+    """Penalty on the distance to the reference policy."""
+    report_entropy: bool = True
+    """Measure the policy's entropy at trained positions."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """A longer gradient is scaled down to it."""
+    max_logprob_gap: float = Field(default=0.05, gt=0)
+    """Largest mean difference, in nats a token, between the engine's log-probs and the trainer's before an update."""
+    max_tokens_per_forward: int = Field(default=16384, ge=1)
+    """Token budget of one forward pass; more are computed in several, with the same result."""
+    attention: Literal["auto", "levels", "flex"] = "auto"
+    """How a tree attends: depth by depth, or FlexAttention; auto: flex on GPUs."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping what it computed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations in training."""
+    replay: ReplayParams = ReplayParams()
+    backend: Annotated[TorchBackend | DeepSpeedBackend, Field(discriminator="type")] = TorchBackend(type="torch")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearnParams:
+        if "micro_batch" in (self.normalization, self.whitening) and self.micro_batch is None:
+            raise ValueError("normalization or whitening by micro_batch need learn.micro_batch, its episodes")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(f"decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}")
+        if self.dtype == "bfloat16" and self.backend.type == "torch":
+            raise ValueError("dtype bfloat16 needs backend deepspeed, which keeps float32 weights for the optimizer")
+        return self
+
+
+def with_fidelity(learn: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``learn`` with the keys that ``fidelity`` decides and that are not given."""
+    chosen = FIDELITY.get(learn.get("fidelity", "paper"), {})
+    kl = learn.get("kl")
+    if isinstance(kl, dict) and "type" not in kl:
+        learn = learn | {"kl": chosen.get("kl", {}) | kl}
+    return chosen | learn

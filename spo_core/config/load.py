@@ -1,0 +1,158 @@
+"""Reading ``params/``: base files, a preset and ``key=value`` overrides laid over one another, then validated.
+
+Base files hold the embedded default; ``params/presets/<name>.yaml`` is an overlay of several namespaces, and may name
+another one, or one of ``presets/base``, that it ``extends``. A mapping whose ``type`` an overlay changes is replaced
+whole, as are a preset's ``evaluate.contexts``; every other mapping is merged key by key. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from spo_core.config.learn import with_fidelity
+from spo_core.config.params import Params
+from spo_core.errors import ConfigError
+
+NAMESPACES = ("run", "data", "policy", "rollout", "credit", "learn", "evaluate")
+UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend")
+
+
+def load_params(root: Path, preset: str | None = None, overrides: tuple[str, ...] = ()) -> Params:
+    """Read ``root/params``, lay a preset and ``key=value`` overrides over it, and validate.
+
+    Raises ConfigError naming the file and the key.
+    """
+    tree: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name in NAMESPACES:
+        path = root / "params" / f"{name}.yaml"
+        content = _read_yaml(path)
+        if set(content) != {name}:
+            raise ConfigError(f"{path}: must hold the one top-level key {name!r}, found {sorted(content)}")
+        tree[name] = content[name]
+        origin[name] = str(path)
+    if preset:
+        for path, overlay in _overlays(root / "params" / "presets", preset):
+            if isinstance(overlay.get("evaluate"), dict) and "contexts" in overlay["evaluate"]:
+                tree["evaluate"] = {k: v for k, v in tree["evaluate"].items() if k != "contexts"}  # its keys are names
+            tree = _merge(tree, overlay)
+            for name in overlay:
+                origin[name] = f"{path} over {origin.get(name, '')}".removesuffix(" over ")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r}: write it as namespace.key=value")
+        value = _parse(f"--set {override}", text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = _merge(tree, value)
+        namespace = key.split(".")[0]
+        origin[namespace] = f"--set {override} over {origin.get(namespace, '')}".removesuffix(" over ")
+    return _validate(tree, origin)
+
+
+def _overlays(folder: Path, preset: str) -> list[tuple[Path, dict[str, Any]]]:
+    """A preset and those it extends, the one that extends none first; ConfigError for unknown names and cycles."""
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if preset not in known:
+        raise ConfigError(f"no preset {preset!r} in {folder}; there are: {', '.join(known)}")
+    found: list[tuple[Path, dict[str, Any]]] = []
+    name: str | None = preset
+    while name is not None:
+        path = folder / f"{name}.yaml"
+        overlay = _read_yaml(path)
+        base = overlay.pop("extends", None)
+        found.append((path, overlay))
+        if base is not None and not (isinstance(base, str) and (folder / f"{base}.yaml").is_file()):
+            known += sorted(f"base/{p.stem}" for p in (folder / "base").glob("*.yaml"))
+            raise ConfigError(f"{path}: extends {base!r}, which is no preset; there are: {', '.join(known)}")
+        if base is not None and folder / f"{base}.yaml" in (p for p, _ in found):
+            raise ConfigError(f"{path}: extends {base!r}, which extends this one in turn; remove one of the two")
+        name = base
+    return found[::-1]
+
+
+def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
+    if isinstance(tree.get("learn"), dict):
+        tree = tree | {"learn": with_fidelity(tree["learn"])}
+    try:
+        return Params.model_validate_json(json.dumps(tree))  # as JSON, strictness lets a list be a tuple
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = [str(part) for part in first["loc"]]
+        for at in range(len(loc) - 1, 0, -1):
+            if loc[at - 1] in UNIONS and at < len(loc) - 1:
+                del loc[at]  # pydantic names the chosen member of a union there
+        key = ".".join(loc)
+        where = origin.get(loc[0], "params/") if loc else "params/"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: unknown key {key}; remove it or correct its name") from None
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        if len(given) > 80:
+            given = ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {key}: {message}{given}" if key else f"{where}: {message}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run from the project's folder")
+    content = _parse(str(path), path.read_text())
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping")
+    return content
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    return _floats(value)
+
+
+def _floats(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text; pydantic would too late say so only for strict fields."""
+    if isinstance(value, dict):
+        return {k: _floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_floats(v) for v in value]
+    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _merge(base: Any, overlay: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(overlay, dict):
+        return overlay
+    if "type" in overlay and overlay["type"] != base.get("type"):
+        return overlay
+    merged = dict(base)
+    for key, value in overlay.items():
+        merged[key] = _merge(base[key], value) if key in base else value
+    return merged
+
+
+def digest(value: Any) -> str:
+    """Stable SHA-256 of JSON-like content, hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat

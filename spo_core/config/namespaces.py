@@ -1,0 +1,205 @@
+"""``params/{run,data,policy,rollout,evaluate}.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Fraction, Namespace
+
+
+class WandbParams(Namespace):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto``: online where a key is found, offline otherwise."""
+    project: str = "spo"
+    """W&B project."""
+
+
+class RunParams(Namespace):
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the working directory ``work/train-<name>``; by default a fingerprint of all that decides the weights."""
+    seed: int = Field(default=0, ge=0)
+    """Every random number of training and evaluation is derived from it."""
+    iterations: int = Field(default=40, ge=1)
+    """Iterations of rollout, advantage, train."""
+    max_generated_tokens: int | None = Field(default=None, ge=1)
+    """Stop after the iteration in which this many tokens were sampled in all; for comparisons at one budget."""
+    validate_every: int = Field(default=10, ge=1)
+    """Iterations between measurements of accuracy on the validation split, one sample a question."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Iterations between resumable checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Resumable checkpoints kept in the working directory."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of torch. Results are bit-identical only for the same number."""
+    wandb: WandbParams = WandbParams()
+
+
+class ArithmeticParams(Namespace):
+    steps: tuple[int, int] = (6, 8)
+    """Fewest and most operations in a question."""
+    careless: Fraction = 0.12
+    """Probability that the careless solver gets one step wrong (and carries on from it)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ArithmeticParams:
+        if not 1 <= self.steps[0] <= self.steps[1] <= 20:
+            raise ValueError("steps must be [fewest, most] with 1 <= fewest <= most <= 20")
+        return self
+
+
+class DataParams(Namespace):
+    problem_set: str = "arithmetic"
+    """A module of ``spo_core/problems``: arithmetic, gsm8k."""
+    source: str | None = None
+    """Folder with the problem set's own files; unused where the problem set is generated."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of generated questions and of the train / validation split."""
+    train: int | None = Field(default=None, ge=1)
+    """Questions kept in the train split; null keeps all."""
+    validation: int = Field(default=200, ge=1)
+    """Questions held out of the source's train split for validation."""
+    test: int | None = Field(default=None, ge=1)
+    """Questions kept in the test split; null keeps all."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Questions whose prompt, template included, has more tokens are not trained on, and counted; null keeps all."""
+    arithmetic: ArithmeticParams = ArithmeticParams()
+
+
+class ScratchPolicy(Namespace):
+    """A randomly initialised Llama with its own tokenizer."""
+
+    type: Literal["scratch"]
+    tokenizer: Literal["characters", "bytes"]
+    """``characters``: those of the problem set; ``bytes``: byte-level, any text."""
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=8)
+    max_positions: int = Field(ge=8)
+    """Longest prompt plus completion the architecture is declared for, in tokens."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ScratchPolicy:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of twice heads (rotary positions)")
+        return self
+
+
+class PolicyShape(Namespace):
+    """Architecture of a Llama-like policy."""
+
+    layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    tied: bool = False
+    """Whether embedding and head share weights."""
+    attention_bias: bool = False
+    """Whether query, key and value projections have a bias, as in Qwen2."""
+
+
+class PretrainedPolicy(Namespace):
+    """A policy in Hugging Face format: a local folder or a hub id."""
+
+    type: Literal["pretrained"]
+    path: str
+    """Folder or hub id."""
+    revision: str | None = None
+    """Of a hub id."""
+    shape: PolicyShape | None = None
+    """For estimates where the policy's own config.json is not at hand."""
+
+
+class WarmupParams(Namespace):
+    """Supervised warm-up on the problem set's demonstrations, from which reinforcement learning starts."""
+
+    steps: int = Field(ge=0)
+    """Optimizer steps; 0 saves the policy as it is."""
+    batch_size: int = Field(default=64, ge=1)
+    """Demonstrations in an optimizer step."""
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon, which updates the weight matrices inside the layers."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of AdamW, which updates embeddings, norms and head."""
+
+
+class PolicyParams(Namespace):
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the warm-up batches."""
+    init: Annotated[ScratchPolicy | PretrainedPolicy, Field(discriminator="type")]
+    warmup: WarmupParams
+
+
+class ContextStage(Namespace):
+    """A context length that holds from an iteration on."""
+
+    from_iteration: int = Field(ge=2)
+    """First iteration with it."""
+    context_length: int = Field(ge=2)
+    """Tokens of prompt and completion together."""
+    restart_learning_rate: bool = False
+    """Begin the learning rate's warm-up and decay anew, as a new run from the same weights would."""
+
+
+class RolloutParams(Namespace):
+    engine: Literal["transformers"] = "transformers"
+    questions: int = Field(ge=1)
+    """Questions in an iteration, drawn without replacement until the split is used up."""
+    branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """Children of a node, by the node's depth; one number is the number of whole responses a question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits wherever the policy is sampled or its log-probs are computed in training."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of sampling. Log-probs are of the full distribution (as in the reference implementation)."""
+    context_length: int = Field(ge=2)
+    """Tokens of prompt and completion together."""
+    context_schedule: tuple[ContextStage, ...] = ()
+    """Later context lengths, as 2K at first and 4K from iteration 400 on."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one completion; null: as the context allows."""
+    truncated: Literal["zero", "grade"] = "zero"
+    """A response cut off by a limit: reward 0 for every algorithm, or graded as it is (reference GRPO and tree)."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Requests decoded at once by the transformers engine."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> RolloutParams:
+        starts = [stage.from_iteration for stage in self.context_schedule]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"context_schedule: from_iteration must rise from stage to stage, not {starts}")
+        return self
+
+    def context_at(self, iteration: int) -> int:
+        """Context length of an iteration (counted from 1)."""
+        return (
+            [self.context_length] + [s.context_length for s in self.context_schedule if s.from_iteration <= iteration]
+        )[-1]
+
+    @property
+    def longest_context(self) -> int:
+        """Of all iterations."""
+        return max([self.context_length, *(stage.context_length for stage in self.context_schedule)])
+
+    @property
+    def shortest_context(self) -> int:
+        """Of all iterations."""
+        return min([self.context_length, *(stage.context_length for stage in self.context_schedule)])
+
+
+class EvaluateParams(Namespace):
+    contexts: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """Name and length of each context: the most tokens a completion may have there."""
+    samples: int = Field(default=4, ge=1)
+    """Completions sampled for each question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling; the training temperature unless there is a reason."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of sampling."""
+    questions: int | None = Field(default=None, ge=1)
+    """Questions of the test split that are asked, from its beginning; null: all."""
+    batch_size: int = Field(default=256, ge=1)
+    """Completions decoded at once."""

@@ -1,0 +1,60 @@
+"""All params of a pipeline in one model."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from spo_core.config.base import Namespace
+from spo_core.config.credit import CUT_TYPES, CreditParams
+from spo_core.config.learn import LearnParams
+from spo_core.config.namespaces import DataParams, EvaluateParams, PolicyParams, RolloutParams, RunParams
+
+
+class Params(Namespace):
+    """All params of a pipeline, resolved; also the schema of the flows' parameters."""
+
+    run: RunParams
+    data: DataParams
+    policy: PolicyParams
+    rollout: RolloutParams
+    credit: CreditParams
+    learn: LearnParams
+    evaluate: EvaluateParams
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        self._consistent_credit()
+        if self.policy.init.type == "scratch":
+            for key, length in (
+                ("rollout.context_length", self.rollout.longest_context),
+                ("evaluate.contexts", max(self.evaluate.contexts.values())),
+            ):
+                if length > self.policy.init.max_positions:
+                    raise ValueError(
+                        f"{key} {length} exceeds policy.init.max_positions {self.policy.init.max_positions}"
+                    )
+        if self.learn.optimizer_steps > self.rollout.questions:
+            raise ValueError(
+                f"learn.optimizer_steps {self.learn.optimizer_steps} exceeds rollout.questions {self.rollout.questions}"
+            )
+        return self
+
+    def _consistent_credit(self) -> None:
+        credit, depth = self.credit, len(self.rollout.branch_factors)
+        partition, value, advantage = credit.partition.type, credit.value.type, credit.advantage.type
+        if partition != "fixed_tokens" and depth != 1:
+            raise ValueError(
+                f"rollout.branch_factors has {depth} depths, but credit.partition.type {partition} takes one"
+            )
+        sampled = value in ("monte_carlo", "adaptive_monte_carlo")
+        if (partition in CUT_TYPES) != sampled:
+            raise ValueError(
+                f"credit.partition {partition} and credit.value {value} do not go together: a response that is cut "
+                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo or adaptive_monte_carlo"
+            )
+        if value == "none" and advantage in ("difference", "best_of_k_progress"):
+            raise ValueError(f"credit.advantage {advantage} needs values: credit.value tree_mean or monte_carlo")
+        if sampled and advantage in ("leave_one_out", "group_normalized"):
+            raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
+        if value == "none" and depth != 1:
+            raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")

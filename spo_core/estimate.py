@@ -1,0 +1,171 @@
+"""What one iteration samples and trains, foretold from params alone: limits, and expectations under assumptions.
+
+Nothing is loaded and nothing is measured; measuring accuracy on the validation split is not counted. Memory is in
+``memory.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from spo_core.config import CUT_TYPES, Params
+
+# What expectations assume and no param says; a run's own metrics are better.
+PROMPT = 100  # tokens of a prompt: GSM8K has about as many, MATH with its instruction more
+USE = 0.5  # part of the longest possible response that is used
+CUTTABLE = 0.2  # share of tokens at which the policy is unsure
+STEP = 20  # tokens from one delimiter to the next
+ASSUMPTIONS = (
+    f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
+    f"segment with an advantage, {CUTTABLE:.0%} of tokens below the probability or above the entropy threshold, a "
+    f"delimiter every {STEP} tokens"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Counts of one iteration. Tokens are of prompts and completions where *forwarded*, else of completions."""
+
+    responses: int
+    """Paths from a prompt to an end."""
+    segments: int
+    """Sampled segments that may be trained: edges of trees, parts of responses that are cut."""
+    value_rollouts: int
+    """Completions sampled only to value a state."""
+    generated_tokens: int
+    """Sampled, value rollouts included."""
+    episodes: int
+    """What a batch counts, trained in one epoch: segments of SPO-tree, responses of every other algorithm."""
+    forwarded_tokens: int
+    """In one epoch, each shared prefix once; more where the token budget or micro-batches split trees."""
+    flat_tokens: int
+    """The same with each episode a sequence of its own, prompt and all, without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One iteration at one context length: ``most`` is not exceeded, ``expected`` holds under ASSUMPTIONS."""
+
+    context_length: int
+    most: Work
+    expected: Work
+    optimizer_steps: int
+    """Of all epochs, at most."""
+    rollouts_a_state: tuple[int, int]
+    """Fewest and most value rollouts of one cutpoint; (0, 0) where nothing is valued by them."""
+
+
+def estimate(params: Params, context_length: int) -> Estimate:
+    """What an iteration at this context length (tokens of prompt and completion) samples and trains."""
+    rollout = params.rollout
+    limit = rollout.max_completion_tokens or context_length
+    longest = min(limit, context_length - 1)  # behind a prompt of one token
+    prompt = min(PROMPT, context_length // 4)
+    usual = max(1, round(USE * min(limit, context_length - prompt)))
+    longest_prompt = min(params.data.max_prompt_tokens or context_length, context_length - 1)
+    return Estimate(
+        context_length,
+        most=_work(params, longest_prompt, longest, context_length, most=True),
+        expected=_work(params, prompt, usual, context_length, most=False),
+        optimizer_steps=params.learn.epochs * min(params.learn.optimizer_steps, rollout.questions),
+        rollouts_a_state=_rollouts(params),
+    )
+
+
+def _work(params: Params, prompt: int, length: int, context: int, *, most: bool) -> Work:
+    """Counts where all prompts have ``prompt`` tokens and all responses ``length``."""
+    questions = params.rollout.questions
+    levels = _levels(params, length)
+    responses, sampled = levels[-1][0], sum(nodes * tokens for nodes, tokens in levels)
+    cuts, states, continued = _valued(params, length, most=most)
+    segments = sum(nodes for nodes, _ in levels) + responses * cuts
+    whole = questions * (prompt + sampled)
+
+    drawn = _drawn(params, questions * segments, most=most)
+    share = drawn / (questions * segments)
+    episodes = forwarded = flat = 0.0
+    before = prompt
+    for (nodes, tokens), branches in zip(levels, params.rollout.branch_factors, strict=False):
+        families = nodes if params.learn.replay.unit == "segments" else nodes / branches
+        episodes += share * questions * nodes
+        forwarded += share * questions * (nodes * tokens + families * before)
+        flat += share * questions * nodes * (before + tokens)
+        before += tokens
+    if most:  # which segments are drawn is not known: all may be of the last depth, each from another parent
+        episodes = min(questions * sum(nodes for nodes, _ in levels) * params.learn.replay.max_age, drawn)
+        forwarded = flat = episodes * min(prompt + length, context)
+    return Work(
+        responses=questions * responses,
+        segments=questions * segments,
+        value_rollouts=questions * states,
+        generated_tokens=questions * (sampled + continued),
+        episodes=round(episodes),
+        forwarded_tokens=ceil(min(forwarded, whole * (params.learn.replay.max_age if most else max(1.0, share)))),
+        flat_tokens=ceil(flat),
+    )
+
+
+def _levels(params: Params, length: int) -> list[tuple[int, int]]:
+    """Nodes of each depth below one prompt, and the tokens of each node."""
+    partition, factors = params.credit.partition, params.rollout.branch_factors
+    levels: list[tuple[int, int]] = []
+    nodes, left = 1, length
+    for depth, branches in enumerate(factors, start=1):
+        cut = partition.type == "fixed_tokens" and depth < len(factors)
+        tokens = min(left, partition.tokens) if cut and partition.type == "fixed_tokens" else left
+        nodes *= branches
+        levels.append((nodes, tokens))
+        left -= tokens
+        if not left:
+            break
+    return levels
+
+
+def _valued(params: Params, length: int, *, most: bool) -> tuple[int, int, int]:
+    """Cuts of a response behind its first token; value rollouts of a question, and the tokens they sample.
+
+    A continuation is as long as what it replaces: at most what the limit leaves behind the cut.
+    """
+    partition: Any = params.credit.partition
+    if partition.type not in CUT_TYPES:
+        return 0, 0, 0
+    rollouts = _rollouts(params)[1] if most else round(sum(_rollouts(params)) / 2)
+    spacing = getattr(partition, "interval", 1)
+    cuttable = (length - 1) if most else CUTTABLE * length
+    cuts = {
+        "cutpoints": ceil(cuttable / spacing),
+        "entropy": ceil(cuttable / spacing),
+        "equal_parts": getattr(partition, "parts", 1) - 1,
+        "delimiter": length - 1 if most else length // STEP,
+    }[partition.type]
+    cuts = min(cuts, length - 1, getattr(partition, "max_cuts", None) or length)
+    behind = (
+        sum(length - 1 - i * spacing for i in range(cuts))  # as early and as close as cuts can be
+        if most
+        else sum(length - round(length * i / (cuts + 1)) for i in range(1, cuts + 1))
+    )
+    of_prompt = getattr(params.credit.value, "prompt", "cut") == "always" or partition.type in ("cutpoints", "entropy")
+    responses = params.rollout.branch_factors[0]
+    return cuts, rollouts * (responses * cuts + of_prompt), rollouts * (responses * behind + of_prompt * length)
+
+
+def _rollouts(params: Params) -> tuple[int, int]:
+    value = params.credit.value
+    if value.type == "monte_carlo":
+        return value.rollouts, value.rollouts
+    return (value.min_rollouts, value.max_rollouts) if value.type == "adaptive_monte_carlo" else (0, 0)
+
+
+def _drawn(params: Params, segments: int, *, most: bool) -> int:
+    """Segments trained in an iteration in which ``segments`` are sampled; older ones may wait beside them."""
+    replay = params.learn.replay
+    if replay.segments is None and replay.per_question is None:
+        return segments
+    limits = [segments * (replay.max_age if most else 1)]  # each is trained once, so no more on average
+    if replay.segments is not None:
+        limits.append(replay.segments)
+    if replay.per_question is not None:
+        limits.append(replay.per_question * params.rollout.questions * replay.max_age)
+    return min(limits)

@@ -1,0 +1,130 @@
+"""Where a policy is trained: one device, or several ranks; the trainer knows only this protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spo_core.config import LearnParams
+from spo_core.learn.objective import Pair
+from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.learn.tree_batch import TreeBatch
+from spo_core.learn.tree_forward import TreePolicy
+
+
+class Backend(Protocol):
+    """Ranks that hold one policy together. Every rank makes the same calls, ``backward`` the same number of times."""
+
+    rank: int
+    ranks: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logprobs(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As TreePolicy.forward."""
+        ...
+
+    def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
+        """Of the reference policy, without gradient. Raises ValueError where there is none."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradient; ``last`` in this optimizer step. Gradients are summed over calls and ranks."""
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, forget the gradient; its norm before clipping, over all ranks. Not finite: no update."""
+        ...
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a tensor that has the same shape on each."""
+        ...
+
+    def save_optimizer(self, path: Path) -> None: ...
+
+    def load_optimizer(self, path: Path) -> None: ...
+
+
+class Learner(Protocol):
+    """What a training run holds: a Trainer in its own process, or the flow's side of one whose ranks are others."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    def restart_learning_rate(self) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def train_iteration(
+        self, pairs: Sequence[Pair], *, iteration: int, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]: ...
+
+    def close(self) -> None:
+        """End whatever runs beside this process."""
+        ...
+
+
+class TorchBackend:
+    """One device, plain torch."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, model: PreTrainedModel, reference: PreTrainedModel | None, params: LearnParams) -> None:
+        self.model, self.params = model, params
+        self.policy = TreePolicy(model, params.attention, checkpointing=params.gradient_checkpointing)
+        self.reference = None if reference is None else TreePolicy(reference, params.attention).eval()
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=params.learning_rate,
+            betas=params.betas,
+            eps=params.epsilon,
+            weight_decay=params.weight_decay,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def logprobs(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        self.model.train(torch.is_grad_enabled())
+        return self.policy(batch, temperature, entropy)
+
+    def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
+        if self.reference is None:
+            raise ValueError("learn.kl needs a reference policy")
+        with torch.no_grad():
+            return self.reference(batch, temperature)[0]
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.eval()  # the engine shares it, and checkpointing in training mode would drop its cache
+        return norm
+
+    def total(self, values: Tensor) -> Tensor:
+        return values
+
+    def save_optimizer(self, path: Path) -> None:
+        save_optimizer(path, self.model, self.optimizer)
+
+    def load_optimizer(self, path: Path) -> None:
+        load_optimizer(path, self.model, self.optimizer)

@@ -1,0 +1,108 @@
+"""A trainer whose ranks are other processes: the flow's side."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from spo_core.config import LearnParams
+from spo_core.credit import write_credits
+from spo_core.errors import ConfigError
+from spo_core.learn.deepspeed_ranks import Ranks
+from spo_core.learn.objective import Pair
+from spo_core.learn.trainer import Progress
+from spo_core.tree import write_trees
+
+
+class DeepSpeedTrainer:
+    """A Learner. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
+
+    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        params: LearnParams,
+        *,
+        policy: Path,
+        reference: Path | None,
+        temperature: float,
+        seed: int,
+        log: Path,
+    ) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ConfigError("learn.backend deepspeed needs the extra: pip install -e '.[deepspeed]'")
+        assert params.backend.type == "deepspeed"
+        self.model = model
+        self._temporary = tempfile.TemporaryDirectory(prefix="spo-")
+        self._folder = Path(self._temporary.name)
+        settings = {
+            "learn": params.model_dump_json(),
+            "policy": str(policy.resolve()),
+            "reference": None if reference is None else str(reference.resolve()),
+            "temperature": temperature,
+            "seed": seed,
+        }
+        try:
+            self._ranks = Ranks(settings, params.backend.ranks, folder=self._folder, log=log)
+            self._state = self._ranks.ask()
+        except BaseException:
+            self._temporary.cleanup()
+            raise
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self._state["step"]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        return self._state["learning_rate"]
+
+    def restart_learning_rate(self) -> None:
+        self._ask("restart_learning_rate")
+
+    def train_iteration(
+        self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """As Trainer does it."""
+        write_trees(self._folder / "trees.parquet", [tree for tree, _ in pairs])
+        write_credits(self._folder / "credits.parquet", [tree for tree, _ in pairs], [credit for _, credit in pairs])
+        weights = self._folder / "weights.safetensors"
+        more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
+        metrics = self._ask("train", progress, **more)
+        tensors = load_file(weights)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+        weights.unlink()
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """All that the next iteration depends on but the weights, in Trainer's files."""
+        self._ask("save", folder=str(folder.resolve()))
+
+    def load(self, folder: Path) -> None:
+        """Read what any Learner saved; the ranks take over the weights of ``model``."""
+        weights = self._folder / "weights.safetensors"
+        save_file({name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}, weights)
+        self._ask("load", folder=str(folder.resolve()), weights=str(weights))
+        weights.unlink()
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._ranks.close()
+        self._temporary.cleanup()
+
+    def _ask(self, name: str, progress: Progress | None = None, **more: Any) -> Any:
+        self._state = self._ranks.ask({"do": name} | more, progress)
+        return self._state["answer"]

@@ -1,0 +1,152 @@
+"""What an optimizer step sums: per trained token an advantage, a weight of the policy loss and a weight of the KL.
+
+The loss of a step is the sum over its tokens of weight x token loss. Normalisation and whitening are decided here,
+once, for the whole step; so however its trees are divided among forward passes and ranks, the sum is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spo_core.config import LearnParams
+from spo_core.credit import Credit
+from spo_core.learn.tree_batch import TrainedSegments
+from spo_core.tree import RolloutTree
+
+Pair = tuple[RolloutTree, Credit]
+WHITENING_EPSILON = 1e-8
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class WeightedTree:
+    """A tree of an optimizer step; all but ``pair`` per node and float32 or bool [tokens of the node].
+
+    ``pair`` numbers the (tree, credit) it comes from; ``masks`` are the tokens to forward.
+    """
+
+    pair: int
+    tree: RolloutTree
+    masks: tuple[np.ndarray, ...]
+    advantages: tuple[np.ndarray, ...]
+    policy_weights: tuple[np.ndarray, ...]
+    kl_weights: tuple[np.ndarray, ...]
+
+    @property
+    def segments(self) -> TrainedSegments:
+        return TrainedSegments(self.tree, self.masks)
+
+    def restricted(self, nodes: Sequence[int]) -> WeightedTree:
+        """The same with only these nodes trained."""
+        kept = set(nodes)
+        return replace(self, masks=tuple(m if i in kept else np.zeros_like(m) for i, m in enumerate(self.masks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What the reference calls an episode, one sequence of its batches: trained nodes of a tree."""
+
+    pair: int
+    nodes: tuple[int, ...]
+
+
+def counted_masks(credit: Credit, params: LearnParams) -> tuple[np.ndarray, ...]:
+    """Tokens that count where the loss is normalised, per node: those of the mask, without those of segments that have
+    no advantage where these are dropped (reference facts 1.3: the filter of the tree's edges)."""
+    if params.zero_advantage == "keep":
+        return credit.masks
+    return tuple(m & (a != 0) for m, a in zip(credit.masks, credit.advantages, strict=True))
+
+
+def episodes_of(pair: int, tree: RolloutTree, masks: Sequence[np.ndarray]) -> list[Episode]:
+    """A segment is an episode of its own where it has siblings (SPO-tree's edges); without, it continues its parent's,
+    so that a response that was cut into segments (SPO-chain) is one. Episodes without a counted token are left out."""
+    trainable = [node.trainable for node in tree.nodes]
+    siblings = [sum(trainable[c] for c in children) for children in tree.children]
+    of: list[int] = [-1] * len(tree.nodes)
+    found: list[list[int]] = []
+    for index, node in enumerate(tree.nodes[1:], start=1):
+        if not trainable[index]:
+            continue
+        if siblings[node.parent] == 1 and of[node.parent] >= 0:
+            of[index] = of[node.parent]
+        else:
+            of[index] = len(found)
+            found.append([])
+        if masks[index].any():
+            found[of[index]].append(index)
+    return [Episode(pair, tuple(nodes)) for nodes in found if nodes]
+
+
+def plan_epoch(pairs: Sequence[Pair], params: LearnParams, rng: np.random.Generator) -> list[list[WeightedTree]]:
+    """Optimizer steps of one pass over the pairs; steps in which no token changes anything are left out.
+
+    By batch (paper): trees are shuffled and divided evenly among the steps, each normalised over all its tokens.
+    By micro-batch (reference facts, section 2): episodes are shuffled and divided among the steps, and each step into
+    micro-batches of ``params.micro_batch`` episodes.
+    """
+    masks = [counted_masks(credit, params) for _, credit in pairs]
+    episodes = [e for i, (tree, _) in enumerate(pairs) for e in episodes_of(i, tree, masks[i])]
+    by_micro_batch = "micro_batch" in (params.normalization, params.whitening)
+    if by_micro_batch:
+        units = [[e] for e in episodes]
+    else:
+        grouped: dict[int, list[Episode]] = {}
+        for episode in episodes:
+            grouped.setdefault(episode.pair, []).append(episode)
+        units = list(grouped.values())
+    if not units:
+        return []
+    steps = np.array_split(rng.permutation(len(units)), min(params.optimizer_steps, len(units)))
+    planned = [_weighted(pairs, masks, [e for u in step for e in units[u]], params) for step in steps]
+    return [step for step in planned if step]
+
+
+def _weighted(
+    pairs: Sequence[Pair], masks: Sequence[tuple[np.ndarray, ...]], episodes: list[Episode], params: LearnParams
+) -> list[WeightedTree]:
+    """The trees of one optimizer step."""
+    micro_batches = [episodes]
+    if params.micro_batch is not None and "micro_batch" in (params.normalization, params.whitening):
+        size = params.micro_batch
+        micro_batches = [episodes[i : i + size] for i in range(0, len(episodes), size)]
+    tokens = sum(int(masks[e.pair][n].sum()) for e in episodes for n in e.nodes)
+    trees: dict[int, WeightedTree] = {}
+    for micro_batch in micro_batches:
+        counted = [(e.pair, n) for e in micro_batch for n in e.nodes]
+        own = sum(int(masks[p][n].sum()) for p, n in counted)
+        per_token = 1 / tokens if params.normalization == "batch" else 1 / (own * len(micro_batches))
+        kl_weight = per_token
+        if params.kl.type == "penalty" and params.kl.aggregation == "sequence":
+            kl_weight = 1 / len(episodes)
+        shift, scale = 0.0, 1.0
+        if params.whitening == "micro_batch":
+            shift, scale = whitening(np.concatenate([pairs[p][1].advantages[n][masks[p][n]] for p, n in counted]))
+        for p, n in counted:
+            tree = trees.setdefault(p, _empty(p, *pairs[p]))
+            mask = masks[p][n]
+            tree.advantages[n][mask] = (pairs[p][1].advantages[n][mask] - shift) * scale
+            tree.policy_weights[n][mask] = per_token
+            tree.kl_weights[n][mask] = kl_weight
+            # without an advantage a token only matters for the KL
+            tree.masks[n][:] = mask if params.kl.type == "penalty" else mask & (tree.advantages[n] != 0)
+    return [tree for _, tree in sorted(trees.items()) if any(mask.any() for mask in tree.masks)]
+
+
+def whitening(advantages: np.ndarray) -> tuple[float, float]:
+    """Mean and 1 / sqrt(unbiased variance + 1e-8) of advantages [tokens] (reference facts, section 2).
+
+    Of a single token the reference divides by zero; here its variance is 0, so that its advantage becomes 0.
+    """
+    values = advantages.astype(np.float64)
+    variance = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.mean()), (variance + WHITENING_EPSILON) ** -0.5
+
+
+def _empty(pair: int, tree: RolloutTree, credit: Credit) -> WeightedTree:
+    def zeros() -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros(len(a), np.float32) for a in credit.advantages)
+
+    return WeightedTree(pair, tree, tuple(np.zeros(len(a), bool) for a in credit.masks), zeros(), zeros(), zeros())

@@ -1,0 +1,143 @@
+"""Attention inside packed trees: every token sees its ancestors' tokens and those before it in its own segment.
+
+Registered with transformers under one name, so that embedding, norms, projections, gradient checkpointing and ZeRO are
+the model's own. Without a tree it is plain SDPA, as for sampling.
+
+* levels: depth by depth, in matrix products of all children of a parent with the parent's path, gathered once a parent.
+  Works on every device, with gradients; keeps the attention weights for the backward pass.
+* flex: FlexAttention over the packed row with the ancestor mask. Has no backward pass on CPUs.
+* dense: SDPA over the packed row with the same mask written out; what the tests compare flex with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from spo_core.learn.tree_batch import Level, TreeBatch
+
+NAME = "spo_tree"
+
+
+def ancestor_mask(batch: TreeBatch) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention's mask_mod: whether packed token ``q`` sees packed token ``k``."""
+    first, last = batch.first, batch.last
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (first[k] <= first[q]) & (first[q] <= last[k])
+
+    return sees
+
+
+def attention_arguments(batch: TreeBatch, kind: str) -> dict[str, Any]:
+    """What the model's forward is given: a 4-D mask, which transformers hands on as it is, and the tree."""
+    device, tokens = batch.input_ids.device, batch.forwarded_tokens
+    if kind == "flex":
+        mask = create_block_mask(ancestor_mask(batch), None, None, tokens, tokens, device=device)
+        return {"attention_mask": mask, "tree": batch}
+    if kind == "dense":
+        at = torch.arange(tokens, device=device)
+        return {"attention_mask": ancestor_mask(batch)(at, at, at[:, None], at[None])[None, None], "tree": batch}
+    return {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), "tree": batch}
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,  # (1, heads, tokens, head dim)
+    key: Tensor,  # (1, key/value heads, tokens, head dim)
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: TreeBatch | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of transformers; returns (batch, tokens, heads, head dim)."""
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if dropout:
+        raise ValueError("the tree update is computed without attention dropout; set it to 0 in the policy's config")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(attention_mask, BlockMask):
+        out = _flex()(query, key, value, block_mask=attention_mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2), None
+    if attention_mask.shape[-1] > 1 or tree.forwarded_tokens == 1:
+        mask = attention_mask.expand(1, 1, tree.forwarded_tokens, tree.forwarded_tokens)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2), None
+    return _by_levels(query, key, value, tree, scale)[None], None
+
+
+@cache
+def _flex() -> Callable[..., Any]:
+    compiled: Any = torch.compile(flex_attention, dynamic=True)
+    return compiled if torch.cuda.is_available() else flex_attention
+
+
+def _by_levels(query: Tensor, key: Tensor, value: Tensor, tree: TreeBatch, scale: float) -> Tensor:
+    """(tokens, heads, head dim), one level after another."""
+    sizes = [level.stop - level.start for level in tree.levels]
+    rows = [x[0].transpose(0, 1) for x in (query * scale, key, value)]  # (tokens, heads, head dim)
+    queries, keys, values = (x.split(sizes) for x in rows)
+    flat_keys, flat_values = rows[1].flatten(1), rows[2].flatten(1)
+    out = []
+    for level, q, k, v in zip(tree.levels, queries, keys, values, strict=True):
+        out.append(_level(level, q, k, v, flat_keys, flat_values))
+    return torch.cat(out)
+
+
+def _level(level: Level, q: Tensor, k: Tensor, v: Tensor, all_keys: Tensor, all_values: Tensor) -> Tensor:
+    """Attention of one level's tokens; q (tokens, heads, dim), k and v (tokens, kv heads, dim), all_* (packed, -1)."""
+    parents, children, width = level.grid
+    heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
+    shared, fan = heads // kv_heads, children * width
+    if level.slots is not None:
+        q, k, v = (x[level.slots.flatten()] for x in (q, k, v))
+    # heads that share keys stand side by side as rows of one matrix product
+    own_q = q.view(parents * children, width, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    own_k = k.view(parents * children, width, kv_heads, dim).permute(0, 2, 3, 1)
+    own_v = v.view(parents * children, width, kv_heads, dim).transpose(1, 2)
+    own = (own_q @ own_k).view(parents, children, kv_heads, shared, width, width)
+    hidden = torch.ones(width, width, dtype=torch.bool, device=q.device).triu(1)
+    own = own.masked_fill(hidden, float("-inf")).permute(0, 2, 3, 1, 4, 5)  # (parents, kv, shared, children, w, w)
+    length = level.path.shape[1]
+    if length == 0:
+        weights = own.float().softmax(-1).to(v.dtype)
+        result = _own(weights, own_v, level)
+    else:
+        path_k = F.embedding(level.path, all_keys).view(parents, length, kv_heads, dim)
+        path_v = F.embedding(level.path, all_values).view(parents, length, kv_heads, dim).transpose(1, 2)
+        path_q = q.view(parents, fan, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        scores = path_q @ path_k.permute(0, 2, 3, 1)  # (parents, kv, shared * fan, length)
+        if level.path_valid is not None:
+            scores = scores.masked_fill(~level.path_valid[:, None, None], float("-inf"))
+        scores = scores.view(parents, kv_heads, shared, children, width, length)
+        weights = torch.cat([scores, own], -1).float().softmax(-1).to(v.dtype)
+        before = weights[..., :length].reshape(parents, kv_heads, shared * fan, length) @ path_v
+        before = before.view(parents, kv_heads, shared, fan, dim).permute(0, 3, 1, 2, 4)
+        result = _own(weights[..., length:], own_v, level) + before.reshape(parents * fan, heads, dim)
+    return result if level.taken is None else result[level.taken]
+
+
+def _own(weights: Tensor, own_v: Tensor, level: Level) -> Tensor:
+    """What tokens take from their own segment; (grid slots, heads, dim)."""
+    parents, children, width = level.grid
+    kv_heads, shared, dim = weights.shape[1], weights.shape[2], own_v.shape[-1]
+    rows = weights.permute(0, 3, 1, 2, 4, 5).reshape(parents * children, kv_heads, shared * width, width)
+    result = (rows @ own_v).view(parents * children, kv_heads, shared, width, dim)
+    return result.permute(0, 3, 1, 2, 4).reshape(parents * children * width, kv_heads * shared, dim)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

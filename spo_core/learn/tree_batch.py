@@ -1,0 +1,215 @@
+"""Trees laid out as one packed row of tokens, in which every shared prefix stands once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spo_core.tree import RolloutTree
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrainedSegments:
+    """A tree and, per node, a bool mask [tokens] of the tokens whose log-prob is wanted."""
+
+    tree: RolloutTree
+    masks: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Level:
+    """All forwarded segments of one depth, a contiguous range of the packed row, with siblings side by side.
+
+    They attend as a grid of parents x children x width: ``slots`` (parents, children, width) indexes the level's
+    tokens, ``taken`` [tokens] is each token's place in the flattened grid; both None where every slot is a token, in
+    order. ``path`` (parents, length) indexes the packed row: the tokens before the segments; ``path_valid`` None where
+    it is unpadded.
+    """
+
+    start: int
+    stop: int
+    grid: tuple[int, int, int]
+    slots: Tensor | None
+    taken: Tensor | None
+    path: Tensor
+    path_valid: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TreeBatch:
+    """One packed row, level after level. ``sources``/``targets`` [trained tokens]: packed index and token id.
+
+    ``order`` names the (item, node) pairs whose trained tokens follow one another in them. ``first``/``last`` [tokens]
+    number the nodes depth-first over all trees: token k is before token q on its path where
+    first[k] <= first[q] <= last[k] and k <= q.
+    """
+
+    input_ids: Tensor  # (tokens,)
+    position_ids: Tensor  # (tokens,)
+    first: Tensor  # (tokens,)
+    last: Tensor  # (tokens,)
+    levels: tuple[Level, ...]
+    sources: Tensor
+    targets: Tensor
+    order: tuple[tuple[int, int], ...]
+
+    @property
+    def forwarded_tokens(self) -> int:
+        return len(self.input_ids)
+
+
+def needed_nodes(tree: RolloutTree, masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Bool [nodes] twice: trained or an ancestor of one that is; and whether a child is needed."""
+    needed = np.array([bool(mask.any()) for mask in masks])
+    below = np.zeros(len(needed), bool)
+    for index in range(len(needed) - 1, 0, -1):
+        if needed[index]:
+            below[tree.nodes[index].parent] = True
+            needed[tree.nodes[index].parent] = True
+    return needed, below
+
+
+@dataclass(eq=False, slots=True)
+class _Placed:
+    """A forwarded node: its tokens stand at start, start + 1, ... of the packed row, ``before`` tokens after its root.
+
+    The last token of a segment without forwarded children predicts nothing and is left out.
+    """
+
+    ids: np.ndarray
+    before: int
+    path: np.ndarray  # packed indices from the root to its last token
+    start: int
+
+
+def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu") -> TreeBatch:
+    """Lay out the nodes that are trained, and their ancestors; nothing else is forwarded."""
+    by_depth = _needed_by_depth(items)
+    spans = _depth_first(items)
+    placed: dict[tuple[int, int], _Placed] = {}
+    levels: list[Level] = []
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "positions", "first", "last")}
+    sources: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    order: list[tuple[int, int]] = []
+    start = 0
+    for groups in by_depth:
+        rows: list[tuple[np.ndarray, list[int]]] = []  # path of the parent, lengths of its children
+        level_start = start
+        for parent, children in groups:
+            above = placed[parent] if parent is not None else None
+            path = above.path if above else np.zeros(0, np.int64)
+            lengths = []
+            for key, whole in children:
+                node = items[key[0]].tree.nodes[key[1]]
+                ids = node.token_ids if whole else node.token_ids[:-1]
+                placed[key] = _Placed(ids, len(path), np.append(path, start + np.arange(len(ids))), start)
+                columns["ids"].append(ids)
+                columns["positions"].append(len(path) + np.arange(len(ids)))
+                columns["first"].append(np.full(len(ids), spans[key][0]))
+                columns["last"].append(np.full(len(ids), spans[key][1]))
+                mask = np.flatnonzero(items[key[0]].masks[key[1]])
+                if above and len(mask):
+                    sources.append(np.where(mask == 0, path[-1], start + mask - 1))
+                    targets.append(node.token_ids[mask].astype(np.int64))
+                    order.append(key)
+                start += len(ids)
+                if len(ids):
+                    lengths.append(len(ids))
+            if lengths:
+                rows.append((path, lengths))
+        if rows:
+            levels.append(_level(level_start, start, rows, device))
+
+    def packed(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)).to(device)
+
+    return TreeBatch(
+        packed(columns["ids"]),
+        packed(columns["positions"]),
+        packed(columns["first"]),
+        packed(columns["last"]),
+        tuple(levels),
+        packed(sources),
+        packed(targets),
+        tuple(order),
+    )
+
+
+Group = tuple[tuple[int, int] | None, list[tuple[tuple[int, int], bool]]]
+
+
+def _needed_by_depth(items: Sequence[TrainedSegments]) -> list[list[Group]]:
+    """Per depth: (parent, [(child, whether it has forwarded children)]), the parent as (item, node)."""
+    by_depth: list[list[Group]] = []
+    for t, item in enumerate(items):
+        needed, below = needed_nodes(item.tree, item.masks)
+        if not needed[0]:
+            continue
+        level: list[Group] = [(None, [((t, 0), True)])]
+        depth = 0
+        while level:
+            while len(by_depth) <= depth:
+                by_depth.append([])
+            by_depth[depth] += level
+            level = [
+                (key, [((t, c), bool(below[c])) for c in item.tree.children[key[1]] if needed[c]])
+                for _, children in level
+                for key, inner in children
+                if inner
+            ]
+            depth += 1
+    return by_depth
+
+
+def _depth_first(items: Sequence[TrainedSegments]) -> dict[tuple[int, int], tuple[int, int]]:
+    """First and last number of every node's subtree, counted depth-first over all trees."""
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    offset = 0
+    for t, item in enumerate(items):
+        nodes = item.tree.nodes
+        sizes = np.ones(len(nodes), np.int64)
+        for index in range(len(nodes) - 1, 0, -1):
+            sizes[nodes[index].parent] += sizes[index]
+        number = np.zeros(len(nodes), np.int64)
+        for index, children in enumerate(item.tree.children):  # parents stand before their children
+            free = number[index] + 1
+            for child in children:
+                number[child] = free
+                free += sizes[child]
+        for index in range(len(nodes)):
+            spans[t, index] = (offset + int(number[index]), offset + int(number[index] + sizes[index]) - 1)
+        offset += len(nodes)
+    return spans
+
+
+def _level(start: int, stop: int, rows: list[tuple[np.ndarray, list[int]]], device: torch.device | str) -> Level:
+    parents, children = len(rows), max(len(lengths) for _, lengths in rows)
+    width = max(max(lengths) for _, lengths in rows)
+    longest = max(len(path) for path, _ in rows)
+    path = np.zeros((parents, longest), np.int64)
+    valid = np.zeros((parents, longest), bool)
+    slots = np.zeros((parents, children, width), np.int64)
+    taken = []
+    at = 0
+    for p, (before, lengths) in enumerate(rows):
+        path[p, : len(before)] = before
+        valid[p, : len(before)] = True
+        for c, length in enumerate(lengths):
+            slots[p, c, :length] = at + np.arange(length)
+            taken.append((p * children + c) * width + np.arange(length))
+            at += length
+    full = at == slots.size
+    return Level(
+        start,
+        stop,
+        (parents, children, width),
+        None if full else torch.from_numpy(slots).to(device),
+        None if full else torch.from_numpy(np.concatenate(taken)).to(device),
+        torch.from_numpy(path).to(device),
+        None if valid.all() else torch.from_numpy(valid).to(device),
+    )
