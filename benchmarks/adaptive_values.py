@@ -174,8 +174,8 @@ def make_bench(folder: Path, questions: int, threads: int | None) -> Bench:
 
 
 def command(
-    questions: Annotated[int, typer.Option(help="Validation questions whose responses are cut.")] = 24,
-    repeats: Annotated[int, typer.Option(help="Times that all states are valued, with other seeds.")] = 8,
+    questions: Annotated[int, typer.Option(help="Validation questions whose responses are cut.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Times that all states are valued, with other seeds.")] = 16,
     rollouts: Annotated[int, typer.Option(help="Rollouts of the truth of a state.")] = 256,
     policy: Annotated[Path | None, typer.Option(help="Another folder with a warmed-up policy.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of torch; by default run.threads.")] = None,

@@ -194,7 +194,7 @@ def measure(case: Case, repeats: int, threads: int) -> dict:
             "forwarded_tokens": found[name][1],
             "peak_memory_bytes": memory,
         }
-    plain = [gradients for name, (gradients, _) in found.items() if name != "tree"][0]
+    plain = next(gradients for name, (gradients, _) in found.items() if name != "tree")
     tree_row = rows["tree"]
     flat_row = min((row for name, row in rows.items() if name != "tree"), key=lambda row: row["seconds"])
     return {

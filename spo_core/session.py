@@ -166,6 +166,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
         temperature=params.rollout.temperature,
         top_p=params.rollout.top_p,
         max_concurrency=params.rollout.max_concurrency,
+        entropies=params.credit.partition.type == "entropy",
     )
     trainer = _learner(params, paths.checkpoint("warmup"), model, run)
     replay = ReplayBuffer(params.learn)

@@ -89,7 +89,7 @@ class AdaptiveMonteCarlo(Namespace):
     """A state is sampled until the central 90 % interval of its Beta posterior is narrower."""
     min_rollouts: int = Field(default=4, ge=1)
     """Value rollouts begun at a state at first, and again each time it is not decided."""
-    max_rollouts: int = Field(default=8, ge=1)
+    max_rollouts: int = Field(default=9, ge=1)
     """No more are begun at a state once this many count for it."""
     prompt: Literal["always", "cut"] = "cut"
     """As of monte_carlo."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import spo_core
 from spo_core import errors
-from spo_core.errors import SPOError, TrainingError
+from spo_core.errors import ConfigError, SPOError, TrainingError
+from spo_core.learn.deepspeed_launch import environment, launch_command
 from spo_core.processes import child, last_words
 
 GRACE = 5.0  # seconds in which the launcher ends once a rank is gone
@@ -34,7 +30,10 @@ class Ranks:
             self._selector = self._stack.enter_context(selectors.DefaultSelector())
             self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
             path = folder / "socket"
-            self._listener.bind(str(path))
+            try:
+                self._listener.bind(str(path))
+            except OSError as error:
+                raise ConfigError(f"{path}: no socket here ({error}); set TMPDIR to a shorter path") from None
             self._listener.listen(ranks)
             self._selector.register(self._listener, selectors.EVENT_READ)
             config = folder / "settings.json"
@@ -70,9 +69,10 @@ class Ranks:
                     elif progress:
                         progress(*message["progress"])
             return answers[0]
-        except BrokenPipeError:
+        except ConnectionError:
+            words = self._last_words()
             self.close()
-            raise TrainingError(f"a training process ended: {self._last_words()}") from None
+            raise TrainingError(f"a training process ended: {words}") from None
         except BaseException:
             self.close()
             raise
@@ -117,25 +117,3 @@ class Ranks:
     def _last_words(self) -> str:
         status = self._process.poll()
         return f"{last_words(self._log, 1 if status is None else status)} (see {self._log})"
-
-
-def launch_command(ranks: int, hostfile: Path, config: Path) -> list[str]:
-    """DeepSpeed's launcher on this machine; a hostfile that does not exist keeps it here."""
-    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.isdigit()]
-    chosen = ["--num_gpus", str(ranks)]
-    if torch.cuda.is_available() and visible:  # the launcher forgets them when it is given a number
-        chosen = ["--include", f"localhost:{','.join(visible[:ranks])}"]
-    options = ["--hostfile", str(hostfile), "--module", "--no_local_rank"]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chosen, *options]
-    return [*launcher, "spo_core.learn.deepspeed_worker", str(config)]
-
-
-def environment(ranks: int) -> dict[str, str]:
-    """CPU threads are shared among ranks; what ranks tell each other stays on this machine."""
-    loopback = "lo" if sys.platform == "linux" else "lo0"
-    code = str(Path(spo_core.__file__).resolve().parents[1])
-    env = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | os.environ
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-    if not torch.cuda.is_available():
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks))}
-    return env

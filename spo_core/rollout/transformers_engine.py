@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -193,23 +194,25 @@ class TransformersEngine:
         count = min(len(self._queue), self.capacity - len(self._slots))
         admitted = [self._queue.popleft() for _ in range(count)]
         self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
-        for request in admitted:
-            index, ids = len(self._slots), request.token_ids
-            cached = len(ids) - 1
-            if request.parent is not None and request.parent in self._kept:
-                tokens, kv = self._kept[request.parent]
-                if kv.shape[3] < cached or not np.array_equal(tokens[:cached], ids[:cached]):
-                    raise ValueError(f"request {request.request_id} does not share the tokens of {request.parent}")
+        for (parent, prefix), group in groupby(admitted, lambda r: (r.parent, self._prefix(r))):
+            siblings = list(group)  # they get one copy of the prefix's cache each, in one go
+            start, cached = len(self._slots), len(siblings[0].token_ids) - 1
+            stop = start + len(siblings)
+            if parent is not None and parent in self._kept:
+                tokens, kv = self._kept[parent]
+                if kv.shape[3] < cached or not np.array_equal(tokens[:cached], siblings[0].token_ids[:cached]):
+                    raise ValueError(f"request {siblings[0].request_id} does not share the tokens of {parent}")
             elif cached:
-                kv = self._prefixes[self._prefix(request)]
+                kv = self._prefixes[prefix]
             if cached:
-                self.kv[:, :, index, :, :cached] = kv[:, :, :, :cached]
-            self._forget(self._prefix(request))
-            self.lengths[index] = cached
-            self._pending[index] = int(ids[-1])
-            generator = np.random.Generator(np.random.Philox(key=request.seed))
-            self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
-            self._slots.append(_Slot(request))
+                self.kv[:, :, start:stop, :, :cached] = kv[:, :, None, :, :cached]
+            self.lengths[start:stop] = cached
+            self._pending[start:stop] = torch.tensor([int(r.token_ids[-1]) for r in siblings], device=self.device)
+            for index, request in enumerate(siblings, start=start):
+                generator = np.random.Generator(np.random.Philox(key=request.seed))
+                self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
+                self._slots.append(_Slot(request))
+                self._forget(prefix)
 
     @staticmethod
     def _prefix(request: Request) -> bytes:

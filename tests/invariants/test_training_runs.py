@@ -213,3 +213,22 @@ def test_a_run_on_two_ranks_resumes_to_the_same_bits(project):
     assert same_bits(straight, resumed) and same_bits(straight, saved) and rows == rows_again
     assert (path / "checkpoints" / "000002" / "trainer" / "optimizer.safetensors").read_bytes() == optimizer
     assert not [p for p in path.rglob("*") if p.suffix in (".pkl", ".pt", ".bin")]
+
+
+CHOICES = {
+    "entropy, adaptive": [
+        "credit.partition={type: entropy, threshold: 0.5, interval: 2}",
+        "credit.value={type: adaptive_monte_carlo, min_rollouts: 1, max_rollouts: 2}",
+        "credit.advantage={type: best_of_k_progress}",
+    ],
+    "delimiter": ["credit.partition={type: delimiter, text: '1'}", "credit.value={type: monte_carlo, rollouts: 1}"],
+    "equal parts": ["credit.partition={type: equal_parts, parts: 3}", "credit.value={type: monte_carlo, rollouts: 1}"],
+    "rloo": ["credit.partition={type: whole}", "credit.value={type: none}", "credit.advantage={type: leave_one_out}"],
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_of_credit_trains(project, name):
+    params = small(*CHOICES[name], "rollout.branch_factors=[3]", "run.iterations=1")
+    _, rows, _ = train(params, project)
+    assert rows[0]["train/skipped"] == 0 and rows[0]["train/trained_tokens"] > 0

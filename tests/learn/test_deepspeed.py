@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from spo_core.config import LearnParams, with_fidelity
 from spo_core.errors import ConfigError, TrainingError
+from spo_core.learn.deepspeed_state import _part
 from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
 from spo_core.learn.loss import token_loss
 from spo_core.learn.objective import counted_masks
@@ -155,7 +157,7 @@ def test_two_ranks_train_as_one_device(policy, folder, case):
 
         # stage 3 takes the norm in float64, so that only the loss can be beyond what is finite
         factor, what = (np.nan, "loss is nan") if case.startswith("3") else (1e30, "gradient norm is inf")
-        with pytest.raises(TrainingError, match=f"^{what} at optimizer step 2"):
+        with pytest.raises(TrainingError, match=rf"^{what} at optimizer step 2"):
             two.train_iteration(scaled(sample(), factor), iteration=3)
         with pytest.raises(TrainingError, match="have ended"):
             two.restart_learning_rate()
@@ -163,8 +165,8 @@ def test_two_ranks_train_as_one_device(policy, folder, case):
 
 
 def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
-    params = params_of({"zero_stage": 3}, dtype="bfloat16")
-    one = make_trainer(policy, **SMALL)
+    params = params_of({"zero_stage": 3}, dtype="bfloat16", **KL)
+    one = make_trainer(policy, **SMALL, **KL)
     with ranks_of(folder, params) as two:
         expected, found = (t.train_iteration(sample(seed=1), iteration=1) for t in (one, two))
         for name in ("policy_loss", "grad_norm", "surprisal", "entropy"):
@@ -178,8 +180,14 @@ def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
         two.load(folder / "two")
         two.train_iteration(sample(seed=2), iteration=2)
         assert all(map(torch.equal, straight, weights(two)))
-        with pytest.raises(TrainingError, match="^loss is nan"):
+        with pytest.raises(TrainingError, match=r"^loss is nan"):
             two.train_iteration(scaled(sample(), np.nan), iteration=3)
+
+
+def test_stage_3_fills_up_what_ranks_do_not_divide_evenly(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    parameter = SimpleNamespace(ds_tensor=torch.zeros(4))
+    assert _part(parameter, torch.arange(7.0)).tolist() == [4, 5, 6, 0]
 
 
 def test_a_killed_rank_is_noticed(policy, folder):
@@ -199,8 +207,10 @@ from spo_core.config import LearnParams
 from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
 from spo_core.policy import load_policy
 params = LearnParams.model_validate_json({params_of({}).model_dump_json()!r})
-trainer = DeepSpeedTrainer(load_policy("policy")[0], params, policy=Path("policy"), reference=None, temperature=1.0, seed=0,
-                 log=Path("log"))
+here = Path("policy")
+trainer = DeepSpeedTrainer(
+    load_policy(here)[0], params, policy=here, reference=None, temperature=1.0, seed=0, log=Path("log")
+)
 print("ready", flush=True); sys.stdin.read()
 """
     import psutil

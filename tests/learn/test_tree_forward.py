@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from spo_core.learn import tree_forward
-from spo_core.learn.tree_attention import ancestor_mask
+from spo_core.learn.tree_attention import ancestor_mask, tree_attention
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.tree import Finish, Node, RolloutTree
@@ -134,7 +134,7 @@ def test_entropy_is_that_of_the_distribution(policy):
     path = item.tree.path(key[1])
     ids = np.concatenate([item.tree.nodes[i].token_ids for i in path])
     probs = torch.softmax(policy(input_ids=torch.from_numpy(ids[None].astype(np.int64))).logits[0, -2] / 0.7, -1)
-    assert float(entropies[-1]) == pytest.approx(float(-(probs * probs.log()).sum()), rel=1e-4)
+    assert float(entropies[-1].detach()) == pytest.approx(float(-(probs * probs.log()).sum().detach()), rel=1e-4)
 
 
 def full_tree(branch_factors: list[int], prompt: int, segment: int) -> RolloutTree:
@@ -197,3 +197,16 @@ def test_without_a_tree_the_model_is_as_before(policy):
     before = policy(input_ids=ids).logits
     TreePolicy(policy)
     assert torch.equal(policy(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_decoding_attention_is_sdpa(kv_heads):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(5, 4, 1, 8), torch.randn(5, kv_heads, 7, 8), torch.randn(5, kv_heads, 7, 8)
+    visible = torch.rand(5, 1, 1, 7) < 0.6
+    visible[..., 0] = True
+    bias = torch.zeros(5, 1, 1, 7).masked_fill(~visible, float("-inf"))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=True)
+    for mask in (visible, bias):
+        found, _ = tree_attention(torch.nn.Module(), query, key, value, mask)
+        assert torch.allclose(found.transpose(1, 2), expected, atol=1e-6)

@@ -72,7 +72,7 @@ def parity(question, token_ids, finish):
 
 
 def test_adaptive_trees_do_not_depend_on_how_much_is_decoded_at_once(policy):
-    first, *others = (flat(adaptive(policy, parity, concurrency=n)) for n in (1, 3, 64))
+    first, *others = (flat(adaptive(policy, parity, concurrency=n)) for n in (5, 64))
     assert all(other == first for other in others)
 
 

@@ -135,7 +135,7 @@ def flat(trees):
 
 @pytest.mark.parametrize(("credit", "branch_factors"), [(TREE, (3, 2, 2)), (GRPO, (5,)), (CHAIN, (3,))])
 def test_trees_do_not_depend_on_how_much_is_decoded_at_once(policy, credit, branch_factors):
-    first, *others = (flat(grow(policy, credit, branch_factors, concurrency=n)) for n in (1, 4, 64))
+    first, *others = (flat(grow(policy, credit, branch_factors, concurrency=n)) for n in (5, 64))
     assert all(other == first for other in others)
 
 
