@@ -1,15 +1,13 @@
 """Adaptive Monte Carlo against a fixed number of value rollouts: error of the values, and tokens decoded for them.
 
-Responses to validation questions are sampled from the warmed-up policy and cut as preset ``spo-chain`` cuts them. Truth
-is the mean of many fresh rollouts from every cut state; its own variance, p (1 - p) / rollouts, is in every row. Each
-repeat values the same states again with other seeds, through the sampler that training uses. The defaults of
-``adaptive_monte_carlo`` were chosen on 40 training questions with other seeds. Writes adaptive_values.json.
+Responses to the last training questions are sampled from the warmed-up policy and cut as preset ``spo-chain`` cuts
+them. Truth is the mean of many fresh rollouts from every cut state; its own variance, p (1 - p) / rollouts, is in every
+row. Each repeat values the same states again with other seeds, through the sampler that training uses. The defaults of
+``adaptive_monte_carlo`` were chosen on other questions and seeds. Writes benchmarks/results/adaptive_values.json.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,20 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import RESULTS, describe_machine
-from flows.local_server import local_server
+from benchmarks.warmed import warmed_policy
 from spo_core.config import AdaptiveMonteCarlo, MonteCarlo, Params, load_params
 from spo_core.credit.value import monte_carlo, shared_monte_carlo
 from spo_core.files import write_json
 from spo_core.policy import load_policy, stop_ids
 from spo_core.problems import problem_set
-from spo_core.processes import die_with_parent
 from spo_core.rollout.engine import Request
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.tree import Finish, RolloutTree
 from spo_core.verify import grade
-from tasks.records import RunSpec
 
 FIXED, FEW = 9, 3  # rollouts a state: the published number, and one that costs about as much as adaptive
 State = tuple[str, bytes]  # question, tokens of the response so far
@@ -140,18 +136,6 @@ def measure(trees: list[RolloutTree], truth: Values, how: str) -> tuple[float, i
     return float(np.mean(errors)), used
 
 
-def warmed_policy() -> Path:
-    """Folder of the embedded policy after warm-up: the main run's, or one made for benchmarks once."""
-    for spec in (RunSpec.here(), RunSpec.here(name="benchmark-policy")):
-        if (spec.paths.checkpoint("warmup") / "config.json").is_file():
-            return spec.paths.checkpoint("warmup")
-    with local_server(Path.cwd()) as environment:
-        for stage in ("prepare", "warmup"):
-            run = [sys.executable, "-m", f"flows.{stage}", "--name", "benchmark-policy"]
-            subprocess.run(run, check=True, env=environment, preexec_fn=die_with_parent)
-    return spec.paths.checkpoint("warmup")
-
-
 def make_bench(folder: Path, questions: int, threads: int | None) -> Bench:
     params = load_params(Path.cwd(), "spo-chain")
     torch.set_num_threads(threads or params.run.threads)
@@ -166,7 +150,7 @@ def make_bench(folder: Path, questions: int, threads: int | None) -> Bench:
         max_concurrency=rollout.max_concurrency,
     )
     problem = problem_set(params.data.problem_set)
-    rows = problem.build(params.data)["validation"][:questions]
+    rows = problem.build(params.data)["train"][-questions:]
     texts = [problem.prompt(row.question) for row in rows]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     prompts = [Prompt(row.question_id, tuple(i)) for row, i in zip(rows, ids, strict=True)]
@@ -174,7 +158,7 @@ def make_bench(folder: Path, questions: int, threads: int | None) -> Bench:
 
 
 def command(
-    questions: Annotated[int, typer.Option(help="Validation questions whose responses are cut.")] = 16,
+    questions: Annotated[int, typer.Option(help="Questions whose responses are cut.")] = 16,
     repeats: Annotated[int, typer.Option(help="Times that all states are valued, with other seeds.")] = 16,
     rollouts: Annotated[int, typer.Option(help="Rollouts of the truth of a state.")] = 256,
     policy: Annotated[Path | None, typer.Option(help="Another folder with a warmed-up policy.")] = None,

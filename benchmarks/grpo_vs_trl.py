@@ -1,9 +1,9 @@
 """An iteration of the GRPO preset against TRL's GRPOTrainer: the same policy, questions, group size, lengths, optimizer
 and CPU threads; seconds split into rollout (sampling and rewards) and update.
 
-Every completion is made as long as the limit (ours: no token stops; TRL: min_new_tokens), so that both sample and train
-the same number of tokens whatever the policy samples. Iterations of the two alternate in one process. Needs the extra
-``benchmarks``. Writes benchmarks/results/grpo_vs_trl.json.
+Measured are completions of the warmed-up policy that end by themselves, so of very different lengths, as in training;
+and completions all made as long as a limit (ours: no token stops; TRL: min_new_tokens). Iterations of the two alternate
+in one process. Needs the extra ``benchmarks``. Writes benchmarks/results/grpo_vs_trl.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +25,16 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.warmed import warmed_policy
 from spo_core.config import Params, load_params
 from spo_core.credit import assign_credit
 from spo_core.files import write_json
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.trainer import Trainer
-from spo_core.policy import make_policy, make_tokenizer
+from spo_core.policy import load_policy, make_policy, make_tokenizer, stop_ids
 from spo_core.problems import problem_set
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.transformers_engine import TransformersEngine
@@ -48,15 +50,15 @@ class Seconds:
 
 
 def reward(token_ids: list[int]) -> float:
-    """Worth nothing but that completions of a group differ in it."""
-    return float(sum(token_ids) % 2)
+    """Worth nothing, but different for the completions of a group: equal ones would not be trained by us."""
+    return zlib.crc32(bytes(token_ids)) / 2**32
 
 
 def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: Params, into: Seconds) -> Iterator[int]:
     """One iteration a step: the rollout and train steps of a run, without its files; yields the tokens sampled."""
     engine = TransformersEngine(
         model,
-        stop_ids=(),
+        stop_ids=() if params.rollout.max_completion_tokens else stop_ids(model, tokenizer),
         context_length=params.rollout.context_length,
         temperature=params.rollout.temperature,
         max_concurrency=len(questions) * params.rollout.branch_factors[0],
@@ -74,9 +76,11 @@ def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: P
         trees = [graded(tree) for tree in sampler.grow(prompts)]
         pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]
         sampled = time.perf_counter()
-        trainer.train_iteration(pairs, iteration=iteration)
+        metrics = trainer.train_iteration(pairs, iteration=iteration)
         into.rollout.append(sampled - started)
         into.update.append(time.perf_counter() - sampled)
+        if metrics["trained_tokens"] != sampler.generated_tokens:
+            raise RuntimeError(f"trained {metrics['trained_tokens']} of {sampler.generated_tokens} sampled tokens")
         yield sampler.generated_tokens
 
 
@@ -93,6 +97,7 @@ def trl_trainer(
 
     completions = len(questions) * params.rollout.branch_factors[0]
     length, steps = params.rollout.max_completion_tokens, params.learn.optimizer_steps
+    longest_prompt = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in questions)
 
     class Timed(GRPOTrainer):
         def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -117,11 +122,11 @@ def trl_trainer(
         per_device_train_batch_size=completions // steps,
         steps_per_generation=steps,
         num_generations=params.rollout.branch_factors[0],
-        max_completion_length=length,
+        max_completion_length=length or params.rollout.context_length - longest_prompt,
         temperature=params.rollout.temperature,
         top_p=1.0,
         top_k=0,
-        generation_kwargs={"min_new_tokens": length},
+        generation_kwargs={"min_new_tokens": length} if length else None,
         learning_rate=params.learn.learning_rate,
         lr_scheduler_type="constant",
         adam_beta1=params.learn.betas[0],
@@ -135,7 +140,7 @@ def trl_trainer(
         gradient_checkpointing=False,
         report_to=[],
         save_strategy="no",
-        logging_strategy="no",
+        logging_steps=steps,
         disable_tqdm=True,
         shuffle_dataset=False,
     )
@@ -143,7 +148,7 @@ def trl_trainer(
     def rewards(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         return [reward(ids) for ids in completion_ids]
 
-    return Timed(
+    trainer = Timed(
         model,
         reward_funcs=rewards,
         args=config,
@@ -151,6 +156,8 @@ def trl_trainer(
         processing_class=tokenizer,
         callbacks=[Clock()],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def summary(seconds: Seconds) -> dict[str, Any]:
@@ -165,37 +172,40 @@ def summary(seconds: Seconds) -> dict[str, Any]:
     }
 
 
-def compare(optimizer_steps: int, iterations: int, length: int) -> dict[str, Any]:
-    overrides = (
-        f"rollout.max_completion_tokens={length}",
-        f"learn.optimizer_steps={optimizer_steps}",
-        "learn.max_logprob_gap=0.05",
-    )
-    params = load_params(Path.cwd(), "grpo", overrides)
+def compare(optimizer_steps: int, iterations: int, length: int | None, folder: Path | None = None) -> dict[str, Any]:
+    """Completions of exactly ``length`` tokens; None: until the policy in ``folder`` stops or the context is full."""
+    overrides = [f"learn.optimizer_steps={optimizer_steps}", f"rollout.max_completion_tokens={length or 'null'}"]
+    params = load_params(Path.cwd(), "grpo", tuple(overrides))
     problem = problem_set("arithmetic")
     small = params.data.model_copy(update={"train": params.rollout.questions, "validation": 1, "test": 1})
     questions = [problem.prompt(row.question) for row in problem.build(small)["train"]]
-    tokenizer = make_tokenizer("characters", problem)
+    if folder is None:
+        tokenizer = make_tokenizer("characters", problem)
+        assert params.policy.init.type == "scratch"
+        model: PreTrainedModel = make_policy(params.policy.init, tokenizer, seed=0)
+    else:
+        model, tokenizer = load_policy(folder)
     tokenizer.padding_side = "left"
-    assert params.policy.init.type == "scratch"
-    model = make_policy(params.policy.init, tokenizer, seed=0)
     our_seconds, their_seconds = Seconds(), Seconds()
     run = ours(copy.deepcopy(model), tokenizer, questions, params, our_seconds)
+    sampled: list[int] = []
 
     class Alternate(TrainerCallback):
         """After each of TRL's iterations one of ours."""
 
         def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % optimizer_steps == 0:
-                tokens = next(run)
-                assert tokens == len(questions) * params.rollout.branch_factors[0] * length
+                sampled.append(next(run))
 
     trainer = trl_trainer(copy.deepcopy(model), tokenizer, questions, params, their_seconds, iterations + 1)
     trainer.add_callback(Alternate())
     trainer.train()
+    completions = len(questions) * params.rollout.branch_factors[0]
+    theirs = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     return {
-        "completions": len(questions) * params.rollout.branch_factors[0],
+        "completions": completions,
         "completion_tokens": length,
+        "mean_completion_tokens": {"ours": statistics.mean(sampled) / completions, "trl": theirs[-1]},
         "optimizer_steps": optimizer_steps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "ours": summary(our_seconds),
@@ -204,28 +214,31 @@ def compare(optimizer_steps: int, iterations: int, length: int) -> dict[str, Any
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{results[0]['completions']} completions of {results[0]['completion_tokens']} tokens")
-    for column in ("optimizer steps", "trainer", "rollout s", "update s", "iteration s", "times faster"):
+    table = Table(title=f"{results[0]['completions']} completions an iteration, seconds")
+    for column in ("tokens each", "optimizer steps", "trainer", "rollout", "update", "iteration", "times faster"):
         table.add_column(column, justify="left" if column == "trainer" else "right")
     for result in results:
         for name in ("trl", "ours"):
             row = result[name]
             faster = "" if name == "trl" else f"{result['trl']['iteration'] / row['iteration']:.2f}"
             cells = (f"{row[part]:.2f}" for part in ("rollout", "update", "iteration"))
-            table.add_row(str(result["optimizer_steps"]), name, *cells, faster)
+            tokens = f"{result['mean_completion_tokens'][name]:.1f}"
+            table.add_row(tokens, str(result["optimizer_steps"]), name, *cells, faster)
     Console(highlight=False).print(table)
 
 
 def command(
     iterations: Annotated[int, typer.Option(help="Timed iterations of each, after one that warms up.")] = 7,
-    length: Annotated[int, typer.Option(help="Tokens of every completion.")] = 29,
+    length: Annotated[int, typer.Option(help="Tokens of every completion where no token stops.")] = 29,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
 ) -> None:
-    """Measure with one and with four optimizer steps an iteration, print a table, write the results."""
+    """Measure completions that end by themselves, and of one length; print a table, write the results."""
     import trl
 
     torch.set_num_threads(threads)
-    results = [compare(steps, iterations, length) for steps in (1, 4)]
+    folder = warmed_policy()
+    cases = [(steps, tokens) for tokens in (None, length) for steps in (4, 1)]
+    results = [compare(steps, iterations, tokens, folder if tokens is None else None) for steps, tokens in cases]
     print_table(results)
     machine = describe_machine(threads) | {"trl": trl.__version__}
     write_json(RESULTS / "grpo_vs_trl.json", {"machine": machine, "results": results})

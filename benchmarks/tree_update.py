@@ -9,12 +9,12 @@ Writes benchmarks/results/tree_update.json.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -53,6 +53,7 @@ class Case:
     prompt: int = 80
     segment: int = 30
     budget: int = 16384  # of one forward pass of ours
+    rounds: int = 1  # times the repeats asked for
 
     def model(self) -> PreTrainedModel:
         torch.manual_seed(0)
@@ -91,7 +92,7 @@ class Case:
 
 
 CPU_CASES = (
-    Case("0.4M", layers=3, hidden=96, heads=3, kv_heads=3, intermediate=288, vocabulary=64),
+    Case("0.4M", layers=3, hidden=96, heads=3, kv_heads=3, intermediate=288, vocabulary=64, rounds=4),
     Case("5M", layers=6, hidden=256, heads=4, kv_heads=4, intermediate=768, vocabulary=64),
 )
 GPU_CASES = (Case("Qwen2-1.5B", 28, 1536, 12, 2, 8960, 151936, prompt=150, segment=600, budget=16384),)
@@ -175,9 +176,15 @@ def peak_memory(case: Case, method: str, threads: int) -> int:
         before = torch.cuda.memory_allocated()
         update()
         return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     update()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's memory, now (VmRSS) or at its peak (VmHWM); getrusage() would tell its parent's peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def measure(case: Case, repeats: int, threads: int) -> dict:
@@ -187,7 +194,7 @@ def measure(case: Case, repeats: int, threads: int) -> dict:
     for name, update in updates.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             memory = pool.apply(peak_memory, (case, name, threads))
-        times = seconds(update, repeats)
+        times = seconds(update, repeats * case.rounds)
         rows[name] = {
             "seconds": statistics.median(times),
             "all_seconds": times,

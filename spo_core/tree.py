@@ -107,7 +107,8 @@ class RolloutTree:
         """The same tree with (reward, outcome) set on the given leaves."""
         nodes = list(self.nodes)
         for index, (reward, outcome) in graded.items():
-            nodes[index] = replace(nodes[index], reward=float(reward), outcome=outcome)
+            n = nodes[index]  # replace() would take three times as long
+            nodes[index] = Node(n.parent, n.token_ids, n.logprobs, n.finish, n.trainable, float(reward), outcome)
         return replace(self, nodes=tuple(nodes))
 
 

@@ -91,6 +91,7 @@ class TorchBackend:
             betas=params.betas,
             eps=params.epsilon,
             weight_decay=params.weight_decay,
+            fused=True,
         )
 
     @property

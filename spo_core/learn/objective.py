@@ -146,7 +146,11 @@ def whitening(advantages: np.ndarray) -> tuple[float, float]:
 
 
 def _empty(pair: int, tree: RolloutTree, credit: Credit) -> WeightedTree:
-    def zeros() -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros(len(a), np.float32) for a in credit.advantages)
+    ends = np.cumsum([len(a) for a in credit.advantages]).tolist()
+    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
 
-    return WeightedTree(pair, tree, tuple(np.zeros(len(a), bool) for a in credit.masks), zeros(), zeros(), zeros())
+    def zeros(kind: type) -> tuple[np.ndarray, ...]:
+        flat = np.zeros(ends[-1], kind)
+        return tuple(flat[start:stop] for start, stop in bounds)
+
+    return WeightedTree(pair, tree, zeros(bool), zeros(np.float32), zeros(np.float32), zeros(np.float32))

@@ -3,8 +3,8 @@
 Registered with transformers under one name, so that embedding, norms, projections, gradient checkpointing and ZeRO are
 the model's own. Without a tree it is plain SDPA, or for one new token a row (sampling on CPUs) two matrix products.
 
-* levels: depth by depth, in matrix products of all children of a parent with the parent's path, gathered once a parent.
-  Works on every device, with gradients; keeps the attention weights for the backward pass.
+* levels: depth by depth, works on every device. Segments longer than their path in SDPA, each with a copy of the path;
+  shorter ones in matrix products of all children of a parent with the path, copied once, keeping attention weights.
 * flex: FlexAttention over the packed row with the ancestor mask. Has no backward pass on CPUs.
 * dense: SDPA over the packed row with the same mask written out; what the tests compare flex with.
 """
@@ -112,44 +112,105 @@ def _by_levels(query: Tensor, key: Tensor, value: Tensor, tree: TreeBatch, scale
 
 def _level(level: Level, q: Tensor, k: Tensor, v: Tensor, all_keys: Tensor, all_values: Tensor) -> Tensor:
     """Attention of one level's tokens; q (tokens, heads, dim), k and v (tokens, kv heads, dim), all_* (packed, -1)."""
+    parents, _, width = level.grid
+    kv_heads, dim = k.shape[1:]
+    if level.slots is not None and level.taken is not None:
+        q, k, v = (_Spread.apply(x, level.slots.flatten(), level.taken) for x in (q, k, v))
+    shape = (parents, level.path.shape[1], kv_heads, dim)
+    path_k, path_v = (F.embedding(level.path, x).view(shape) for x in (all_keys, all_values))
+    # a copy of the path for every child pays where it is short; sharing it keeps width x width weights of every child
+    attend = _alone if width >= shape[1] else _together
+    result = attend(level, q, k, v, path_k, path_v)
+    if level.slots is None or level.taken is None:
+        return result
+    return _Collect.apply(result, level.taken)
+
+
+def _alone(level: Level, q: Tensor, k: Tensor, v: Tensor, path_k: Tensor, path_v: Tensor) -> Tensor:
+    """Each segment with its own copy of its parent's path, in SDPA; (grid slots, heads, dim)."""
     parents, children, width = level.grid
-    heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
+    rows, length = parents * children, path_k.shape[1]
+
+    def keys(path: Tensor, own: Tensor) -> Tensor:
+        copies = path[:, None].expand(-1, children, -1, -1, -1).flatten(0, 1)
+        return torch.cat([copies, own.view(rows, width, *own.shape[1:])], 1).transpose(1, 2)
+
+    causal = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
+    mask = torch.cat([causal.new_ones(width, length), causal], 1)
+    if level.path_valid is not None:
+        valid = level.path_valid[:, None, None].expand(-1, children, width, -1).flatten(0, 1)
+        mask = torch.cat([valid, causal.expand(rows, -1, -1)], -1)[:, None]
+    queries = q.view(rows, width, *q.shape[1:]).transpose(1, 2)
+    out = F.scaled_dot_product_attention(
+        queries, keys(path_k, k), keys(path_v, v), attn_mask=mask, scale=1.0, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _together(level: Level, q: Tensor, k: Tensor, v: Tensor, path_k: Tensor, path_v: Tensor) -> Tensor:
+    """All children of a parent in one product with its path; (grid slots, heads, dim)."""
+    parents, children, width = level.grid
+    heads, kv_heads, dim, length = q.shape[1], k.shape[1], q.shape[2], path_k.shape[1]
     shared, fan = heads // kv_heads, children * width
-    if level.slots is not None:
-        q, k, v = (x[level.slots.flatten()] for x in (q, k, v))
     # heads that share keys stand side by side as rows of one matrix product
     own_q = q.view(parents * children, width, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
     own_k = k.view(parents * children, width, kv_heads, dim).permute(0, 2, 3, 1)
     own_v = v.view(parents * children, width, kv_heads, dim).transpose(1, 2)
-    own = (own_q @ own_k).view(parents, children, kv_heads, shared, width, width)
-    hidden = torch.ones(width, width, dtype=torch.bool, device=q.device).triu(1)
-    own = own.masked_fill(hidden, float("-inf")).permute(0, 2, 3, 1, 4, 5)  # (parents, kv, shared, children, w, w)
-    length = level.path.shape[1]
-    if length == 0:
-        weights = own.float().softmax(-1).to(v.dtype)
-        result = _own(weights, own_v, level)
-    else:
-        path_k = F.embedding(level.path, all_keys).view(parents, length, kv_heads, dim)
-        path_v = F.embedding(level.path, all_values).view(parents, length, kv_heads, dim).transpose(1, 2)
-        path_q = q.view(parents, fan, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        scores = path_q @ path_k.permute(0, 2, 3, 1)  # (parents, kv, shared * fan, length)
-        if level.path_valid is not None:
-            scores = scores.masked_fill(~level.path_valid[:, None, None], float("-inf"))
-        scores = scores.view(parents, kv_heads, shared, children, width, length)
-        weights = torch.cat([scores, own], -1).float().softmax(-1).to(v.dtype)
-        before = weights[..., :length].reshape(parents, kv_heads, shared * fan, length) @ path_v
-        before = before.view(parents, kv_heads, shared, fan, dim).permute(0, 3, 1, 2, 4)
-        result = _own(weights[..., length:], own_v, level) + before.reshape(parents * fan, heads, dim)
-    return result if level.taken is None else result[level.taken]
+    later = torch.full((width, width), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    own = torch.baddbmm(later.repeat(shared, 1), own_q.flatten(0, 1), own_k.flatten(0, 1))
+    own = own.view(parents, children, kv_heads, shared, width, width).permute(0, 2, 3, 1, 4, 5)
+    path_q = q.view(parents, fan, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = path_q @ path_k.permute(0, 2, 3, 1)  # (parents, kv, shared * fan, length)
+    if level.path_valid is not None:
+        scores = scores.masked_fill(~level.path_valid[:, None, None], float("-inf"))
+    scores = scores.view(parents, kv_heads, shared, children, width, length)
+    weights = torch.cat([scores, own], -1).float().softmax(-1).to(v.dtype)
+    above, inside = weights.split([length, width], -1)
+    before = above.reshape(parents, kv_heads, shared * fan, length) @ path_v.transpose(1, 2)
+    before = before.view(parents, kv_heads, shared, fan, dim).permute(0, 3, 1, 2, 4)
+    return _own(inside, own_v, level) + before.reshape(parents * fan, heads, dim)
 
 
 def _own(weights: Tensor, own_v: Tensor, level: Level) -> Tensor:
-    """What tokens take from their own segment; (grid slots, heads, dim)."""
+    """What tokens take from their own segment; weights (parents, kv, shared, children, width, width)."""
     parents, children, width = level.grid
     kv_heads, shared, dim = weights.shape[1], weights.shape[2], own_v.shape[-1]
     rows = weights.permute(0, 3, 1, 2, 4, 5).reshape(parents * children, kv_heads, shared * width, width)
     result = (rows @ own_v).view(parents * children, kv_heads, shared, width, dim)
     return result.permute(0, 3, 1, 2, 4).reshape(parents * children * width, kv_heads * shared, dim)
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens to the slots of a level's grid. Padding repeats some token, and its gradient is dropped: it is 0, as
+    nothing of a padded slot is collected and no token sees one. Indexing would add gradients up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, slots: Tensor, taken: Tensor) -> Tensor:
+        ctx.save_for_backward(taken)
+        return tokens[slots]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (taken,) = ctx.saved_tensors
+        return gradients[0][taken], None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Tokens back from their slots."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, taken: Tensor) -> Tensor:
+        ctx.save_for_backward(taken)
+        ctx.slots = slots.shape[0]
+        return slots[taken]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (taken,) = ctx.saved_tensors
+        (gradient,) = gradients
+        result = gradient.new_zeros(ctx.slots, *gradient.shape[1:])
+        result[taken] = gradient
+        return result, None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)

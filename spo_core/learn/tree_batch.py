@@ -73,49 +73,46 @@ def needed_nodes(tree: RolloutTree, masks: Sequence[np.ndarray]) -> tuple[np.nda
     return needed, below
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Placed:
     """A forwarded node: its tokens stand at start, start + 1, ... of the packed row, ``before`` tokens after its root.
 
-    The last token of a segment without forwarded children predicts nothing and is left out.
+    The last token of a segment without forwarded children predicts nothing and is left out; its path is not needed.
     """
 
+    key: tuple[int, int]
     ids: np.ndarray
     before: int
-    path: np.ndarray  # packed indices from the root to its last token
     start: int
+    path: np.ndarray  # packed indices from the root to its last token
 
 
 def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu") -> TreeBatch:
     """Lay out the nodes that are trained, and their ancestors; nothing else is forwarded."""
-    by_depth = _needed_by_depth(items)
-    spans = _depth_first(items)
     placed: dict[tuple[int, int], _Placed] = {}
     levels: list[Level] = []
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "positions", "first", "last")}
     sources: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     order: list[tuple[int, int]] = []
     start = 0
-    for groups in by_depth:
+    for groups in _needed_by_depth(items):
         rows: list[tuple[np.ndarray, list[int]]] = []  # path of the parent, lengths of its children
         level_start = start
         for parent, children in groups:
-            above = placed[parent] if parent is not None else None
-            path = above.path if above else np.zeros(0, np.int64)
+            path = _NOTHING if parent is None else placed[parent].path
             lengths = []
             for key, whole in children:
                 node = items[key[0]].tree.nodes[key[1]]
                 ids = node.token_ids if whole else node.token_ids[:-1]
-                placed[key] = _Placed(ids, len(path), np.append(path, start + np.arange(len(ids))), start)
-                columns["ids"].append(ids)
-                columns["positions"].append(len(path) + np.arange(len(ids)))
-                columns["first"].append(np.full(len(ids), spans[key][0]))
-                columns["last"].append(np.full(len(ids), spans[key][1]))
+                own_path = np.concatenate([path, np.arange(start, start + len(ids))]) if whole else _NOTHING
+                placed[key] = _Placed(key, ids, len(path), start, own_path)
                 mask = np.flatnonzero(items[key[0]].masks[key[1]])
-                if above and len(mask):
-                    sources.append(np.where(mask == 0, path[-1], start + mask - 1))
-                    targets.append(node.token_ids[mask].astype(np.int64))
+                if parent is not None and len(mask):
+                    predecessors = mask + (start - 1)
+                    if mask[0] == 0:
+                        predecessors[0] = path[-1]
+                    sources.append(predecessors)
+                    targets.append(node.token_ids[mask])
                     order.append(key)
                 start += len(ids)
                 if len(ids):
@@ -124,18 +121,38 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
                 rows.append((path, lengths))
         if rows:
             levels.append(_level(level_start, start, rows, device))
+    return _packed(list(placed.values()), _depth_first(items), levels, sources, targets, order, device)
 
-    def packed(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)).to(device)
 
+_NOTHING = np.zeros(0, np.int64)
+
+
+def _packed(
+    nodes: list[_Placed],
+    spans: dict[tuple[int, int], tuple[int, int]],
+    levels: list[Level],
+    sources: list[np.ndarray],
+    targets: list[np.ndarray],
+    order: list[tuple[int, int]],
+    device: torch.device | str,
+) -> TreeBatch:
+    lengths = np.array([len(node.ids) for node in nodes], np.int64)
+
+    def per_token(values: list[int]) -> np.ndarray:
+        return np.repeat(np.array(values, np.int64), lengths)
+
+    def tensor(parts: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate([_NOTHING, *parts]).astype(np.int64)).to(device)
+
+    behind_start = np.arange(int(lengths.sum())) - per_token([node.start for node in nodes])
     return TreeBatch(
-        packed(columns["ids"]),
-        packed(columns["positions"]),
-        packed(columns["first"]),
-        packed(columns["last"]),
+        tensor([node.ids for node in nodes]),
+        tensor([per_token([node.before for node in nodes]) + behind_start]),
+        tensor([per_token([spans[node.key][0] for node in nodes])]),
+        tensor([per_token([spans[node.key][1] for node in nodes])]),
         tuple(levels),
-        packed(sources),
-        packed(targets),
+        tensor(sources),
+        tensor(targets),
         tuple(order),
     )
 

@@ -41,7 +41,8 @@ class GrowingTree:
         for index in order:  # grows as it is read
             order += sorted(children.get(index, []), key=self.places.__getitem__)
         place = {old: new for new, old in enumerate(order)} | {-1: -1}
-        return tuple(replace(self.nodes[old], parent=place[self.nodes[old].parent]) for old in order)
+        moved = ((self.nodes[old], place[self.nodes[old].parent]) for old in order)
+        return tuple(node if node.parent == parent else replace(node, parent=parent) for node, parent in moved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,14 +108,13 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
+        if self.model.training:  # whoever trains it sets the mode again
+            self.model.eval()
         self._admit()
         n = len(self._slots)
         if n == 0:
             return []
-        was_training = self.model.training
-        self.model.eval()
         tokens, logprobs, entropies = self._sample(self._forward(n), n)
-        self.model.train(was_training)
         return self._collect(tokens, logprobs, entropies, n)
 
     def _forward(self, n: int) -> Tensor:
