@@ -1,7 +1,8 @@
 """Forward and backward pass over a tree with each prefix computed once, against one padded sequence per segment.
 
 The second is how the published code trains (reference facts 9.1), here in the micro-batch size that is fastest for it,
-without its mask of padding, and with logits at every position as there. Same trees, same loss, same process; medians.
+without its mask of padding, and with logits at every position as there. Same trees, same loss, same process, in turns;
+medians.
 With a GPU: a Qwen2-1.5B configuration with random weights in bfloat16, segments of 600 tokens, FlexAttention.
 Writes benchmarks/results/tree_update.json.
 """
@@ -157,14 +158,16 @@ def gradient(model: PreTrainedModel, update: Callable[[], int]) -> tuple[torch.T
     return torch.cat([p.grad.flatten().float() for p in model.parameters()]), forwarded
 
 
-def seconds(update: Callable[[], int], repeats: int) -> list[float]:
-    times = []
+def seconds(updates: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+    """Of every update, in turns, so that a machine that slows down slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(repeats):
-        started = time.perf_counter()
-        update()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        for name, update in updates.items():
+            started = time.perf_counter()
+            update()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - started)
     return times
 
 
@@ -191,13 +194,13 @@ def measure(case: Case, repeats: int, threads: int) -> dict:
     model, updates = methods(case)
     found = {name: gradient(model, update) for name, update in updates.items()}  # warms up, too
     rows = {}
-    for name, update in updates.items():
+    times = seconds(updates, repeats * case.rounds)
+    for name in updates:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             memory = pool.apply(peak_memory, (case, name, threads))
-        times = seconds(update, repeats * case.rounds)
         rows[name] = {
-            "seconds": statistics.median(times),
-            "all_seconds": times,
+            "seconds": statistics.median(times[name]),
+            "all_seconds": times[name],
             "forwarded_tokens": found[name][1],
             "peak_memory_bytes": memory,
         }
