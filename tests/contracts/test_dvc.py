@@ -125,6 +125,19 @@ def test_namespaces_read_are_declared(name):
     assert namespaces_read(name) <= declared
 
 
+def test_data_params_that_training_reads_are_declared():
+    """``params.data`` is declared key by key, so that another split size does not train again by itself."""
+    read = set()
+    for file in first_party("flows.train", set()) - PLUMBING:
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            owner = node.value if isinstance(node, ast.Attribute) else None
+            if isinstance(owner, ast.Attribute) and owner.attr == "data" and "params" in ast.dump(owner.value):
+                read.add(f"data.{node.attr}")
+    declared = {k for p in stage("train")["params"] for name, keys in p.items() if "data" in name for k in keys}
+    sources = {"data.source"}  # only prepare reads files from it; train's outputs hang from the prepared folder
+    assert "data.max_prompt_tokens" in read and read - sources <= declared
+
+
 def test_every_output_is_ignored_by_git():
     cached = [o for s in FLOWS for i in ("warmup", "final") for o in outputs(s, i) if not o.endswith((".json", ".csv"))]
     listed = subprocess.run(
