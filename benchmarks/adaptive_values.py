@@ -80,7 +80,7 @@ class Bench:
             seed=0,
             iteration=1,
             version=0,
-            reward=self.reward,  # type: ignore[arg-type]
+            reward=self.reward,
         )
         return [
             t.with_rewards({i: (self.reward(t.question_id, t.completion(i), t.nodes[i].finish), "") for i in t.leaves})
@@ -167,7 +167,7 @@ def command(
     """Compare values of adaptive Monte Carlo with those of a fixed number of rollouts."""
     bench = make_bench(policy or warmed_policy(), questions, threads)
     adaptive = AdaptiveMonteCarlo(type="adaptive_monte_carlo")
-    sampled = (MonteCarlo(type="monte_carlo", rollouts=FIXED), adaptive)
+    sampled: tuple[MonteCarlo | AdaptiveMonteCarlo, ...] = (MonteCarlo(type="monte_carlo", rollouts=FIXED), adaptive)
     names = {
         "fixed": f"fixed k = {FIXED}",
         "shared": f"fixed k = {FIXED}, one fan for equal states",

@@ -76,6 +76,14 @@ class Learner(Protocol):
         ...
 
 
+def without_gradient(reference: TreePolicy | None, batch: TreeBatch, temperature: float) -> Tensor:
+    """Log-probs of a reference policy. Raises ValueError where there is none."""
+    if reference is None:
+        raise ValueError("learn.kl needs a reference policy")
+    with torch.no_grad():
+        return reference(batch, temperature)[0]
+
+
 class TorchBackend:
     """One device, plain torch."""
 
@@ -103,10 +111,7 @@ class TorchBackend:
         return self.policy(batch, temperature, entropy)
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
-        if self.reference is None:
-            raise ValueError("learn.kl needs a reference policy")
-        with torch.no_grad():
-            return self.reference(batch, temperature)[0]
+        return without_gradient(self.reference, batch, temperature)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
+from spo_core.learn.backend import without_gradient
 from spo_core.learn.deepspeed_state import ShardedState
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
@@ -82,10 +83,7 @@ class DeepSpeedBackend:
         return self.engine(batch, temperature, entropy)
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
-        if self.reference is None:
-            raise ValueError("learn.kl needs a reference policy")
-        with torch.no_grad():
-            return self.reference(batch, temperature)[0]
+        return without_gradient(self.reference, batch, temperature)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)

@@ -93,7 +93,8 @@ class Ranks:
                 self._selector.register(rank, selectors.EVENT_READ)
                 self._buffers[rank] = b""
                 continue
-            rank = key.fileobj  # type: ignore[assignment]
+            assert isinstance(key.fileobj, socket.socket)
+            rank = key.fileobj
             try:
                 data = rank.recv(1 << 16)
             except ConnectionResetError:

@@ -1,8 +1,6 @@
 """What the benchmarks compare is the same work; their times are not tested."""
 
-import pytest
-
-from benchmarks import tree_update
+from benchmarks import grpo_vs_trl, tree_update
 from benchmarks.machine import describe_machine
 
 
@@ -17,9 +15,6 @@ def test_both_ways_to_train_a_tree_add_the_same_gradient_and_tokens_fall_as_coun
 
 
 def test_our_iteration_and_trl_s_sample_as_many_tokens():
-    pytest.importorskip("trl")
-    from benchmarks import grpo_vs_trl
-
     result = grpo_vs_trl.compare(optimizer_steps=2, iterations=1, length=3)
     assert result["completions"] == 512 and all(result[name]["iteration"] > 0 for name in ("ours", "trl"))
 

@@ -125,7 +125,7 @@ def test_a_token_budget_changes_nothing(policy, budget, options):
 
 
 @pytest.mark.parametrize("options", [{"attention": "levels"}, {"gradient_checkpointing": True}])
-def test_packed_and_checkpointed_trajectories_are_one(policy, options, monkeypatch):
+def test_packed_and_checkpointed_trajectories_are_one(policy, options):
     """Two iterations with several steps: dense-packed, level by level, checkpointed: the same weights to rounding."""
     trajectories = []
     for chosen in ({"dense": True}, options):
