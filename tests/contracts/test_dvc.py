@@ -138,6 +138,19 @@ def test_data_params_that_training_reads_are_declared():
     assert "data.max_prompt_tokens" in read and read - sources <= declared
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_declared_params_stand_in_their_file(name):
+    """DVC refuses a stage whose declared key its params file leaves to a default."""
+    for declared in stage(name).get("params", []):
+        for file, keys in declared.items():
+            params = yaml.safe_load((ROOT / file).read_text())
+            for key in keys:
+                found = params
+                for part in key.split("."):
+                    assert part in found, f"{name} declares {key}, which {file} does not set"
+                    found = found[part]
+
+
 def test_every_output_is_ignored_by_git():
     cached = [o for s in FLOWS for i in ("warmup", "final") for o in outputs(s, i) if not o.endswith((".json", ".csv"))]
     listed = subprocess.run(
