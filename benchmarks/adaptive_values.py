@@ -127,7 +127,7 @@ def measure(trees: list[RolloutTree], truth: Values, how: str) -> tuple[float, i
         values = shared_monte_carlo(tree) if how == "adaptive" else monte_carlo(tree)
         first: dict[State, int] = {}
         for node, state in states.items():
-            own = first.setdefault(state, node) if how == "shared" else node
+            own = first.setdefault(state, node)  # equal states have one fan, at the first of them
             kept = fans(tree, own, FEW if how == "few" else None)
             value = np.mean([tree.nodes[c].reward for c in kept]) if how == "few" else values[own]
             errors.append((value - truth[state]) ** 2)
@@ -170,7 +170,6 @@ def command(
     sampled: tuple[MonteCarlo | AdaptiveMonteCarlo, ...] = (MonteCarlo(type="monte_carlo", rollouts=FIXED), adaptive)
     names = {
         "fixed": f"fixed k = {FIXED}",
-        "shared": f"fixed k = {FIXED}, one fan for equal states",
         "few": f"fixed k = {FEW}",
         "adaptive": "adaptive",
     }
@@ -178,7 +177,7 @@ def command(
     results: dict[str, list[tuple[float, int]]] = {how: [] for how in names}
     seconds = {"fixed": 0.0, "adaptive": 0.0}
     for repeat in range(repeats):
-        for value, hows in zip(sampled, (("fixed", "shared", "few"), ("adaptive",)), strict=True):
+        for value, hows in zip(sampled, (("fixed", "few"), ("adaptive",)), strict=True):
             started = time.perf_counter()
             trees = bench.grow(value, repeat)
             seconds[hows[0]] += (time.perf_counter() - started) / repeats

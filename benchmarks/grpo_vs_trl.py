@@ -71,7 +71,7 @@ def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: P
     while True:
         iteration += 1
         started = time.perf_counter()
-        engine.policy_changed()
+        engine.policy_changed(1)
         sampler = Sampler(engine, params.rollout, params.credit, seed=0, iteration=iteration, version=trainer.step)
         trees = [graded(tree) for tree in sampler.grow(prompts)]
         pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]

@@ -14,6 +14,20 @@ from spo_core.errors import SPOError
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
 Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME instead of the main outputs.")]
+Replay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Train on the trees recorded in DIR, a run's directory below work/. Publishes below outputs/runs/replay; "
+        "with a preset, --set or --name that name stands before it.",
+    ),
+]
+RolloutsOnly = Annotated[
+    bool,
+    typer.Option(
+        "--rollouts-only", help="Sample, grade and keep the trees of run.iterations iterations; train nothing."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all params and an estimate; start and write nothing.")]
 
 

@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows import cli
 from spo_core.config import load_params
+from spo_core.errors import ConfigError
 from spo_core.observe.dry_run import print_dry_run
 from spo_core.observe.progress import bar
 from spo_core.observe.tracking import Tracker
@@ -15,17 +16,23 @@ from spo_core.session import open_session
 from spo_core.training_run import check_training
 from tasks.advantages import assign_advantages
 from tasks.records import Iteration, RunSpec
-from tasks.rollouts import collect_rollouts
+from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts
 from tasks.training import publish_training, update_policy
 from tasks.versioning import record_outputs
 
 
 @flow(name="train")
-def train(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
-    spec = RunSpec.here(preset, overrides, name)
+def train(
+    preset: str | None = None,
+    overrides: tuple[str, ...] = (),
+    name: str | None = None,
+    replay: str | None = None,
+    rollouts_only: bool = False,
+) -> dict:
+    spec = RunSpec.here(preset, overrides, name, replay, rollouts_only)
     params, paths = spec.params, spec.paths
     with (
-        open_session(params, paths) as session,
+        open_session(params, spec.inputs, replay=replay, rollouts_only=rollouts_only) as session,
         Tracker(params, session.run.path, paths.root, spec.run_name or "main") as tracker,
         bar("train", params.run.iterations, unit="it") as progress,
     ):
@@ -34,25 +41,36 @@ def train(preset: str | None = None, overrides: tuple[str, ...] = (), name: str 
             iteration = Iteration(str(session.run.path), session.iteration + 1)
             collect_rollouts(iteration)
             assign_advantages(iteration)
-            metrics = update_policy(iteration)
+            metrics = keep_rollouts(iteration) if rollouts_only else update_policy(iteration)
             tracker.log(metrics, step=iteration.number)
             progress.set_postfix(reward=f"{metrics['rollout/reward']:.3f}", refresh=False)
             progress.update(1)
+        if rollouts_only:
+            return recorded_rollouts(session)
         final = publish_training(session, spec)
     record_outputs(spec, "train")
     return final
 
 
 def command(
-    preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None, dry_run: cli.DryRun = False
+    preset: cli.Preset = None,
+    set_: cli.Overrides = None,
+    name: cli.Name = None,
+    replay: cli.Replay = None,
+    rollouts_only: cli.RolloutsOnly = False,
+    dry_run: cli.DryRun = False,
 ) -> None:
     """Train the policy from checkpoints/warmup; continues where an interrupted run stopped."""
     if dry_run:
+        if replay is not None or rollouts_only:
+            raise ConfigError("--dry-run tells of ordinary runs; leave out --replay and --rollouts-only")
         print_dry_run(load_params(Path.cwd(), preset, tuple(set_ or ())))
         return
-    spec = RunSpec.here(preset, set_ or (), name)
-    check_training(spec.params, spec.paths)
-    train(preset, spec.overrides, name)
+    spec = RunSpec.here(preset, set_ or (), name, replay, rollouts_only)
+    check_training(spec.params, spec.inputs, replay=replay, rollouts_only=rollouts_only)
+    result = train(preset, spec.overrides, name, replay, rollouts_only)
+    if rollouts_only:
+        print(f"rollouts of {result['iterations']} iterations: {result['folder']}; train on them with --replay")
 
 
 if __name__ == "__main__":

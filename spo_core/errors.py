@@ -19,3 +19,7 @@ class RunError(SPOError):
 
 class TrainingError(SPOError):
     """A training run that must stop: non-finite numbers, or token ids that do not match their log-probs."""
+
+
+class EngineError(SPOError):
+    """A rollout engine that does not start, dies again after a restart, or disagrees with the trainer."""

@@ -20,7 +20,7 @@ STEP = 20  # tokens from one delimiter to the next
 ASSUMPTIONS = (
     f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
     f"segment with an advantage, {CUTTABLE:.0%} of tokens below the probability or above the entropy threshold, a "
-    f"delimiter every {STEP} tokens"
+    f"delimiter every {STEP} tokens, no two responses equal up to a cut"
 )
 
 
@@ -33,7 +33,7 @@ class Work:
     segments: int
     """Sampled segments that may be trained: edges of trees, parts of responses that are cut."""
     value_rollouts: int
-    """Completions sampled only to value a state."""
+    """Completions sampled only to value a state; fewer where responses have equal states, which share them."""
     generated_tokens: int
     """Sampled, value rollouts included."""
     episodes: int
@@ -126,7 +126,8 @@ def _levels(params: Params, length: int) -> list[tuple[int, int]]:
 def _valued(params: Params, length: int, *, most: bool) -> tuple[int, int, int]:
     """Cuts of a response behind its first token; value rollouts of a question, and the tokens they sample.
 
-    A continuation is as long as what it replaces: at most what the limit leaves behind the cut.
+    A continuation is as long as what it replaces: at most what the limit leaves behind the cut. Every cut is taken to
+    have value rollouts of its own. Equal states share theirs, so this is an upper bound.
     """
     partition: Any = params.credit.partition
     if partition.type not in CUT_TYPES:

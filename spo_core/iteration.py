@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 
 from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Whole
 from spo_core.credit import assign_credit, read_credits, write_credits
+from spo_core.errors import RunError
 from spo_core.files import read_json, write_json, write_text
 from spo_core.problems.base import Question
 from spo_core.questions import draw_questions
 from spo_core.rollout.pieces import token_pieces
-from spo_core.rollout.sampler import Sampler
+from spo_core.rollout.probe import check_gap, probe
+from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import COMPLETE
 from spo_core.session import Session
@@ -42,7 +44,7 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
     prompts = [session.prompt(row) for row in rows]
     asked = {row.question_id: row for row in rows}
-    session.engine.policy_changed()
+    synced = sync_policy(session, prompts)
     sampler = Sampler(
         session.engine,
         session.rollout_params(iteration),
@@ -53,11 +55,16 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
         pieces=lambda ids: token_pieces(session.tokenizer, ids),
         reward=lambda question, ids, finish: grade_completion(session, ids, finish, asked[question])[0],
     )
-    trees = [grade_tree(session, t, row) for t, row in zip(sampler.grow(prompts, progress), rows, strict=True)]
+    grown = sampler.grow(prompts, progress)
+    session.engine.sleep()
+    trees = [grade_tree(session, t, row) for t, row in zip(grown, rows, strict=True)]
     write_trees(folder / "trees.parquet", trees)
     write_json(folder / "questions.json", [asdict(row) for row in rows])
     seconds = time.perf_counter() - started
-    metrics = rollout_metrics(trees) | {
+    metrics = rollout_metrics(trees) | synced
+    metrics |= {
+        "rollout/cache_hit_rate": sampler.cached_tokens / sampler.prefix_tokens,
+        "rollout/engine_restarts": session.engine.restarts,
         "timing/rollout": seconds,
         "timing/generated_tokens_per_second": sampler.generated_tokens / seconds,
     }
@@ -65,15 +72,65 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     return metrics
 
 
+def replay_step(session: Session, iteration: int) -> dict[str, float]:
+    """Take recorded trees instead of sampling; writes what ``rollout_step`` does."""
+    if session.recorded is None:
+        raise RunError(f"{session.run.path}: no recorded rollouts belong to this run; sample them")
+    started = time.perf_counter()
+    folder = session.run.start_iteration(iteration)
+    metrics = session.recorded.publish(iteration, folder) or rollout_metrics(read_trees(folder / "trees.parquet"))
+    metrics |= {"timing/rollout": time.perf_counter() - started}
+    write_json(folder / "rollout.json", metrics)
+    return metrics
+
+
+def keep_step(session: Session, iteration: int) -> dict[str, Any]:
+    """Complete an iteration without an update; returns its row of metrics."""
+    folder = session.run.iteration(iteration)
+    rollout = read_json(folder / "rollout.json")
+    session.iteration = iteration
+    session.generated_tokens += rollout["rollout/generated_tokens"]
+    row = {"iteration": iteration, "generated_tokens": session.generated_tokens}
+    row |= rollout | read_json(folder / "credit.json")
+    write_json(folder / "metrics.json", row)
+    session.run.append_metrics(row)
+    write_text(folder / COMPLETE, "")  # last: a resume goes on after it
+    return row
+
+
+def sync_policy(session: Session, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Have the engine serve the trainer's present weights, and stop the run where a probe says that it does not."""
+    started = time.perf_counter()
+    version, rollout = session.trainer.step, session.params.rollout
+    session.engine.policy_changed(version)
+    synced = time.perf_counter()
+    gap = probe(
+        session.engine,
+        session.model,
+        prompts,
+        context_length=rollout.shortest_context,
+        temperature=rollout.temperature,
+    )
+    check_gap(gap, session.params.learn.max_logprob_gap, version)
+    return {
+        "sync/logprob_gap_mean": gap.mean,
+        "sync/logprob_gap_max": gap.largest,
+        "timing/sync": synced - started,
+        "timing/probe": time.perf_counter() - synced,
+    }
+
+
 def validate(session: Session, iteration: int) -> dict[str, float]:
     """Accuracy on the validation split at the training temperature, one response a question."""
     started = time.perf_counter()
     rollout = session.rollout_params(iteration).model_copy(update={"branch_factors": (1,)})
-    session.engine.policy_changed()
+    prompts = [session.prompt(row) for row in session.validation]
+    sync_policy(session, prompts)
     sampler = Sampler(
         session.engine, rollout, VALIDATION, seed=session.params.run.seed, iteration=-iteration, version=iteration
     )
-    trees = sampler.grow([session.prompt(row) for row in session.validation])
+    trees = sampler.grow(prompts)
+    session.engine.sleep()
     graded = [grade_tree(session, t, row) for t, row in zip(trees, session.validation, strict=True)]
     rewards = np.array([tree.nodes[tree.leaves[0]].reward for tree in graded])
     return {

@@ -33,7 +33,8 @@ class Memory:
     logits: int
     """Of one chunk of positions, float32, and their gradient."""
     engine_cache: int
-    """Keys and values of ``rollout.max_concurrency`` requests at the longest context."""
+    """Keys and values of ``rollout.max_concurrency`` requests at the longest context; 0 with vLLM, which takes
+    ``rollout.engine.gpu_memory_utilization`` of a device for weights and cache of its own."""
 
     @property
     def device(self) -> int:
@@ -119,6 +120,7 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
     layer = tokens * size * (8 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size)
     kept = tokens * size * shape.hidden_size * shape.layers + layer
     per_token = shape.layers * 2 * keys * size
+    cached = params.rollout.max_concurrency * params.rollout.longest_context  # tokens, at most
     return Memory(
         parameters=count,
         weights=count * size // (ranks if stage >= 3 else 1),
@@ -128,5 +130,5 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
         reference=count * size if learn.kl.type == "penalty" else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, LOGITS),
-        engine_cache=params.rollout.max_concurrency * params.rollout.longest_context * per_token,
+        engine_cache=cached * per_token if params.rollout.engine.type == "transformers" else 0,
     )

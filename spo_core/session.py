@@ -23,13 +23,15 @@ from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
 from spo_core.paths import Paths
-from spo_core.policy import load_policy, save_policy, stop_ids
+from spo_core.policy import load_policy, save_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet, Question, read_split
+from spo_core.recorded import Recorded, complete_iterations
+from spo_core.rollout.engine import Engine
+from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Prompt
-from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.runs import RunDirectory, open_run
-from spo_core.training_run import check_length, training_identity
+from spo_core.training_run import check_length, training_run
 
 log = logging.getLogger(__name__)
 _OPEN: dict[Path, Session] = {}
@@ -46,11 +48,12 @@ class Session:
     validation: list[Question]
     model: Any
     tokenizer: Any
-    engine: TransformersEngine
+    engine: Engine
     trainer: Learner
     replay: ReplayBuffer
     iteration: int = 0
     generated_tokens: int = 0
+    recorded: Recorded | None = None
 
     @property
     def finished(self) -> bool:
@@ -118,6 +121,13 @@ class Session:
         self.iteration = state["iteration"]
         log.info("resumed after iteration %d from %s", self.iteration, folder)
 
+    def _restore_rollouts(self) -> None:
+        """Go on after the last complete iteration: nothing but its number has changed since the first."""
+        self.iteration = complete_iterations(self.run.path)
+        if self.iteration:
+            last = read_json(self.run.iteration(self.iteration) / "metrics.json")
+            self.generated_tokens = last["generated_tokens"]
+
 
 def session(directory: str) -> Session:
     """The open session of a run directory."""
@@ -128,23 +138,32 @@ def session(directory: str) -> Session:
 
 
 @contextmanager
-def open_session(params: Params, paths: Paths) -> Iterator[Session]:
-    """Lock the run's directory and load what it needs, from its newest complete checkpoint if it has one."""
-    identity = training_identity(params, paths)
+def open_session(
+    params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False
+) -> Iterator[Session]:
+    """Lock the run's directory and load what it needs, from its newest complete checkpoint if it has one.
+
+    ``replay`` is the directory of recorded rollouts to train on; with ``rollouts_only`` the policy stays as it is.
+    """
+    planned = training_run(params, paths, replay=replay, rollouts_only=rollouts_only)
     torch.set_num_threads(params.run.threads)
-    with open_run(paths.work, "train", identity, paths.root, params.run.name) as run:
+    with open_run(paths.work, planned.stage, planned.identity, paths.root, params.run.name) as run:
         check_length(run, params)
-        current = _load(params, paths, run)
+        current = _load(planned.params, paths, run)
         try:
+            current.recorded = planned.recorded
             current.fit_prompts()
             number = run.latest_checkpoint()
             if number is not None:
                 current._restore(number)
+            elif rollouts_only:
+                current._restore_rollouts()
             run.rewind_metrics(current.iteration)
             _OPEN[run.path] = current
             yield current
         finally:
             _OPEN.pop(run.path, None)
+            current.engine.close()
             current.trainer.close()
 
 
@@ -159,16 +178,13 @@ def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
         raise ConfigError(
             f"rollout.context_length {params.rollout.longest_context} exceeds the policy's {longest} positions"
         )
-    engine = TransformersEngine(
-        model,
-        stop_ids=stop_ids(model, tokenizer),
-        context_length=params.rollout.longest_context,
-        temperature=params.rollout.temperature,
-        top_p=params.rollout.top_p,
-        max_concurrency=params.rollout.max_concurrency,
-        entropies=params.credit.partition.type == "entropy",
-    )
-    trainer = _learner(params, paths.checkpoint("warmup"), model, run)
+    policy = paths.checkpoint("warmup")
+    engine = make_engine(params, model, tokenizer, policy=policy, folder=run.path / "engine")
+    try:
+        trainer = _learner(params, policy, model, run)
+    except BaseException:
+        engine.close()
+        raise
     replay = ReplayBuffer(params.learn)
     return Session(params, run, problem, rows, validation, model, tokenizer, engine, trainer, replay)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spo_core.code import code_digest
 from spo_core.config import Params
-from spo_core.errors import DataError, RunError
-from spo_core.files import folder_digest
+from spo_core.errors import ConfigError, DataError, RunError
+from spo_core.files import folder_digest, read_json
 from spo_core.paths import Paths
-from spo_core.runs import RunDirectory, check_run
+from spo_core.recorded import Recorded, read_recorded
+from spo_core.runs import RunDirectory, check_run, run_path
 
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
+NO_LIMIT = 1e9  # nats a token
 
 
 def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
@@ -37,10 +41,45 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     }
 
 
-def check_training(params: Params, paths: Paths) -> None:
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a run is: ``stage`` begins the name of its working directory, ``params`` are those to train with."""
+
+    stage: str
+    identity: dict[str, Any]
+    params: Params
+    recorded: Recorded | None = None
+
+
+def training_run(
+    params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False
+) -> TrainingRun:
+    """An ordinary run, one that trains on the trees recorded in folder ``replay``, or one that only samples.
+
+    Raises SPOError where its inputs cannot be used. Neither of the last two can be taken for an ordinary run.
+    """
+    if replay is not None and rollouts_only:
+        raise ConfigError("--replay samples nothing, so it does not go with --rollouts-only; leave out one of them")
+    identity = training_identity(params, paths)
+    if rollouts_only:
+        return TrainingRun("rollouts", identity | {"rollouts_only": True}, params)
+    if replay is None:
+        return TrainingRun("train", identity, params)
+    policy = read_json(paths.checkpoint("warmup") / "config.json")
+    recorded = read_recorded(Path(replay), params, identity, policy["vocab_size"])
+    if not recorded.sampled_by(identity):  # then their log-probs differ from the policy's by right, and that is no bug
+        learn = params.learn.model_copy(update={"max_logprob_gap": NO_LIMIT})
+        params = params.model_copy(update={"learn": learn})
+    identity |= {"replay": recorded.digest}
+    if run_path(paths.work, "replay", identity, params.run.name).resolve() == recorded.path:
+        raise RunError(f"{replay}: this is where the replay itself works; give the directory it was started with")
+    return TrainingRun("replay", identity, params, recorded)
+
+
+def check_training(params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False) -> None:
     """Raise SPOError for whatever would refuse the run later: missing inputs, a locked or contradicting directory."""
-    run = check_run(paths.work, "train", training_identity(params, paths), params.run.name)
-    check_length(run, params)
+    planned = training_run(params, paths, replay=replay, rollouts_only=rollouts_only)
+    check_length(check_run(paths.work, planned.stage, planned.identity, params.run.name), params)
 
 
 def check_length(run: RunDirectory, params: Params) -> None:

@@ -2,7 +2,7 @@
 
 A node is a *segment*: the token ids the engine produced, never re-tokenised text. The root is the prompt.
 GRPO is a tree of depth 1; SPO-tree has fixed-length segments; SPO-chain is a spine of segments cut from one
-trajectory, with fans of value rollouts (``trainable=False``) hanging off the cuts.
+trajectory, with fans of value rollouts (``trainable=False``) hanging off the cuts, one fan for equal states.
 """
 
 from __future__ import annotations

@@ -5,19 +5,37 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.iteration import rollout_step
+from spo_core.iteration import keep_step, replay_step, rollout_step
 from spo_core.observe.progress import bar
-from spo_core.session import session
+from spo_core.session import Session, session
 from tasks.records import Iteration
 
 
 @task(name="rollout", cache_policy=NO_CACHE, persist_result=False)
 def collect_rollouts(iteration: Iteration) -> dict:
-    """Sample and grade trees with the present policy; writes trees.parquet."""
+    """Sample and grade trees with the present policy or, in a replay, take recorded ones; writes trees.parquet."""
+    current = session(iteration.run_directory)
+    if current.recorded is not None:
+        return replay_step(current, iteration.number)
     with bar("rollout", None, unit="tok", inner=True) as progress:
 
         def show(responses: int, tokens: int) -> None:
             progress.set_postfix(responses=responses, refresh=False)
             progress.update(tokens - progress.n)
 
-        return rollout_step(session(iteration.run_directory), iteration.number, show)
+        return rollout_step(current, iteration.number, show)
+
+
+@task(name="keep", cache_policy=NO_CACHE, persist_result=False)
+def keep_rollouts(iteration: Iteration) -> dict:
+    """Complete an iteration that trains nothing, and return its metrics."""
+    return keep_step(session(iteration.run_directory), iteration.number)
+
+
+def recorded_rollouts(current: Session) -> dict:
+    """What a run that only samples leaves, and where."""
+    return {
+        "folder": str(current.run.path),
+        "iterations": current.iteration,
+        "generated_tokens": current.generated_tokens,
+    }

@@ -19,6 +19,7 @@ from spo_core.config.credit import (
     TreeMean,
     Whole,
 )
+from spo_core.config.engine import TransformersEngineParams, VllmEngineParams
 from spo_core.config.learn import (
     DeepSpeedBackend,
     KLPenalty,
@@ -69,7 +70,9 @@ __all__ = [
     "RolloutParams",
     "ScratchPolicy",
     "TorchBackend",
+    "TransformersEngineParams",
     "TreeMean",
+    "VllmEngineParams",
     "WandbParams",
     "WarmupParams",
     "Whole",

@@ -68,7 +68,7 @@ class TreeMean(Namespace):
 
 
 class MonteCarlo(Namespace):
-    """V(state) = mean reward of value rollouts from it."""
+    """V(state) = mean reward of value rollouts from it; states of a question with equal token ids share them."""
 
     type: Literal["monte_carlo"]
     rollouts: int = Field(default=9, ge=1)

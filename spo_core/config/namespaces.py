@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.base import Fraction, Namespace
+from spo_core.config.engine import EngineParams, TransformersEngineParams
 
 
 class WandbParams(Namespace):
@@ -146,7 +147,7 @@ class ContextStage(Namespace):
 
 
 class RolloutParams(Namespace):
-    engine: Literal["transformers"] = "transformers"
+    engine: EngineParams = TransformersEngineParams(type="transformers")
     questions: int = Field(ge=1)
     """Questions in an iteration, drawn without replacement until the split is used up."""
     branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
@@ -164,7 +165,7 @@ class RolloutParams(Namespace):
     truncated: Literal["zero", "grade"] = "zero"
     """A response cut off by a limit: reward 0 for every algorithm, or graded as it is (reference GRPO and tree)."""
     max_concurrency: int = Field(default=256, ge=1)
-    """Requests decoded at once by the transformers engine."""
+    """Requests decoded at once, by every replica of the engine."""
 
     @model_validator(mode="after")
     def _rising(self) -> RolloutParams:

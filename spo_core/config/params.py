@@ -46,6 +46,8 @@ class Params(Namespace):
             raise ValueError(
                 f"rollout.branch_factors has {depth} depths, but credit.partition.type {partition} takes one"
             )
+        if partition == "entropy" and self.rollout.engine.type == "vllm":
+            raise ValueError("credit.partition entropy needs entropies, which rollout.engine vllm does not give")
         sampled = value in ("monte_carlo", "adaptive_monte_carlo")
         if (partition in CUT_TYPES) != sampled:
             raise ValueError(

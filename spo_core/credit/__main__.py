@@ -41,7 +41,7 @@ def command(
     With credit.value monte_carlo or adaptive_monte_carlo (preset spo-chain), a
     response is a chain of segments, each the child of the one before, and the
     value rollouts of a state are further children of the node that ends there,
-    with "trainable": false.
+    with "trainable": false. Equal states, by token ids, share value rollouts.
 
     \b
     Printed is one line a tree, numbers at full float64 precision:

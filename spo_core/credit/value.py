@@ -38,16 +38,18 @@ def tree_mean(tree: RolloutTree) -> np.ndarray:
 def monte_carlo(tree: RolloutTree) -> np.ndarray:
     """V(state) = mean reward of its value rollouts (children that are not trained); float64 [nodes].
 
-    The last segment of a trajectory has its true reward. A state without value rollouts is NaN: the prompt is valued
-    only where a cutpoint lies right behind it. SPO-chain, reference facts 1.1 steps 6 and 7.
+    Nodes that end in equal states, by token ids, share the value rollouts of all of them. The last segment of a
+    trajectory has its true reward. A state without value rollouts is NaN: the prompt is valued only where a cutpoint
+    lies right behind it. SPO-chain, reference facts 1.1 steps 6 and 7; the reference compares states by their text.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
-    for index, children in enumerate(tree.children):
-        fan = [tree.nodes[c].reward for c in children if not tree.nodes[c].trainable]
-        if fan:
-            values[index] = np.mean(fan)
-        elif children:
-            values[index] = math.nan
+    states = {i: tree.completion(i).tobytes() for i, children in enumerate(tree.children) if children}
+    rewards: dict[bytes, list[float]] = {state: [] for state in states.values()}
+    for index, state in states.items():
+        rewards[state] += [tree.nodes[c].reward for c in tree.children[index] if not tree.nodes[c].trainable]
+    means = {state: float(np.mean(pooled)) if pooled else math.nan for state, pooled in rewards.items()}
+    for index, state in states.items():
+        values[index] = means[state]
     return values
 
 

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from spo_core.config import Params, flatten
+from spo_core.config import Params, VllmEngineParams, flatten
 from spo_core.errors import ConfigError
 from spo_core.estimate import ASSUMPTIONS, Estimate, Work, estimate
 from spo_core.memory import Memory, architecture, estimate_memory
@@ -40,11 +40,21 @@ def print_dry_run(params: Params, console: Console | None = None) -> None:
         console.print("unknown: policy.init has no config.json at hand and no shape")
     else:
         console.print(_memory_table(estimate_memory(params, shape)))
-        console.print("Rough: no fragmentation, buffers or workspace. Engine and trainer are taken to share weights.")
+        console.print(f"Rough: no fragmentation, buffers or workspace. {_engine_memory(params)}", soft_wrap=True)
     try:
         problem_set(params.data.problem_set)
     except ConfigError as error:
         console.print(f"\ncannot be started yet: {str(error).removeprefix('data.problem_set: ')}", soft_wrap=True)
+
+
+def _engine_memory(params: Params) -> str:
+    engine = params.rollout.engine
+    if not isinstance(engine, VllmEngineParams):
+        return "Engine and trainer are taken to share weights."
+    share = f"{engine.gpu_memory_utilization:.0%} of a GPU for weights and cache"
+    if engine.servers is not None:
+        return f"Each of {engine.servers} vLLM servers takes {share}, from GPU {engine.first_gpu} on."
+    return f"vLLM takes another {share}{', but not during the update' if engine.sleep else ''}."
 
 
 def _work_table(found: Estimate) -> Table:

@@ -44,7 +44,8 @@ class Segment:
     outcome: str
     reward: float
     fan: dict[str, int]
-    """Outcomes of the value rollouts that hang off its end, the most frequent first; empty where there are none."""
+    """Outcomes of the value rollouts that hang off its end, the most frequent first; empty where there are none, or
+    where another node that ends in the same state has them."""
 
 
 @dataclass(frozen=True, slots=True)

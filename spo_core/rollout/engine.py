@@ -14,7 +14,8 @@ class Request:
     """Sample up to ``max_tokens`` tokens after ``token_ids`` (int32 [n]: the prompt and all sampled so far).
 
     ``parent`` may name a finished request with ``keep=True`` whose tokens begin with this prefix or are its beginning;
-    an engine may reuse its key/value cache. ``keep`` says that requests with this one as parent will follow.
+    an engine may reuse its key/value cache. ``keep`` says that requests with this one as parent will follow. Requests
+    of one ``tree`` share prefixes, so replicas keep them together.
     """
 
     request_id: int
@@ -23,6 +24,7 @@ class Request:
     seed: int
     parent: int | None = None
     keep: bool = False
+    tree: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -30,6 +32,7 @@ class Completion:
     """``token_ids`` int32 [n], ``logprobs`` float32 [n] (temperature-scaled, full vocabulary); whether it stopped.
 
     ``entropies`` float32 [n], in nats, are of the same distributions; None from an engine that was not asked for them.
+    ``cached_tokens`` of the request's prefix were not computed again.
     """
 
     request_id: int
@@ -37,17 +40,28 @@ class Completion:
     logprobs: np.ndarray
     stopped: bool
     entropies: np.ndarray | None = None
+    cached_tokens: int = 0
 
 
 class Engine(Protocol):
     """Continuous batching behind two calls; requests may be submitted between any two steps.
 
+    An engine serves nothing before the first ``policy_changed``, which names the version of the policy it serves from
+    then on. A request that fails is tried again with the same seed, and an engine that dies is started again once
+    between two versions; whoever uses it notices neither. On the second death ``step`` raises EngineError.
+
     ``gives_entropies``: whether completions come with entropies; an engine that can give them is asked when it is made.
+    ``version``: of the policy served; None before the first one and while the engine sleeps.
+    ``restarts``: how often it was started again, in all.
     """
 
     gives_entropies: bool
+    version: int | None
+    restarts: int
 
-    def submit(self, requests: Iterable[Request]) -> None: ...
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Raises ValueError for a request that its context has no room for."""
+        ...
 
     def step(self) -> list[Completion]:
         """Advance; the requests that finished meanwhile. Empty does not mean idle: see ``busy``."""
@@ -60,6 +74,17 @@ class Engine(Protocol):
         """No further request will have this one as parent."""
         ...
 
-    def policy_changed(self) -> None:
-        """The weights are new: nothing cached under the old ones may be used."""
+    def policy_changed(self, version: int) -> None:
+        """Serve the trainer's present weights; nothing cached under other ones may be used. Wakes a sleeping engine.
+
+        Raises RuntimeError while requests are under way.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Leave the device's memory to the trainer until ``policy_changed``."""
+        ...
+
+    def close(self) -> None:
+        """End every process and free all memory of the engine; it serves nothing afterwards."""
         ...

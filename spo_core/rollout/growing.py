@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from spo_core.rollout.value_rollouts import ValueGroup
+from spo_core.rollout.value_rollouts import State, ValueGroup
 from spo_core.tree import Node
 
 
@@ -18,13 +18,17 @@ class Prompt:
 
 @dataclass(slots=True)
 class GrowingTree:
-    """Nodes of one tree while it grows, in the order in which they finished; ``places`` are theirs among siblings."""
+    """Nodes of one tree while it grows, in the order in which they finished; ``places`` are theirs among siblings.
+
+    ``ends`` are the nodes that end in a state with one fan for all of them, by the state's tokens; the fan hangs off
+    the first while the tree grows.
+    """
 
     prompt: Prompt
     nodes: list[Node] = field(default_factory=list)
     places: list[tuple[bool, int]] = field(default_factory=list)
     open: int = 0  # requests under way
-    prompt_valued: bool = False
+    ends: dict[bytes, list[int]] = field(default_factory=dict)
     group: ValueGroup = field(default_factory=ValueGroup)
 
     def add(self, node: Node, place: int = 0) -> int:
@@ -32,17 +36,41 @@ class GrowingTree:
         self.places.append((not node.trainable, place))
         return len(self.nodes) - 1
 
+    def prompt_state(self) -> State:
+        return State(0, np.asarray(self.prompt.token_ids, np.int32), ("prompt",), None)
+
+    def new_states(self, states: list[State]) -> list[State]:
+        """Those that equal none noted before; all are noted, for the fan of one to be that of all its equals."""
+        new = []
+        for state in states:
+            ends = self.ends.setdefault(state.prefix.tobytes(), [])
+            if not ends:
+                new.append(state)
+            ends.append(state.node)
+        return new
+
     def ordered(self) -> tuple[Node, ...]:
-        """Level by level, siblings by their numbers and value rollouts last: the same however requests overlapped."""
+        """Level by level, siblings by their numbers and value rollouts last: the same however requests overlapped.
+
+        The fan of equal states hangs off the first of them in this order, whichever asked for it.
+        """
+        parents = [node.parent for node in self.nodes]
+        rank = {index: new for new, index in enumerate(self._by_levels(parents))}
+        first = {ends[0]: min(ends, key=rank.__getitem__) for ends in self.ends.values()}
+        parents = [n.parent if n.trainable else first.get(n.parent, n.parent) for n in self.nodes]
+        order = self._by_levels(parents)
+        place = {old: new for new, old in enumerate(order)} | {-1: -1}
+        moved = ((self.nodes[old], place[parents[old]]) for old in order)
+        return tuple(node if node.parent == parent else replace(node, parent=parent) for node, parent in moved)
+
+    def _by_levels(self, parents: list[int]) -> list[int]:
         children: dict[int, list[int]] = {}
-        for index, node in enumerate(self.nodes):
-            children.setdefault(node.parent, []).append(index)
+        for index, parent in enumerate(parents):
+            children.setdefault(parent, []).append(index)
         order = [0]
         for index in order:  # grows as it is read
             order += sorted(children.get(index, []), key=self.places.__getitem__)
-        place = {old: new for new, old in enumerate(order)} | {-1: -1}
-        moved = ((self.nodes[old], place[self.nodes[old].parent]) for old in order)
-        return tuple(node if node.parent == parent else replace(node, parent=parent) for node, parent in moved)
+        return order
 
 
 @dataclass(frozen=True, slots=True)

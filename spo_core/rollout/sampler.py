@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from spo_core.credit.partition import cut, segment_bounds
 from spo_core.errors import ConfigError
 from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.rollout.growing import GrowingTree, OpenRequest, Prompt
-from spo_core.rollout.seeds import derive_seed
+from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.value_rollouts import State
 from spo_core.tree import Finish, Node, RolloutTree
 
@@ -55,6 +56,8 @@ class Sampler:
         self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
         self.generated_tokens = 0
+        self.prefix_tokens = 0  # of all requests
+        self.cached_tokens = 0  # of them, not computed again
 
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
         """One tree a prompt, in order."""
@@ -65,11 +68,12 @@ class Sampler:
             trees.append(tree)
             self._branch(tree, 0, np.asarray(prompt.token_ids, np.int32), (), parent_request=None)
             if self._valued and self._valued.prompt == "always":
-                self._value_prompt(tree)
+                self._value(tree, [tree.prompt_state()])
         responses = 0
         while self.engine.busy:
             for completion in self.engine.step():
                 self.generated_tokens += len(completion.token_ids)
+                self.cached_tokens += completion.cached_tokens
                 responses += self._finished(completion)
             if progress:
                 progress(responses, self.generated_tokens)
@@ -140,7 +144,8 @@ class Sampler:
         ids, logprobs = completion.token_ids, completion.logprobs
         pieces = self.pieces(ids) if self.pieces and partition.type == "delimiter" else None
         cuts = cut(partition, logprobs, entropies=completion.entropies, pieces=pieces)
-        parent, place, states = request.parent, request.place, []
+        states = [tree.prompt_state()] if -1 in cuts else []
+        parent, place = request.parent, request.place
         for start, stop in segment_bounds(len(ids), cuts):
             end = Finish.SEGMENT if stop < len(ids) else finish
             parent = tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end), place)
@@ -148,21 +153,18 @@ class Sampler:
             if stop < len(ids):
                 prefix = np.concatenate([request.prefix, ids[:stop]])
                 states.append(State(parent, prefix, (*request.path, f"cut{stop}"), completion.request_id))
-        if -1 in cuts:
-            self._value_prompt(tree)
         self._value(tree, states)
 
-    def _value_prompt(self, tree: GrowingTree) -> None:
-        """Have the prompt valued, once for all responses."""
-        if not tree.prompt_valued:
-            tree.prompt_valued = True
-            prefix = np.asarray(tree.prompt.token_ids, np.int32)
-            self._value(tree, [State(0, prefix, ("prompt",), None)])
-
     def _value(self, tree: GrowingTree, states: list[State]) -> None:
-        """A fan of value rollouts at every state, at once or, if adaptive, when all responses have ended."""
+        """A fan of value rollouts at every state of the question, one for states with equal token ids.
+
+        It starts at once, with seeds named after the state, because which of its equals came first depends on how
+        requests overlapped; if adaptive, when all responses have ended.
+        """
         if isinstance(self._valued, MonteCarlo):
-            self._start(tree, [(state, self._valued.rollouts) for state in states])
+            prompt = len(tree.prompt.token_ids)
+            named = [replace(s, path=state_name(s.prefix[prompt:])) for s in tree.new_states(states)]
+            self._start(tree, [(state, self._valued.rollouts) for state in named])
             return
         tree.group.states += states
         for state in states:
@@ -203,8 +205,12 @@ class Sampler:
     def _submit(self, opened: Iterable[OpenRequest], *, keep: bool) -> None:
         requests = []
         for item in opened:
-            seed = derive_seed(self.seed, self.iteration, item.tree.prompt.question_id, *item.path)
-            requests.append(Request(self._next_id, item.prefix, item.max_tokens, seed, item.parent_request, keep))
+            question = item.tree.prompt.question_id
+            seed = derive_seed(self.seed, self.iteration, question, *item.path)
+            requests.append(
+                Request(self._next_id, item.prefix, item.max_tokens, seed, item.parent_request, keep, question)
+            )
+            self.prefix_tokens += len(item.prefix)
             if item.parent_request is not None:
                 self._children[item.parent_request] += 1
             self._open[self._next_id] = item

@@ -24,6 +24,7 @@ from spo_core.rollout.engine import Completion, Request
 @dataclass(slots=True)
 class _Slot:
     request: Request
+    cached_tokens: int
     sampled: int = 0
 
 
@@ -65,6 +66,8 @@ class TransformersEngine:
         self.device, self.dtype = model.device, model.dtype
         self.context_length, self.capacity = context_length, max_concurrency
         self.gives_entropies = entropies
+        self.version: int | None = None
+        self.restarts = 0
         self.stop_ids = torch.tensor(sorted(stop_ids), device=self.device)
         heads = config.num_key_value_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -100,11 +103,19 @@ class TransformersEngine:
     def release(self, request_id: int) -> None:
         self._kept.pop(request_id, None)
 
-    def policy_changed(self) -> None:
+    def policy_changed(self, version: int) -> None:
         if self.busy:
             raise RuntimeError("the policy changed while requests were being decoded")
         self._kept.clear()
         self._prefixes.clear()
+        self.version = version
+
+    def sleep(self) -> None:
+        """The weights are the trainer's own, and its cache is small: nothing to leave."""
+
+    def close(self) -> None:
+        self._queue.clear()
+        self._slots.clear()
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
@@ -175,7 +186,8 @@ class TransformersEngine:
             tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
             self._kept[request.request_id] = (tokens, self.kv[:, :, index, :, :cached].clone())
         entropies = self._entropies[index, :count].copy() if self.gives_entropies else None
-        completion = Completion(request.request_id, sampled, self._logprobs[index, :count].copy(), stopped, entropies)
+        logprobs = self._logprobs[index, :count].copy()
+        completion = Completion(request.request_id, sampled, logprobs, stopped, entropies, slot.cached_tokens)
         last = len(self._slots) - 1
         if index != last:
             length = int(self.lengths[last])
@@ -192,7 +204,7 @@ class TransformersEngine:
     def _admit(self) -> None:
         count = min(len(self._queue), self.capacity - len(self._slots))
         admitted = [self._queue.popleft() for _ in range(count)]
-        self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
+        computed = self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
         for (parent, prefix), group in groupby(admitted, lambda r: (r.parent, self._prefix(r))):
             siblings = list(group)  # they get one copy of the prefix's cache each, in one go
             start, cached = len(self._slots), len(siblings[0].token_ids) - 1
@@ -210,7 +222,9 @@ class TransformersEngine:
             for index, request in enumerate(siblings, start=start):
                 generator = np.random.Generator(np.random.Philox(key=request.seed))
                 self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
-                self._slots.append(_Slot(request))
+                fresh = parent not in self._kept and prefix in computed  # the first of siblings pays for all
+                self._slots.append(_Slot(request, 0 if fresh else cached))
+                computed.discard(prefix)
                 self._forget(prefix)
 
     @staticmethod
@@ -224,12 +238,12 @@ class TransformersEngine:
             del self._uses[prefix]
             self._prefixes.pop(prefix, None)
 
-    def _prefill(self, requests: list[Request]) -> None:
-        """Compute the caches of prompts that have none yet, in one padded batch."""
+    def _prefill(self, requests: list[Request]) -> set[bytes]:
+        """Compute the caches of prompts that have none yet, in one padded batch; these prompts."""
         prompts = {self._prefix(r): r.token_ids[:-1] for r in requests if len(r.token_ids) > 1}
         prompts = {key: ids for key, ids in prompts.items() if key not in self._prefixes}
         if not prompts:
-            return
+            return set()
         width = max(len(ids) for ids in prompts.values())
         batch = torch.zeros(len(prompts), width, dtype=torch.long, device=self.device)
         for row, ids in enumerate(prompts.values()):
@@ -241,6 +255,7 @@ class TransformersEngine:
         cached = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # type: ignore[list-item]
         for row, (key, ids) in enumerate(prompts.items()):
             self._prefixes[key] = cached[:, :, row, :, : len(ids)].clone()
+        return set(prompts)
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

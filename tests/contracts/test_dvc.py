@@ -77,7 +77,7 @@ PLUMBING = {
     "flows/cli.py",
     "tasks/records.py",
     "tasks/versioning.py",
-    *(f"spo_core/config/{name}.py" for name in ("base", "credit", "learn", "load", "namespaces", "params")),
+    *(f"spo_core/config/{name}.py" for name in ("base", "credit", "engine", "learn", "load", "namespaces", "params")),
     "spo_core/errors.py",
     "spo_core/files.py",
     "spo_core/paths.py",

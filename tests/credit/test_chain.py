@@ -1,6 +1,7 @@
 """SPO-chain's advantages on worked examples (reference facts 1.1 step 7), and values from shared value rollouts."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,33 @@ def random_question(rng: np.random.Generator, responses: int) -> RolloutTree:
         ids = [*rng.integers(3, 5, length - done), 2]
         nodes.append(Node.sampled(parent, ids, -np.ones(len(ids)), Finish.STOP, reward=float(rng.integers(0, 2))))
     return RolloutTree("q", tuple(nodes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_a_value_is_the_mean_over_the_value_rollouts_of_all_equal_states(seed, responses):
+    tree = random_question(np.random.default_rng(seed), responses)
+    rewards: dict[tuple, list[float]] = {}
+    for index, node in enumerate(tree.nodes):
+        if index and not node.trainable:
+            rewards.setdefault(tuple(tree.completion(node.parent)), []).append(node.reward)
+    for index, value in enumerate(monte_carlo(tree)):
+        if tree.children[index]:
+            own = rewards.get(tuple(tree.completion(index)))
+            assert value == pytest.approx(sum(own) / len(own)) if own else math.isnan(value)
+        else:
+            assert value == tree.nodes[index].reward
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_it_does_not_matter_which_of_equal_states_have_the_fans(seed, responses):
+    tree = random_question(np.random.default_rng(seed), responses)
+    first: dict[tuple, int] = {}
+    ends = [first.setdefault(tuple(tree.completion(i)), i) for i in range(len(tree.nodes))]
+    nodes = [n if i == 0 or n.trainable else replace(n, parent=ends[n.parent]) for i, n in enumerate(tree.nodes)]
+    moved = RolloutTree("q", tuple(nodes))
+    assert monte_carlo(moved) == pytest.approx(monte_carlo(tree), nan_ok=True)
 
 
 def naive_shared_value(tree: RolloutTree, node: int) -> float:

@@ -93,7 +93,7 @@ def test_new_weights_are_used_at_once(policy):
     drain(engine)
     with torch.no_grad():
         policy.model.embed_tokens.weight.mul_(-1.0)
-    engine.policy_changed()
+    engine.policy_changed(1)
     engine.submit([request(1, PROMPTS[0], parent=0)])
     completion = drain(engine)[1]
     expected = plain_logprobs(policy, PROMPTS[0], completion.token_ids.tolist(), 1.0)
@@ -104,7 +104,7 @@ def test_weights_may_not_change_under_a_request(policy):
     engine = make_engine(policy)
     engine.submit([request(0, PROMPTS[0])])
     with pytest.raises(RuntimeError, match="being decoded"):
-        engine.policy_changed()
+        engine.policy_changed(1)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 37])

@@ -84,6 +84,7 @@ def test_the_completion_limit_counts_all_segments_of_a_response(policy):
 
 def test_a_chain_is_its_trajectories_cut_with_fans_at_the_cuts(policy):
     for tree in grow(policy, CHAIN, (3,)):
+        valued = fans(tree)
         ends = [i for i in tree.leaves if tree.nodes[i].trainable]
         assert len(ends) == 3
         for end in ends:
@@ -93,10 +94,10 @@ def test_a_chain_is_its_trajectories_cut_with_fans_at_the_cuts(policy):
             lengths = np.cumsum([len(tree.nodes[i].token_ids) for i in spine])
             assert lengths[:-1].tolist() == [c + 1 for c in cuts if c >= 0]
             for node in spine[:-1]:
-                assert sum(not tree.nodes[c].trainable for c in tree.children[node]) == 3
+                assert len(valued[tree.completion(node).tobytes()]) == 3
             assert not tree.children[end]
             if -1 in cuts:  # one value of the prompt, whichever trajectories ask for it
-                assert sum(not tree.nodes[c].trainable for c in tree.children[0]) == 3
+                assert len(valued[b""]) == 3
 
 
 def test_the_same_seed_gives_the_same_trees_and_another_seed_others(policy):
@@ -151,13 +152,22 @@ def fan(tree, node):
     return [c for c in tree.children[node] if not tree.nodes[c].trainable]
 
 
+def fans(tree):
+    """Tokens of a response up to a state -> the value rollouts of all nodes that end in it."""
+    found = {}
+    for node, children in enumerate(tree.children):
+        if children:
+            found.setdefault(tree.completion(node).tobytes(), []).extend(fan(tree, node))
+    return found
+
+
 def test_equal_parts_and_a_prompt_that_is_always_valued(policy):
     value = {"type": "monte_carlo", "rollouts": 2, "prompt": "always"}
     for tree in grow(policy, {"partition": {"type": "equal_parts", "parts": 4}, "value": value}, (3,)):
         assert len(fan(tree, 0)) == 2
         for nodes, tokens, cuts in spines(tree):
             assert cuts == [c + 1 for c in equal_parts(len(tokens), 4)]
-            assert all(len(fan(tree, node)) == 2 for node in nodes[:-1])
+            assert all(len(fans(tree)[tree.completion(node).tobytes()]) == 2 for node in nodes[:-1])
 
 
 def test_the_prompt_is_not_valued_where_nothing_is_cut_behind_it(policy):

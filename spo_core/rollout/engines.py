@@ -1,0 +1,40 @@
+"""The engine that ``rollout.engine`` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from spo_core.config import Params, VllmEngineParams
+from spo_core.policy import save_policy, stop_ids
+from spo_core.rollout.engine import Engine
+from spo_core.rollout.transformers_engine import TransformersEngine
+from spo_core.rollout.vllm_engine import VllmEngine
+from spo_core.rollout.vllm_group import VllmGroup
+from spo_core.rollout.vllm_settings import vllm_settings
+
+
+def make_engine(
+    params: Params, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, policy: Path, folder: Path
+) -> Engine:
+    """An engine that serves ``model`` after every ``policy_changed``.
+
+    ``policy`` is a checkpoint with the model's architecture, ``folder`` a place for logs and for weights on their way
+    to servers. Raises EngineError where the engine does not start.
+    """
+    rollout, stops = params.rollout, stop_ids(model, tokenizer)
+    if not isinstance(rollout.engine, VllmEngineParams):
+        return TransformersEngine(
+            model,
+            stop_ids=stops,
+            context_length=rollout.longest_context,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_concurrency=rollout.max_concurrency,
+            entropies=params.credit.partition.type == "entropy",
+        )
+    settings = vllm_settings(rollout.engine, rollout, policy, stops, params.learn.dtype)
+    if rollout.engine.servers is None:
+        return VllmEngine(settings, lambda: model.state_dict().items())
+    return VllmGroup(settings, rollout.engine, lambda target: save_policy(model, tokenizer, target), folder)

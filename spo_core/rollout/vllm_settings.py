@@ -1,0 +1,88 @@
+"""What vLLM is told, in the flow's process and as a server: engine arguments, environment, sampling of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spo_core.config import RolloutParams, VllmEngineParams
+from spo_core.rollout.engine import Request
+
+CPU_BLOCK = 32  # vLLM's cache blocks on CPUs are multiples of it
+ENVIRONMENT = {
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the worker extension scales the log-probs of the other one
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work to do
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """``arguments`` are vLLM's own, by its names (``EngineArgs``); the rest is asked of every request."""
+
+    arguments: dict[str, Any]
+    stop_ids: tuple[int, ...]
+    temperature: float
+    top_p: float
+    context_length: int
+
+    def sampling(self, request: Request) -> dict[str, Any]:
+        """Arguments of ``SamplingParams``; ValueError where the context has no room for the request."""
+        room = self.context_length - len(request.token_ids)
+        if not 1 <= request.max_tokens <= room:
+            raise ValueError(f"max_tokens {request.max_tokens} is not within 1..{room} after this prefix")
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+            "logprobs": 0,  # those of the sampled tokens
+            "stop_token_ids": list(self.stop_ids),
+            "ignore_eos": True,  # the stop ids are all there are
+            "detokenize": False,
+        }
+
+
+def vllm_settings(
+    engine: VllmEngineParams, rollout: RolloutParams, policy: Path, stop_ids: tuple[int, ...], dtype: str = "float32"
+) -> VllmSettings:
+    """Settings for the policy in a folder; ``dtype`` is the trainer's; ``rollout.engine.options`` overrule."""
+    on_gpu = torch.cuda.is_available()
+    arguments: dict[str, Any] = {
+        "model": str(policy),
+        "dtype": engine.dtype or dtype,  # vLLM's "auto" makes half precision of float32 checkpoints
+        "seed": 0,  # every request has its own
+        "max_model_len": rollout.longest_context,
+        "max_num_seqs": rollout.max_concurrency,
+        "enable_prefix_caching": True,
+        "enforce_eager": engine.enforce_eager or not on_gpu,
+        "logprobs_mode": "raw_logprobs",  # which the worker extension scales by the temperature
+        "worker_extension_cls": "spo_core.rollout.vllm_worker.ScaledLogprobs",
+        "generation_config": "vllm",  # none of the checkpoint's sampling defaults
+        "skip_tokenizer_init": True,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+    }
+    if on_gpu:
+        arguments["enable_sleep_mode"] = engine.sleep
+    else:
+        # With per-request seeds vLLM fails on CPUs where a prompt is computed in parts.
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, rollout.longest_context)}
+        arguments["block_size"] = CPU_BLOCK
+    if engine.block_size is not None:
+        arguments["block_size"] = engine.block_size
+    cache = engine.cache_gib if engine.cache_gib is not None or on_gpu else 1.0
+    if cache is not None:
+        arguments["kv_cache_memory_bytes"] = int(cache * 2**30)
+    return VllmSettings(
+        arguments=arguments | engine.options,
+        stop_ids=stop_ids,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        context_length=rollout.longest_context,
+    )

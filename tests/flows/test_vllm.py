@@ -1,0 +1,66 @@
+"""A flow whose rollouts vLLM servers make: it ends when it is told to, and nothing of it is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from spo_core.files import read_json
+from spo_core.prepare import prepare_splits
+from spo_core.warmup import warm_up
+from tasks.records import RunSpec
+from tests.rollout.vllm_case import needs_vllm
+
+pytestmark = needs_vllm
+
+
+@pytest.fixture(scope="module")
+def project(new_project) -> Path:
+    """Prepared and warmed up, with one vLLM server as its engine."""
+    project = new_project()
+    path = project / "params" / "rollout.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["rollout"]["engine"] = {"type": "vllm", "servers": 1, "cache_gib": 0.25}
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    spec = RunSpec(str(project))
+    prepare_splits(spec.params, spec.paths)
+    warm_up(spec.params, spec.paths)
+    return project
+
+
+@pytest.mark.parametrize(("ending", "iteration"), [(signal.SIGINT, 1), (signal.SIGKILL, 2)])
+def test_no_engine_process_outlives_the_flow(project, environment, tmp_path, ending, iteration):
+    """Ctrl-C ends it within ten seconds; ``kill -9`` leaves no process. The second flow goes on from the first."""
+    moment = f"work/train-*/iterations/{iteration:06d}/COMPLETE"
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.train"],
+        cwd=project,
+        env=environment | {"DVC_STAGE": "train"},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    started = time.monotonic()
+    while not any(project.glob(moment)):
+        assert process.poll() is None and time.monotonic() - started < 300, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.02)
+    engine = psutil.Process(process.pid).children(recursive=True)
+    assert any("vllm_launch" in " ".join(child.cmdline()) for child in engine)
+    told = time.monotonic()
+    process.send_signal(ending)
+    process.wait(timeout=60)
+    seconds = time.monotonic() - told
+    _, left = psutil.wait_procs(engine, timeout=10)
+    assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
+    assert seconds < 10
+    (row_file,) = project.glob(moment.replace("COMPLETE", "metrics.json"))
+    row = read_json(row_file)
+    assert row["sync/logprob_gap_max"] < 1e-3 and row["rollout/engine_restarts"] == 0
