@@ -110,6 +110,7 @@ def sync_policy(session: Session, prompts: Sequence[Prompt]) -> dict[str, float]
         prompts,
         context_length=rollout.shortest_context,
         temperature=rollout.temperature,
+        seed=session.params.run.seed,
     )
     check_gap(gap, session.params.learn.max_logprob_gap, version)
     return {

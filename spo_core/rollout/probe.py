@@ -27,14 +27,20 @@ class LogprobGap:
 
 
 def probe(
-    engine: Engine, model: PreTrainedModel, prompts: Sequence[Prompt], *, context_length: int, temperature: float
+    engine: Engine,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    *,
+    context_length: int,
+    temperature: float,
+    seed: int,
 ) -> LogprobGap:
     """Sample a few tokens after the first prompts and compare; the engine must be idle."""
     requests = []
     for number, prompt in enumerate(prompts[:PROMPTS]):
         ids = np.asarray(prompt.token_ids, np.int32)
-        seed = derive_seed("probe", engine.version or 0, prompt.question_id)
-        requests.append(Request(number, ids, min(TOKENS, context_length - len(ids)), seed, tree=prompt.question_id))
+        own = derive_seed(seed, "probe", engine.version or 0, prompt.question_id)
+        requests.append(Request(number, ids, min(TOKENS, context_length - len(ids)), own, tree=prompt.question_id))
     engine.submit(requests)
     done: dict[int, Completion] = {}
     while engine.busy:
