@@ -22,9 +22,9 @@ from spo_core.runs import COMPLETE
 from spo_core.tree import SCHEMA_VERSION
 
 FILES = ("questions.json", "trees.parquet")
-# must be as recorded: what the questions are, what the log-probs are divided by, and what shape the trees have, which
-# credit was checked against; all else may differ
-SHAPE = ("problem_set", "data", "rollout.temperature", "rollout.branch_factors", "credit.partition.type")
+# must be as recorded: what the questions are, and all that was decided when the trees were sampled, cut and graded
+SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
+SHAPE = ("problem_set", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED))
 POLICY = ("rollout", "credit", "learn", "policy", "run.seed")  # what makes a run sample these trees, its code aside
 
 
@@ -45,7 +45,7 @@ class Recorded:
         """Whether a run of this identity would have sampled these trees, to rounding; not so another loss's run."""
         before, now = flatten(self.identity), flatten(dict(identity))
         keys = [k for k in before.keys() | now.keys() if any(f"{k}.".startswith(f"{part}.") for part in POLICY)]
-        return "replay" not in before and all(before.get(k) == now.get(k) for k in keys)
+        return not {"replay", "rollouts_only"} & before.keys() and all(before.get(k) == now.get(k) for k in keys)
 
     def publish(self, iteration: int, folder: Path) -> dict[str, float]:
         """Put an iteration's files into ``folder``, as links where possible; its metrics but timing, {} if none.
@@ -108,7 +108,8 @@ def read_recorded(path: Path, params: Params, identity: Mapping[str, Any], vocab
 
 def _refuse_other_shape(manifest: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     was, is_ = flatten(dict(before)), flatten(dict(now))
-    differ = [key for key in SHAPE if was.get(key) != is_.get(key)]
+    keys = sorted(key for key in was.keys() | is_.keys() if any(f"{key}.".startswith(f"{part}.") for part in SHAPE))
+    differ = [key for key in keys if was.get(key) != is_.get(key)]
     if differ:
         shown = ", ".join(f"{k} (was {_short(was.get(k))}, is {_short(is_.get(k))})" for k in differ)
         raise RunError(f"{manifest}: the trees were made with other params or data: {shown}; replay with the same")

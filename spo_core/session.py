@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spo_core.config import Params, RolloutParams
+from spo_core.config import LearnParams, Params, RolloutParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import read_json, write_json
 from spo_core.learn.backend import Learner, TorchBackend
@@ -149,7 +149,7 @@ def open_session(
     torch.set_num_threads(params.run.threads)
     with open_run(paths.work, planned.stage, planned.identity, paths.root, params.run.name) as run:
         check_length(run, params)
-        current = _load(planned.params, paths, run)
+        current = _load(params, paths, run, planned.learn)
         try:
             current.recorded = planned.recorded
             current.fit_prompts()
@@ -167,7 +167,7 @@ def open_session(
             current.trainer.close()
 
 
-def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
+def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -> Session:
     problem = problem_set(params.data.problem_set)
     rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
@@ -181,7 +181,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory) -> Session:
     policy = paths.checkpoint("warmup")
     engine = make_engine(params, model, tokenizer, policy=policy, folder=run.path / "engine")
     try:
-        trainer = _learner(params, policy, model, run)
+        trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, run)
     except BaseException:
         engine.close()
         raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_core.code import code_digest
-from spo_core.config import Params
+from spo_core.config import LearnParams, Params, VllmEngineParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import folder_digest, read_json
 from spo_core.paths import Paths
@@ -17,6 +17,8 @@ from spo_core.runs import RunDirectory, check_run, run_path
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
 NO_LIMIT = 1e9  # nats a token
+# of a vLLM engine, where and how long it may work, not what it samples: free to change when a run is resumed
+RESOURCES = ("first_gpu", "gpu_memory_utilization", "cache_gib", "sleep", "start_seconds", "request_seconds")
 
 
 def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
@@ -30,6 +32,9 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     if not (warmup / "config.json").is_file():
         raise DataError(f"{warmup}: no checkpoint to start from; make it with python -m flows.warmup (or dvc repro)")
     chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn"})
+    if isinstance(params.rollout.engine, VllmEngineParams):
+        for key in RESOURCES:
+            del chosen["rollout"]["engine"][key]
     return {
         **chosen,
         "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
@@ -43,11 +48,11 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What a run is: ``stage`` begins the name of its working directory, ``params`` are those to train with."""
+    """What a run is: ``stage`` begins the name of its working directory. ``learn`` is what the trainer is told."""
 
     stage: str
     identity: dict[str, Any]
-    params: Params
+    learn: LearnParams
     recorded: Recorded | None = None
 
 
@@ -62,18 +67,18 @@ def training_run(
         raise ConfigError("--replay samples nothing, so it does not go with --rollouts-only; leave out one of them")
     identity = training_identity(params, paths)
     if rollouts_only:
-        return TrainingRun("rollouts", identity | {"rollouts_only": True}, params)
+        return TrainingRun("rollouts", identity | {"rollouts_only": True}, params.learn)
     if replay is None:
-        return TrainingRun("train", identity, params)
+        return TrainingRun("train", identity, params.learn)
     policy = read_json(paths.checkpoint("warmup") / "config.json")
     recorded = read_recorded(Path(replay), params, identity, policy["vocab_size"])
+    learn = params.learn
     if not recorded.sampled_by(identity):  # then their log-probs differ from the policy's by right, and that is no bug
-        learn = params.learn.model_copy(update={"max_logprob_gap": NO_LIMIT})
-        params = params.model_copy(update={"learn": learn})
+        learn = learn.model_copy(update={"max_logprob_gap": NO_LIMIT})
     identity |= {"replay": recorded.digest}
     if run_path(paths.work, "replay", identity, params.run.name).resolve() == recorded.path:
         raise RunError(f"{replay}: this is where the replay itself works; give the directory it was started with")
-    return TrainingRun("replay", identity, params, recorded)
+    return TrainingRun("replay", identity, learn, recorded)
 
 
 def check_training(params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False) -> None:

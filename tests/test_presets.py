@@ -81,6 +81,7 @@ PUBLISHED = {
 # the same in all runs of one policy
 RHO = {
     "run.seed": 42,
+    "run.threads": 16,
     "run.iterations": 1000,
     "run.validate_every": 10,
     "run.checkpoint_every": 10,

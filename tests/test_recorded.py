@@ -19,7 +19,7 @@ from spo_core.policy import load_policy, save_policy
 from spo_core.prepare import prepare_splits
 from spo_core.recorded import complete_iterations
 from spo_core.session import open_session
-from spo_core.training_run import check_training
+from spo_core.training_run import NO_LIMIT, check_training, training_identity, training_run
 from spo_core.tree import read_trees, write_trees
 from spo_core.verify import Outcome, Verdict
 from tasks.records import RunSpec
@@ -121,6 +121,8 @@ def test_rollouts_alone_are_of_the_first_policy_go_on_and_can_be_trained_on(proj
     rows = json_lines(path / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2]
     assert rows[1]["generated_tokens"] == sum(row["rollout/generated_tokens"] for row in rows)
+    assert training_run(small("run.iterations=2"), project, replay=str(path)).learn.max_logprob_gap == NO_LIMIT
+    assert training_run(small(), project).learn == small().learn
     (second / "rollout.json").unlink()
     _, trained, _ = train(small("run.iterations=2"), project, replay=path)
     assert [row["train/skipped"] for row in trained] == [0, 0]
@@ -175,6 +177,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(project, tmp_pa
     refused("2 complete iterations are recorded, run.iterations is 3; set it to 2 or less", small())
     refused(r"1 complete.*is 2", damage=lambda f: (f / "iterations/000002/COMPLETE").unlink())
     refused(r"manifest.json.*rollout.temperature \(was 1.0, is 0.5\)", small("rollout.temperature=0.5"))
+    refused(r"credit.partition.tokens \(was \d+, is 3\)", small("credit.partition.tokens=3"))
+    refused(r"rollout.truncated \(was 'grade', is 'zero'\)", small("rollout.truncated=zero"))
     refused(r"rollout.branch_factors \(was \[3, 2\], is \[4\]\)", small("rollout.branch_factors=[4]"))
     refused(r"problem_set \(was 'gsm8k', is 'arithmetic'\)", damage=lambda f: change_manifest(f, problem_set="gsm8k"))
     refused(r"data \(was abababababab\.\.\., is \w{12}\.\.\.\)", damage=lambda f: change_manifest(f, data="ab" * 32))
@@ -238,3 +242,11 @@ def test_debugging_reads_what_its_run_was_prepared_with_and_publishes_beside_it(
     assert other.inputs == replace(other, rollouts_only=False).paths, "other data must be prepared first"
     assert RunSpec.here(None, epochs).inputs == RunSpec.here(None, epochs).paths
     assert yaml.safe_load((ROOT / "params/data.yaml").read_text())["data"]["arithmetic"]["steps"] != [2, 3]
+
+
+def test_what_an_engine_may_take_is_not_what_a_run_is(project):
+    """Memory, time limits and devices may change when a run is resumed; what is sampled may not."""
+    identity = training_identity(small("rollout.engine={type: vllm}"), project)
+    more = "{type: vllm, gpu_memory_utilization: 0.9, cache_gib: 2, sleep: false, first_gpu: 1, request_seconds: 9}"
+    assert training_identity(small(f"rollout.engine={more}"), project) == identity
+    assert training_identity(small("rollout.engine={type: vllm, dtype: bfloat16}"), project) != identity

@@ -56,6 +56,8 @@ def main(config: Path) -> None:
 
 def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     """Make this rank's trainer and obey commands for ever."""
+    import torch
+
     from spo_core.config import LearnParams
     from spo_core.credit import read_credits
     from spo_core.learn.deepspeed_backend import DeepSpeedBackend, join_ranks
@@ -83,6 +85,8 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
                 pairs, iteration=command["iteration"], progress=progress if rank == 0 else None
             )
             backend.save_weights(Path(command["weights"]))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the rollout engine may share the device, and wakes next
             return metrics
         if command["do"] == "save":
             return trainer.save(Path(command["folder"]))

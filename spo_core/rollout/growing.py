@@ -25,6 +25,7 @@ class GrowingTree:
     """
 
     prompt: Prompt
+    repeat: int = 0  # of the same question in one iteration
     nodes: list[Node] = field(default_factory=list)
     places: list[tuple[bool, int]] = field(default_factory=list)
     open: int = 0  # requests under way

@@ -14,7 +14,7 @@ from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.rollout.growing import Prompt
 from spo_core.rollout.seeds import derive_seed
 
-PROMPTS, TOKENS = 8, 16  # of a probe
+PROMPTS, TOKENS = 4, 16  # of a probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,10 @@ class Sampler:
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
         """One tree a prompt, in order."""
         trees = []
+        repeats: Counter[str] = Counter()
         for prompt in prompts:
-            tree = GrowingTree(prompt)
+            tree = GrowingTree(prompt, repeat=repeats[prompt.question_id])
+            repeats[prompt.question_id] += 1
             tree.add(Node.prompt(prompt.token_ids))
             trees.append(tree)
             self._branch(tree, 0, np.asarray(prompt.token_ids, np.int32), (), parent_request=None)
@@ -206,7 +208,8 @@ class Sampler:
         requests = []
         for item in opened:
             question = item.tree.prompt.question_id
-            seed = derive_seed(self.seed, self.iteration, question, *item.path)
+            again = (item.tree.repeat,) if item.tree.repeat else ()
+            seed = derive_seed(self.seed, self.iteration, question, *again, *item.path)
             requests.append(
                 Request(self._next_id, item.prefix, item.max_tokens, seed, item.parent_request, keep, question)
             )

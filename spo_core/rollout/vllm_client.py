@@ -75,7 +75,7 @@ class VllmClient:
         await self._call("POST", "/reset_prefix_cache", seconds)  # for its memory; the salt alone keeps old entries out
 
     async def sleep(self, seconds: float) -> None:
-        await self._call("POST", "/sleep?level=1", seconds)
+        await self._call("POST", "/sleep?level=2", seconds)
 
     async def close(self) -> None:
         while self._free:

@@ -54,16 +54,17 @@ class VllmEngine:
     def submit(self, requests: Iterable[Request]) -> None:
         if self.version is None:
             raise RuntimeError("the engine has no policy to serve: policy_changed comes first")
+        requests = list(requests)
         for request in requests:
             self.settings.sampling(request)  # refuses before anything changes
+        for request in requests:
             self._open[str(request.request_id)] = request
             self._add(request)
 
     def step(self) -> list[Completion]:
-        try:
-            outputs = self._vllm.step()
-        except Exception as error:  # vLLM promises nothing narrower, and all of it is fatal to the engine
-            self._restart(error)
+        outputs, failure = attempt(self._vllm.step)
+        if failure is not None:
+            self._restart(failure)
             return []
         return [done for output in outputs if output.finished and (done := self._finished(output))]
 
@@ -74,15 +75,18 @@ class VllmEngine:
         if self.busy:
             raise RuntimeError("the policy changed while requests were being decoded")
         self._deaths = 0
-        self._load()
         self.version = version
+        _, failure = attempt(self._load)
+        if failure is not None:
+            self._restart(failure)
 
     def sleep(self) -> None:
         if self.busy:
             raise RuntimeError("the engine was sent to sleep while requests were being decoded")
-        if not self._asleep:
-            self._vllm.sleep(level=1)
-            self._asleep, self.version = True, None
+        self.version = None
+        if not self._asleep and self.settings.sleeps:
+            self._vllm.sleep(level=2)  # weights and cache are let go: others come before anything is served
+            self._asleep = True
 
     def close(self) -> None:
         self._open.clear()
@@ -133,12 +137,11 @@ class VllmEngine:
             output.num_cached_tokens or 0,
         )
 
-    def _restart(self, error: Exception) -> None:
+    def _restart(self, words: str) -> None:
         """Begin again with a new engine and all open requests; EngineError if that happened since the last version."""
-        words = f"{type(error).__name__}: {error}"
         self._deaths += 1
         if self._deaths > 1:
-            raise EngineError(f"vLLM died again after a restart; its last words: {words}") from error
+            raise EngineError(f"vLLM died again after a restart; its last words: {words}")
         log.warning("vLLM died (%s); starting it again with %d open requests", words, len(self._open))
         try:
             self._stop()
@@ -159,6 +162,18 @@ class VllmEngine:
         self._vllm = None  # the last reference: its memory is free before another engine asks for some
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Its result, and None or what it raised, in words: an exception itself would keep a dead engine's memory alive.
+
+    vLLM promises no narrower exceptions, and all of them are fatal to the engine.
+    """
+    try:
+        return call(), None
+    except Exception as error:
+        log.debug("vLLM failed", exc_info=True)
+        return None, f"{type(error).__name__}: {error}"
 
 
 def completion(

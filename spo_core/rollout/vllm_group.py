@@ -65,8 +65,10 @@ class VllmGroup:
     def submit(self, requests: Iterable[Request]) -> None:
         if self.version is None:
             raise RuntimeError("the engine has no policy to serve: policy_changed comes first")
+        requests = list(requests)
         for request in requests:
             self.settings.sampling(request)  # refuses before anything changes
+        for request in requests:
             self._open[request.request_id] = request
             self._loop.call_soon_threadsafe(self._replicas.begin, request)
 

@@ -139,5 +139,10 @@ class Replicas:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             async with server.lock:
-                if server.open and not await server.alive():
+                try:
+                    dead = bool(server.open) and not await server.alive()
+                except EngineError as error:  # whatever it said: the watch goes on
+                    log.warning("%s: %s", server, error)
+                    dead = True
+                if dead:
                     server.kill()

@@ -31,6 +31,11 @@ class VllmSettings:
     top_p: float
     context_length: int
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether the engine is sent to sleep; on CPUs it frees nothing, but does as if."""
+        return bool(self.arguments.get("enable_sleep_mode", True))
+
     def sampling(self, request: Request) -> dict[str, Any]:
         """Arguments of ``SamplingParams``; ValueError where the context has no room for the request."""
         room = self.context_length - len(request.token_ids)

@@ -124,6 +124,18 @@ def _recording(submit, seen):
     return wrapped
 
 
+def test_a_question_that_is_drawn_twice_is_sampled_twice(policy, monkeypatch):
+    """At the end of the split an iteration may hold a question of the next pass again."""
+    seen = []
+    monkeypatch.setattr(TransformersEngine, "submit", _recording(TransformersEngine.submit, seen))
+    once = flat(grow(policy, TREE, (3, 2, 2)))
+    monkeypatch.setattr("tests.rollout.test_sampler.PROMPTS", [*PROMPTS, PROMPTS[0]])
+    seen.clear()
+    twice = flat(grow(policy, TREE, (3, 2, 2)))
+    assert twice[:2] == once and twice[2] != twice[0]
+    assert len(set(seen)) == len(seen)
+
+
 def test_seed_names_do_not_run_together():
     assert derive_seed(1, "a", "b") != derive_seed(1, "ab")
     assert derive_seed(1, 12) != derive_seed(11, 2) and derive_seed("1") != derive_seed(1)
