@@ -16,10 +16,10 @@ compare: install             ## SPO-tree, SPO-chain and GRPO at one budget, thre
 install: .venv/.main .venv-evaluate/.complete
 
 test: install .venv/.test lint   ## all tests, the slow ones too
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/.test
-	python -m pytest -m "not slow"
+	python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/.test
 	python -m ruff check .
