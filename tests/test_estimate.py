@@ -101,7 +101,7 @@ def test_replay_limits_what_is_trained():
     assert expected.forwarded_tokens < expected.flat_tokens
 
 
-@pytest.mark.parametrize("name", [None, *EMBEDDED, *PUBLISHED])
+@pytest.mark.parametrize("name", [None, *sorted(EMBEDDED), *PUBLISHED])
 def test_expectations_are_within_the_limits(name):
     params = load_params(ROOT, name)
     found = estimate(params, params.rollout.longest_context)
