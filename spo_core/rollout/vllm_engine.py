@@ -52,12 +52,7 @@ class VllmEngine:
         return bool(self._open)
 
     def submit(self, requests: Iterable[Request]) -> None:
-        if self.version is None:
-            raise RuntimeError("the engine has no policy to serve: policy_changed comes first")
-        requests = list(requests)
-        for request in requests:
-            self.settings.sampling(request)  # refuses before anything changes
-        for request in requests:
+        for request in self.settings.accepted(requests, self.version):
             self._open[str(request.request_id)] = request
             self._add(request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ class VllmSettings:
     def sleeps(self) -> bool:
         """Whether the engine is sent to sleep; on CPUs it frees nothing, but does as if."""
         return bool(self.arguments.get("enable_sleep_mode", True))
+
+    def accepted(self, requests: Iterable[Request], version: int | None) -> list[Request]:
+        """The requests, all of which fit the context; RuntimeError where there is no policy to serve them."""
+        if version is None:
+            raise RuntimeError("the engine has no policy to serve: policy_changed comes first")
+        requests = list(requests)
+        for request in requests:
+            self.sampling(request)  # refuses before anything changes
+        return requests
 
     def sampling(self, request: Request) -> dict[str, Any]:
         """Arguments of ``SamplingParams``; ValueError where the context has no room for the request."""
