@@ -27,12 +27,13 @@ from spo_core.credit.value import monte_carlo, shared_monte_carlo
 from spo_core.files import write_json
 from spo_core.policy import load_policy, stop_ids
 from spo_core.problems import problem_set
+from spo_core.problems.base import ProblemSet
 from spo_core.rollout.engine import Request
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.tree import Finish, RolloutTree
-from spo_core.verify import grade
+from spo_core.verify.verifier import Verifier
 
 FIXED, FEW = 9, 3  # rollouts a state: the published number, and one that costs about as much as adaptive
 State = tuple[str, bytes]  # question, tokens of the response so far
@@ -61,13 +62,15 @@ class Bench:
     prompts: list[Prompt]
     engine: TransformersEngine
     tokenizer: Any
+    problem: ProblemSet
+    verifier: Verifier
 
     def reward(self, question: str, token_ids: np.ndarray, finish: Finish) -> float:
         if finish is Finish.LENGTH:
             return 0.0
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        problem = problem_set(self.params.data.problem_set)
-        return grade(problem, text, self.questions[question].answer).reward
+        (verdict,) = self.verifier.grade(self.problem, [(text, self.questions[question].answer)])
+        return self.verifier.reward(verdict.outcome)
 
     def grow(self, value: MonteCarlo | AdaptiveMonteCarlo, repeat: int) -> list[RolloutTree]:
         """Graded trees; the responses are the same in every call."""
@@ -149,12 +152,13 @@ def make_bench(folder: Path, questions: int, threads: int | None) -> Bench:
         top_p=rollout.top_p,
         max_concurrency=rollout.max_concurrency,
     )
-    problem = problem_set(params.data.problem_set)
-    rows = problem.build(params.data)["train"][-questions:]
+    problem = problem_set(params.data)
+    rows = problem.build()["train"][-questions:]
     texts = [problem.prompt(row.question) for row in rows]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     prompts = [Prompt(row.question_id, tuple(i)) for row, i in zip(rows, ids, strict=True)]
-    return Bench(params, {row.question_id: row for row in rows}, prompts, engine, tokenizer)
+    asked = {row.question_id: row for row in rows}
+    return Bench(params, asked, prompts, engine, tokenizer, problem, Verifier(params.verify))
 
 
 def command(

@@ -176,9 +176,9 @@ def compare(optimizer_steps: int, iterations: int, length: int | None, folder: P
     """Completions of exactly ``length`` tokens; None: until the policy in ``folder`` stops or the context is full."""
     overrides = [f"learn.optimizer_steps={optimizer_steps}", f"rollout.max_completion_tokens={length or 'null'}"]
     params = load_params(Path.cwd(), "grpo", tuple(overrides))
-    problem = problem_set("arithmetic")
     small = params.data.model_copy(update={"train": params.rollout.questions, "validation": 1, "test": 1})
-    questions = [problem.prompt(row.question) for row in problem.build(small)["train"]]
+    problem = problem_set(small)
+    questions = [problem.prompt(row.question) for row in problem.build()["train"]]
     if folder is None:
         tokenizer = make_tokenizer("characters", problem)
         assert params.policy.init.type == "scratch"

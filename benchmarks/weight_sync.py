@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks.machine import RESULTS, describe_machine
-from spo_core.config import RolloutParams, ScratchPolicy, VllmEngineParams
+from spo_core.config import DataParams, RolloutParams, ScratchPolicy, VllmEngineParams
 from spo_core.files import write_json
 from spo_core.policy import make_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
@@ -47,7 +47,7 @@ PROMPTS = tuple(Prompt(str(n), tuple(range(3, 9 + n))) for n in range(4))
 @contextmanager
 def policy_of(shape: dict[str, int]) -> Iterator[tuple[PreTrainedModel, Any, Path]]:
     """A random policy, its tokenizer, and a folder with both."""
-    tokenizer = make_tokenizer("characters", problem_set("arithmetic"))
+    tokenizer = make_tokenizer("characters", problem_set(DataParams()))
     init = ScratchPolicy(type="scratch", tokenizer="characters", max_positions=CONTEXT, **shape)
     model = make_policy(init, tokenizer, seed=0).eval()
     with tempfile.TemporaryDirectory() as folder:

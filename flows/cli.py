@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from spo_core.errors import SPOError
+from spo_core.command_line import run
 
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
@@ -37,13 +36,4 @@ def main(command: Callable[..., Any]) -> None:
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.getLogger("spo_core").addHandler(handler)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    try:
-        app()
-    except SPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    run(command, interrupted="interrupted; the same command continues from the last checkpoint")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
+import typer
 from prefect import flow
 
 from flows import cli
-from spo_core.prepare import check_source
+from spo_core.prepare import check_source, describe
 from tasks.datasets import prepare_dataset
 from tasks.records import RunSpec
 from tasks.versioning import record_outputs
+
+ProblemSetName = Annotated[
+    str | None,
+    typer.Option(help="Sugar for --set data.problem_set=...; publishes below outputs/runs/<problem set>."),
+]
+Source = Annotated[str | None, typer.Option(metavar="DIR", help="Sugar for --set data.source=DIR.")]
 
 
 @flow(name="prepare")
@@ -19,11 +29,24 @@ def prepare(preset: str | None = None, overrides: tuple[str, ...] = (), name: st
     return counts
 
 
-def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
+def command(
+    preset: cli.Preset = None,
+    set_: cli.Overrides = None,
+    name: cli.Name = None,
+    problem_set: ProblemSetName = None,
+    source: Source = None,
+) -> None:
     """Prepare the train, validation and test questions of the problem set."""
-    spec = RunSpec.here(preset, set_ or (), name)
+    overrides = tuple(set_ or ())
+    if problem_set is not None:
+        overrides += (f"data.problem_set={problem_set}",)
+        name = name or (problem_set if preset is None else None)
+    if source is not None:
+        overrides += (f"data.source={json.dumps(source)}",)
+    spec = RunSpec.here(preset, overrides, name)
     check_source(spec.params)
-    prepare(preset, tuple(set_ or ()), name)
+    counts = prepare(preset, overrides, name)
+    print(f"prepared {spec.paths.data(spec.params.data.problem_set)}", *describe(counts), sep="\n")
 
 
 if __name__ == "__main__":

@@ -43,13 +43,19 @@ def train(
             assign_advantages(iteration)
             metrics = keep_rollouts(iteration) if rollouts_only else update_policy(iteration)
             tracker.log(metrics, step=iteration.number)
-            progress.set_postfix(reward=f"{metrics['rollout/reward']:.3f}", refresh=False)
+            progress.set_postfix(shown(metrics), refresh=False)
             progress.update(1)
         if rollouts_only:
             return recorded_rollouts(session)
         final = publish_training(session, spec)
     record_outputs(spec, "train")
     return final
+
+
+def shown(metrics: dict) -> dict[str, str]:
+    """Beside the progress: the reward, and the share of answers that could not be compared if there is one."""
+    failed = metrics.get("rollout/failed_share", 0.0)
+    return {"reward": f"{metrics['rollout/reward']:.3f}"} | ({"failed": f"{failed:.1%}"} if failed else {})
 
 
 def command(

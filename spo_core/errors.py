@@ -23,3 +23,7 @@ class TrainingError(SPOError):
 
 class EngineError(SPOError):
     """A rollout engine that does not start, dies again after a restart, or disagrees with the trainer."""
+
+
+class GradingError(SPOError):
+    """Answers that cannot be compared, or too many that could not."""

@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 from spo_core.config import CUT_TYPES, Params
+from spo_core.problems import problem_set
 
 # What expectations assume and no param says; a run's own metrics are better.
 PROMPT = 100  # tokens of a prompt: GSM8K has about as many, MATH with its instruction more
@@ -64,7 +65,7 @@ def estimate(params: Params, context_length: int) -> Estimate:
     longest = min(limit, context_length - 1)  # behind a prompt of one token
     prompt = min(PROMPT, context_length // 4)
     usual = max(1, round(USE * min(limit, context_length - prompt)))
-    longest_prompt = min(params.data.max_prompt_tokens or context_length, context_length - 1)
+    longest_prompt = min(_longest_prompt(params) or context_length, context_length - 1)
     return Estimate(
         context_length,
         most=_work(params, longest_prompt, longest, context_length, most=True),
@@ -72,6 +73,12 @@ def estimate(params: Params, context_length: int) -> Estimate:
         optimizer_steps=params.learn.epochs * min(params.learn.optimizer_steps, rollout.questions),
         rollouts_a_state=_rollouts(params),
     )
+
+
+def _longest_prompt(params: Params) -> int | None:
+    """Tokens of the longest question that is kept and of its template, at a token a byte; None where all are kept."""
+    most = params.data.max_question_tokens
+    return None if most is None else most + len(problem_set(params.data).template.fill("").encode())
 
 
 def _work(params: Params, prompt: int, length: int, context: int, *, most: bool) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,10 +21,12 @@ from spo_core.rollout.pieces import token_pieces
 from spo_core.rollout.probe import check_gap, probe
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
+from spo_core.rollout.stops import stop_at
 from spo_core.runs import COMPLETE
 from spo_core.session import Session
 from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
-from spo_core.verify import Outcome, grade
+from spo_core.verify import Outcome, Verdict
+from spo_core.verify.verifier import check_failures, failed_share
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -53,19 +55,25 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
         iteration=iteration,
         version=session.trainer.step,
         pieces=lambda ids: token_pieces(session.tokenizer, ids),
-        reward=lambda question, ids, finish: grade_completion(session, ids, finish, asked[question])[0],
+        reward=lambda question, ids, finish: grade_one(session, ids, finish, asked[question]),
+        stop=stop_at(session.tokenizer, session.problem.template.stop),
     )
     grown = sampler.grow(prompts, progress)
     session.engine.sleep()
-    trees = [grade_tree(session, t, row) for t, row in zip(grown, rows, strict=True)]
+    sampled = time.perf_counter()
+    trees = grade_trees(session, grown, rows)
     write_trees(folder / "trees.parquet", trees)
     write_json(folder / "questions.json", [asdict(row) for row in rows])
+    outcomes = [Outcome(t.nodes[i].outcome) for t in trees for i in t.leaves]
+    check_failures(outcomes, params.verify.max_failed_share, f"{folder / 'trees.parquet'}, iteration {iteration}")
     seconds = time.perf_counter() - started
     metrics = rollout_metrics(trees) | synced
     metrics |= {
         "rollout/cache_hit_rate": sampler.cached_tokens / sampler.prefix_tokens,
         "rollout/engine_restarts": session.engine.restarts,
+        "rollout/failed_share": failed_share(outcomes),
         "timing/rollout": seconds,
+        "timing/grading": time.perf_counter() - sampled,
         "timing/generated_tokens_per_second": sampler.generated_tokens / seconds,
     }
     write_json(folder / "rollout.json", metrics)
@@ -128,37 +136,58 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
     prompts = [session.prompt(row) for row in session.validation]
     sync_policy(session, prompts)
     sampler = Sampler(
-        session.engine, rollout, VALIDATION, seed=session.params.run.seed, iteration=-iteration, version=iteration
+        session.engine,
+        rollout,
+        VALIDATION,
+        seed=session.params.run.seed,
+        iteration=-iteration,
+        version=iteration,
+        stop=stop_at(session.tokenizer, session.problem.template.stop),
     )
     trees = sampler.grow(prompts)
     session.engine.sleep()
-    graded = [grade_tree(session, t, row) for t, row in zip(trees, session.validation, strict=True)]
-    rewards = np.array([tree.nodes[tree.leaves[0]].reward for tree in graded])
+    graded = grade_trees(session, trees, session.validation)
+    correct = np.array([tree.nodes[tree.leaves[0]].outcome == Outcome.CORRECT for tree in graded], float)
     return {
-        "eval/validation_accuracy": float(rewards.mean()),
-        "eval/validation_standard_error": float(rewards.std(ddof=1) / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0,
+        "eval/validation_accuracy": float(correct.mean()),
+        "eval/validation_standard_error": float(correct.std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else 0.0,
         "timing/validate": time.perf_counter() - started,
     }
 
 
-def grade_tree(session: Session, tree: RolloutTree, row: Question) -> RolloutTree:
+def grade_trees(session: Session, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
     """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
-    nodes = tree.nodes
-    return tree.with_rewards(
-        {leaf: grade_completion(session, tree.completion(leaf), nodes[leaf].finish, row) for leaf in tree.leaves}
-    )
+    leaves = [(tree, row, leaf) for tree, row in zip(trees, rows, strict=True) for leaf in tree.leaves]
+    verdicts = iter(_grade(session, [(t.completion(leaf), t.nodes[leaf].finish, row) for t, row, leaf in leaves]))
+    rewarded = []
+    for tree in trees:
+        outcomes = {leaf: next(verdicts).outcome for leaf in tree.leaves}
+        rewarded.append(tree.with_rewards({i: (session.verifier.reward(o), str(o)) for i, o in outcomes.items()}))
+    return rewarded
 
 
-def grade_completion(session: Session, token_ids: np.ndarray, finish: Finish, row: Question) -> tuple[float, str]:
-    """Reward and outcome of one completion, int32 [n]; adaptive value rollouts are graded by it while sampling."""
-    if finish is Finish.LENGTH and session.params.rollout.truncated == "zero":
-        return 0.0, str(Outcome.TRUNCATED)
-    verdict = grade(session.problem, session.tokenizer.decode(token_ids, skip_special_tokens=True), row.answer)
-    return verdict.reward, str(verdict.outcome)
+def grade_one(session: Session, token_ids: np.ndarray, finish: Finish, row: Question) -> float:
+    """Reward of one completion, int32 [n]; adaptive value rollouts are graded while sampling."""
+    (verdict,) = _grade(session, [(token_ids, finish, row)])
+    return session.verifier.reward(verdict.outcome)
+
+
+def _grade(session: Session, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
+    """All at once, so that the verifier's workers share them."""
+    completions = list(completions)
+    skip = session.params.rollout.truncated == "zero"
+    cut_off = [skip and finish is Finish.LENGTH for _, finish, _ in completions]
+    asked = [
+        (session.tokenizer.decode(ids, skip_special_tokens=True), row.answer)
+        for (ids, _, row), truncated in zip(completions, cut_off, strict=True)
+        if not truncated
+    ]
+    graded = iter(session.verifier.grade(session.problem, asked))
+    return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
-    """Of responses that are trained on; value rollouts count as generated tokens only. The reward is the accuracy."""
+    """Of responses that are trained on; value rollouts count as generated tokens only."""
     leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
     outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
     metrics: dict[str, float] = {

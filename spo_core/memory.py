@@ -55,7 +55,7 @@ def architecture(params: Params) -> PolicyShape | None:
     vocabulary = 256
     if init.tokenizer == "characters":
         try:
-            alphabet = problem_set(params.data.problem_set).alphabet()
+            alphabet = problem_set(params.data).alphabet()
         except ConfigError:  # no such problem set yet
             return None
         if alphabet is None:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from spo_core.config import Params
-from spo_core.errors import DataError
 from spo_core.files import atomic_directory
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.problems.base import write_split
 
+REASONS = {
+    "dropped_test_questions": "training questions that stand in test",
+    "dropped_repeated_questions": "training questions that are repeated",
+    "dropped_beyond_data_train": "beyond data.train",
+    "dropped_beyond_data_test": "beyond data.test",
+}
+
 
 def check_source(params: Params) -> None:
-    """Raise DataError where ``data.source`` does not hold the problem set's files."""
-    problem = problem_set(params.data.problem_set)
-    if problem.source_files and params.data.source is None:
-        raise DataError(f"data.source is not set: name the folder with {' and '.join(problem.source_files)}")
-    for name in problem.source_files:
-        path = Path(params.data.source or "").expanduser() / name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; data.source must hold {' and '.join(problem.source_files)}")
+    """Raise DataError where the problem set's files, or the hub, are not there."""
+    problem_set(params.data).check_source()
 
 
 def prepare_splits(params: Params, paths: Paths) -> dict[str, Any]:
-    """Build and write all splits; the number of questions of each. Nothing is written where the source is refused."""
-    splits = problem_set(params.data.problem_set).build(params.data)
+    """Build and write all splits; the number of questions of each, and of those left out, by reason.
+
+    Nothing is written where the source is refused.
+    """
+    splits = problem_set(params.data).build()
     with atomic_directory(paths.data(params.data.problem_set)) as folder:
         for split, rows in splits.items():
             write_split(folder / f"{split}.jsonl", rows)
-    return {f"{split}_questions": len(rows) for split, rows in splits.items()}
+    return {f"{split}_questions": len(rows) for split, rows in splits.items()} | splits.dropped
+
+
+def describe(counts: dict[str, Any]) -> list[str]:
+    """What :func:`prepare_splits` counted, one line a split or reason; reasons that left nothing out are not told."""
+    splits = [(key.removesuffix("_questions"), n) for key, n in counts.items() if not key.startswith("dropped_")]
+    lines = [f"  {split:<10} {n:>7,} questions" for split, n in splits]
+    return lines + [f"  left out: {counts[key]:,} {reason}" for key, reason in REASONS.items() if counts.get(key)]

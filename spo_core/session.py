@@ -26,12 +26,14 @@ from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet, Question, read_split
+from spo_core.problems.templates import encode_prompt, encode_prompts
 from spo_core.recorded import Recorded, complete_iterations
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Prompt
 from spo_core.runs import RunDirectory, open_run
 from spo_core.training_run import check_length, training_run
+from spo_core.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
 _OPEN: dict[Path, Session] = {}
@@ -44,6 +46,7 @@ class Session:
     params: Params
     run: RunDirectory
     problem: ProblemSet
+    verifier: Verifier
     rows: list[Question]
     validation: list[Question]
     model: Any
@@ -62,8 +65,8 @@ class Session:
 
     def prompt(self, row: Question) -> Prompt:
         """Token ids of a question's prompt."""
-        text = self.problem.prompt(row.question)
-        return Prompt(row.question_id, tuple(self.tokenizer.encode(text, add_special_tokens=False)))
+        ids = encode_prompt(self.problem.template, self.tokenizer, row.question)
+        return Prompt(row.question_id, tuple(ids))
 
     def rollout_params(self, iteration: int) -> RolloutParams:
         """Those of an iteration: its context length."""
@@ -71,32 +74,38 @@ class Session:
         return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
 
     def fit_prompts(self) -> None:
-        """Leave out training questions beyond ``data.max_prompt_tokens``, and log how many; raise DataError for the
-        first question whose prompt leaves no room for a completion, or where none is left."""
-        most, limit = self.params.data.max_prompt_tokens, self.params.rollout.shortest_context
+        """Leave out training questions beyond ``data.max_question_tokens``, and say how many; raise DataError where too
+        few are left, and for the first question whose prompt leaves no room for a completion."""
+        self.rows = self._short_enough(self.rows)
+        limit = self.params.rollout.shortest_context
         rows = [*self.rows, *self.validation]
-        texts = [self.problem.prompt(row.question) for row in rows]
-        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        if most is not None:
-            kept = [row for row, length in zip(self.rows, lengths, strict=False) if length <= most]
-            if len(kept) < len(self.rows):
-                log.warning(
-                    "%d of %d questions exceed data.max_prompt_tokens", len(self.rows) - len(kept), len(self.rows)
-                )
-            if len(kept) < self.params.rollout.questions:
+        prompts = encode_prompts(self.problem.template, self.tokenizer, [row.question for row in rows])
+        for row, ids in zip(rows, prompts, strict=True):
+            if len(ids) >= limit:
                 raise DataError(
-                    f"data.max_prompt_tokens {most} leaves {len(kept)} questions, fewer than rollout.questions"
+                    f"question {row.question_id}: its prompt has {len(ids)} tokens, rollout.context_length is {limit}; "
+                    "raise it, or leave long questions out with data.max_question_tokens"
                 )
-            out = {row.question_id for row in self.rows} - {row.question_id for row in kept}
-            self.rows = kept
-        else:
-            out = set()
-        for row, length in zip(rows, lengths, strict=True):
-            if length >= limit and row.question_id not in out:
-                raise DataError(
-                    f"question {row.question_id}: its prompt has {length} tokens, rollout.context_length is {limit}; "
-                    "raise it, or leave the question out with data.max_prompt_tokens"
-                )
+
+    def _short_enough(self, rows: list[Question]) -> list[Question]:
+        """Those with at most ``data.max_question_tokens`` tokens, the template not counted."""
+        most = self.params.data.max_question_tokens
+        if most is None:
+            return rows
+        encoded = self.tokenizer([row.question for row in rows], add_special_tokens=False)["input_ids"]
+        kept = [row for row, ids in zip(rows, encoded, strict=True) if len(ids) <= most]
+        log.log(
+            logging.WARNING if len(kept) < len(rows) else logging.INFO,
+            "data.max_question_tokens %d leaves out %d of %d training questions",
+            most,
+            len(rows) - len(kept),
+            len(rows),
+        )
+        if len(kept) < self.params.rollout.questions:
+            raise DataError(
+                f"data.max_question_tokens {most} leaves {len(kept)} questions, fewer than rollout.questions"
+            )
+        return kept
 
     def save(self) -> None:
         """A resumable checkpoint of the last finished iteration."""
@@ -163,12 +172,13 @@ def open_session(
             yield current
         finally:
             _OPEN.pop(run.path, None)
+            current.verifier.close()
             current.engine.close()
             current.trainer.close()
 
 
 def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -> Session:
-    problem = problem_set(params.data.problem_set)
+    problem = problem_set(params.data)
     rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
         raise ConfigError(f"rollout.questions {params.rollout.questions} exceeds the {len(rows)} questions to train on")
@@ -185,8 +195,8 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -
     except BaseException:
         engine.close()
         raise
-    replay = ReplayBuffer(params.learn)
-    return Session(params, run, problem, rows, validation, model, tokenizer, engine, trainer, replay)
+    verifier, replay = Verifier(params.verify), ReplayBuffer(params.learn)
+    return Session(params, run, problem, verifier, rows, validation, model, tokenizer, engine, trainer, replay)
 
 
 def _learner(params: Params, policy: Path, model: PreTrainedModel, run: RunDirectory) -> Learner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from spo_core.config import LearnParams, Params, VllmEngineParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import folder_digest, read_json
 from spo_core.paths import Paths
+from spo_core.problems import problem_set
 from spo_core.recorded import Recorded, read_recorded
 from spo_core.runs import RunDirectory, check_run, run_path
 
@@ -26,12 +27,16 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
 
     How long a run goes on, how often it saves and what it is called are left out, so that a run can be extended.
     """
+    problem = problem_set(params.data)
+    if problem.evaluation_only:
+        raise DataError(f"data.problem_set {problem.name} has a test split alone; it is evaluated, not trained on")
     data, warmup = paths.data(params.data.problem_set), paths.checkpoint("warmup")
     if not (data / "train.jsonl").is_file():
         raise DataError(f"{data}: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
     if not (warmup / "config.json").is_file():
         raise DataError(f"{warmup}: no checkpoint to start from; make it with python -m flows.warmup (or dvc repro)")
-    chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn"})
+    chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn", "verify"})
+    del chosen["verify"]["workers"]
     if isinstance(params.rollout.engine, VllmEngineParams):
         for key in RESOURCES:
             del chosen["rollout"]["engine"][key]
@@ -39,7 +44,8 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         **chosen,
         "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
         "problem_set": params.data.problem_set,
-        "max_prompt_tokens": params.data.max_prompt_tokens,
+        "prompts": asdict(problem.template) | {"rule": problem.rule},
+        "max_question_tokens": params.data.max_question_tokens,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),
         "code": code_digest(*CODE),

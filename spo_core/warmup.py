@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
     """Train, or continue, and publish checkpoints/warmup; the loss of every step. ``progress(step, loss)``."""
     folder = paths.data(params.data.problem_set)
     rows = read_split(folder, "train")
+    problem = problem_set(params.data)
     identity = {
         "policy": params.policy.model_dump(mode="json"),
         "pretrained": _pretrained_digest(params.policy.init),
         "careless": params.data.arithmetic.careless if params.data.problem_set == "arithmetic" else None,
         "problem_set": params.data.problem_set,
+        "template": asdict(problem.template),
         "train": file_digest(folder / "train.jsonl"),
         "threads": params.run.threads,
         "code": code_digest(*CODE),
     }
     torch.set_num_threads(params.run.threads)
-    problem = problem_set(params.data.problem_set)
     with open_run(paths.work, "warmup", identity, paths.root) as run:
         model, tokenizer = initial_policy(params.policy, problem)
         warmup, steps = Warmup(model, params.policy.warmup), params.policy.warmup.steps
@@ -58,7 +60,7 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
             started = time.perf_counter()
             rng = np.random.default_rng(derive_seed(params.policy.seed, "warmup", number))
             batch = [rows[i] for i in rng.integers(0, len(rows), params.policy.warmup.batch_size)]
-            ids, labels = encode_demonstrations(batch, problem, params.data, tokenizer, rng)
+            ids, labels = encode_demonstrations(batch, problem, tokenizer, rng)
             longest = getattr(model.config, "max_position_embeddings", ids.shape[1])
             if ids.shape[1] > longest:
                 raise DataError(f"a demonstration has {ids.shape[1]} tokens, the policy {longest} positions")
@@ -80,7 +82,7 @@ def check_warmup(params: Params, paths: Paths) -> None:
     """Raise SPOError for a missing dataset or a policy that cannot be made."""
     read_split(paths.data(params.data.problem_set), "train")
     if params.policy.init.type == "scratch":
-        make_tokenizer(params.policy.init.tokenizer, problem_set(params.data.problem_set))
+        make_tokenizer(params.policy.init.tokenizer, problem_set(params.data))
     else:
         check_policy(params.policy.init.path)
 

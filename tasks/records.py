@@ -36,7 +36,7 @@ class RunSpec:
     ) -> RunSpec:
         """A run of the project in the current folder, as for DVC and Prefect; its params are validated at once."""
         spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only)
-        problem_set(spec.params.data.problem_set)
+        problem_set(spec.params.data)
         return spec
 
     @property
@@ -73,7 +73,7 @@ class RunSpec:
     def _prepared_as(self, other: RunSpec) -> bool:
         """Whether the params that decide dataset and first policy are the same."""
         a, b = self.params, other.params
-        unused = {"max_prompt_tokens"}
+        unused = {"max_question_tokens"}
         return a.policy == b.policy and a.data.model_dump(exclude=unused) == b.data.model_dump(exclude=unused)
 
 

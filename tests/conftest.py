@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spo_core.config import Params, ScratchPolicy, load_params
+from spo_core.config import DataParams, Params, ScratchPolicy, load_params
 from spo_core.policy import make_policy, make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.tree import Finish, Node, RolloutTree
@@ -26,7 +26,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer("characters", problem_set("arithmetic"))
+    return make_tokenizer("characters", problem_set(DataParams()))
 
 
 @pytest.fixture

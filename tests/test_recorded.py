@@ -21,10 +21,9 @@ from spo_core.recorded import complete_iterations
 from spo_core.session import open_session
 from spo_core.training_run import NO_LIMIT, check_training, training_identity, training_run
 from spo_core.tree import read_trees, write_trees
-from spo_core.verify import Outcome, Verdict
 from tasks.records import RunSpec
 from tests.conftest import ROOT
-from tests.invariants.test_training_runs import GRADE, SMALL, same_bits
+from tests.invariants.test_training_runs import GRADE, SMALL, grade_by_length, same_bits
 
 
 def small(*overrides: str) -> Params:
@@ -34,11 +33,7 @@ def small(*overrides: str) -> Params:
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch) -> Paths:
     """Prepared data and a first policy; rewarded is a completion with an even number of characters."""
-
-    def grade(problem, completion, answer):
-        return Verdict(Outcome.CORRECT if len(completion) % 2 == 0 else Outcome.WRONG, None)
-
-    monkeypatch.setattr(GRADE, grade)
+    monkeypatch.setattr(GRADE, grade_by_length)
     monkeypatch.setattr("spo_core.training_run.code_digest", lambda *_: "unchanged")  # a second each time
     paths = Paths(tmp_path)
     prepare_splits(small(), paths)

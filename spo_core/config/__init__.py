@@ -19,6 +19,7 @@ from spo_core.config.credit import (
     TreeMean,
     Whole,
 )
+from spo_core.config.data import DataParams, JsonlParams
 from spo_core.config.engine import TransformersEngineParams, VllmEngineParams
 from spo_core.config.learn import (
     DeepSpeedBackend,
@@ -29,7 +30,6 @@ from spo_core.config.learn import (
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
 from spo_core.config.namespaces import (
-    DataParams,
     EvaluateParams,
     PolicyParams,
     PolicyShape,
@@ -40,6 +40,7 @@ from spo_core.config.namespaces import (
     WarmupParams,
 )
 from spo_core.config.params import Params
+from spo_core.config.verify import GraderName, RewardParams, VerifyParams
 
 __all__ = [
     "CUT_TYPES",
@@ -56,7 +57,9 @@ __all__ = [
     "Entropy",
     "EqualParts",
     "EvaluateParams",
+    "GraderName",
     "GroupNormalized",
+    "JsonlParams",
     "KLPenalty",
     "LearnParams",
     "LeaveOneOut",
@@ -67,11 +70,13 @@ __all__ = [
     "PolicyParams",
     "PolicyShape",
     "PretrainedPolicy",
+    "RewardParams",
     "RolloutParams",
     "ScratchPolicy",
     "TorchBackend",
     "TransformersEngineParams",
     "TreeMean",
+    "VerifyParams",
     "VllmEngineParams",
     "WandbParams",
     "WarmupParams",

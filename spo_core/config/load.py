@@ -19,7 +19,7 @@ from spo_core.config.learn import with_fidelity
 from spo_core.config.params import Params
 from spo_core.errors import ConfigError
 
-NAMESPACES = ("run", "data", "policy", "rollout", "credit", "learn", "evaluate")
+NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
 UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend")
 
 

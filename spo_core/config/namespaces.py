@@ -1,4 +1,4 @@
-"""``params/{run,data,policy,rollout,evaluate}.yaml``."""
+"""``params/{run,policy,rollout,evaluate}.yaml``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Fraction, Namespace
+from spo_core.config.base import Namespace
 from spo_core.config.engine import EngineParams, TransformersEngineParams
 
 
@@ -35,37 +35,6 @@ class RunParams(Namespace):
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch. Results are bit-identical only for the same number."""
     wandb: WandbParams = WandbParams()
-
-
-class ArithmeticParams(Namespace):
-    steps: tuple[int, int] = (6, 8)
-    """Fewest and most operations in a question."""
-    careless: Fraction = 0.12
-    """Probability that the careless solver gets one step wrong (and carries on from it)."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ArithmeticParams:
-        if not 1 <= self.steps[0] <= self.steps[1] <= 20:
-            raise ValueError("steps must be [fewest, most] with 1 <= fewest <= most <= 20")
-        return self
-
-
-class DataParams(Namespace):
-    problem_set: str = "arithmetic"
-    """A module of ``spo_core/problems``: arithmetic, gsm8k."""
-    source: str | None = None
-    """Folder with the problem set's own files; unused where the problem set is generated."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of generated questions and of the train / validation split."""
-    train: int | None = Field(default=None, ge=1)
-    """Questions kept in the train split; null keeps all."""
-    validation: int = Field(default=200, ge=1)
-    """Questions held out of the source's train split for validation."""
-    test: int | None = Field(default=None, ge=1)
-    """Questions kept in the test split; null keeps all."""
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    """Questions whose prompt, template included, has more tokens are not trained on, and counted; null keeps all."""
-    arithmetic: ArithmeticParams = ArithmeticParams()
 
 
 class ScratchPolicy(Namespace):

@@ -6,8 +6,10 @@ from pydantic import model_validator
 
 from spo_core.config.base import Namespace
 from spo_core.config.credit import CUT_TYPES, CreditParams
+from spo_core.config.data import DataParams
 from spo_core.config.learn import LearnParams
-from spo_core.config.namespaces import DataParams, EvaluateParams, PolicyParams, RolloutParams, RunParams
+from spo_core.config.namespaces import EvaluateParams, PolicyParams, RolloutParams, RunParams
+from spo_core.config.verify import VerifyParams
 
 
 class Params(Namespace):
@@ -17,6 +19,7 @@ class Params(Namespace):
     data: DataParams
     policy: PolicyParams
     rollout: RolloutParams
+    verify: VerifyParams
     credit: CreditParams
     learn: LearnParams
     evaluate: EvaluateParams

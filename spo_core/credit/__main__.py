@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from spo_core.command_line import read_lines, run
 from spo_core.config import load_params
 from spo_core.credit import segment_credit
 from spo_core.credit.nested import read_tree
 from spo_core.errors import DataError, SPOError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command()
 def command(
     trees: Annotated[str, typer.Argument(help="File of JSON lines, one tree a line; - reads standard input.")],
     preset: Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")] = None,
@@ -51,7 +47,7 @@ def command(
     not trained, the root among them, have advantage 0.
     """
     params = load_params(Path.cwd(), preset, tuple(overrides or ()))
-    for number, where, line in _lines(trees):
+    for number, where, line in read_lines(trees):
         tree = read_tree(line, where)
         try:
             values, advantages = segment_credit(tree, params.credit)
@@ -63,29 +59,9 @@ def command(
         print(json.dumps(row | {"values": _listed(values), "advantages": _listed(advantages)}, allow_nan=False))
 
 
-def _lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """(number from 1, "FILE:number", text) of every line that is not blank."""
-    try:
-        with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{'standard input' if path == '-' else path}:{number}"
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
-                if text.strip():
-                    yield number, where, text
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-
-
 def _listed(numbers: np.ndarray) -> list[float | None]:
     return [None if math.isnan(x) else x + 0.0 for x in numbers.tolist()]  # + 0.0: no minus zero
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except SPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(command)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spo_core.verify import Outcome, Verdict
+from spo_core.verify import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Sample:
     """Sampled tokens, the stop token included."""
 
     @property
-    def reward(self) -> float:
-        return Verdict(self.outcome, self.given).reward
+    def correct(self) -> bool:
+        return self.outcome is Outcome.CORRECT
 
 
 SCHEMA = pa.schema(

@@ -6,12 +6,12 @@ Importable in both environments: no torch, no transformers, no lighteval.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spo_core.config import EvaluateParams
 from spo_core.errors import ConfigError
-from spo_core.problems.base import Question, write_split
 
 REQUEST = "request.json"
 QUESTIONS = "questions"  # a folder: lighteval loads it as a dataset
@@ -23,20 +23,23 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to evaluate; the questions stand in QUESTIONS, the checkpoint behind POLICY."""
+    """What to evaluate; the prompts stand in QUESTIONS, the checkpoint behind POLICY."""
 
-    problem_set: str
     params: EvaluateParams
+    stop: list[str]
+    """Strings that end a completion, as the policy's stop tokens do."""
     seed: int
     threads: int
     parent: int
     """Process that waits for the result; the child ends with it."""
 
-    def write(self, scratch: Path, questions: list[Question]) -> None:
+    def write(self, scratch: Path, prompts: Mapping[str, str]) -> None:
+        """``prompts`` by question id."""
         content = asdict(self) | {"params": self.params.model_dump(mode="json")}
         (scratch / REQUEST).write_text(json.dumps(content), encoding="utf-8")
         (scratch / QUESTIONS).mkdir()
-        write_split(scratch / QUESTIONS / "test.jsonl", questions)
+        rows = (json.dumps({"question_id": key, "prompt": text}) + "\n" for key, text in prompts.items())
+        (scratch / QUESTIONS / "test.jsonl").write_text("".join(rows), encoding="utf-8")
 
     def max_length(self, prompt_tokens: int, positions: int | None) -> int:
         """Longest prompt plus longest completion, in tokens. Raises ConfigError if the policy has too few positions."""
@@ -72,8 +75,8 @@ class Answers:
 class Report:
     """What lighteval itself reports."""
 
-    accuracy: dict[str, float]
-    """By context."""
+    stopped: dict[str, float]
+    """Share of completions, by context."""
     versions: dict[str, str]
 
 

@@ -10,10 +10,11 @@ from lighteval.models.model_input import GenerationParameters
 from lighteval.models.model_output import Batch, ModelResponse
 from lighteval.models.transformers.transformers_model import TransformersModel, TransformersModelConfig
 from lighteval.tasks.requests import Doc
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from spo_core.config import EvaluateParams, digest
 from spo_core.rollout.seeds import derive_seed
+from spo_core.rollout.stops import stop_at
 
 log = logging.getLogger("spo_core.evaluate")
 
@@ -25,7 +26,7 @@ class PolicyModel(TransformersModel):
     - With several samples a question, the stop criterion looks at the first rows of a batch alone, and cuts off all
       others when those have ended: here a completion ends at its own stop token.
     - Only the tokenizer's end token stops, and generation defaults of the checkpoint apply, or of transformers (top_k
-      50): here training's stop tokens stop, and only temperature and top_p shape the sampling.
+      50): here training's stop tokens and strings stop, and only temperature and top_p shape the sampling.
     """
 
     disable_tqdm = True
@@ -38,6 +39,7 @@ class PolicyModel(TransformersModel):
         *,
         name: str,
         stop_ids: frozenset[int],
+        stop_strings: list[str],
         seed: int,
         max_length: int,
         cache_dir: str,
@@ -66,7 +68,8 @@ class PolicyModel(TransformersModel):
             eos_token_id=sorted(stop_ids),
             pad_token_id=min(stop_ids),
         )
-        self.stop_ids, self.seed, self.progress, self.done = stop_ids, seed, progress, 0
+        self.stop_ids, self.stop_strings, self.stop = stop_ids, stop_strings, stop_at(self.tokenizer, stop_strings)
+        self.seed, self.progress, self.done = seed, progress, 0
         return self
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
@@ -86,14 +89,17 @@ class PolicyModel(TransformersModel):
         The noise is seeded by the prompts of the batch: a longer context continues the very completions of a shorter
         one, and contexts differ by nothing but their length.
         """
+        prompt_tokens = batch.input_ids.shape[1]
+        at_string = [self._at_stop_string(prompt_tokens)] if self.stop else []
         torch.manual_seed(derive_seed(self.seed, "evaluate", digest(batch.input_ids.tolist())))
         rows = self.model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.input_mask,
             max_new_tokens=max_new_tokens,
             num_return_sequences=num_samples,
+            stopping_criteria=StoppingCriteriaList(at_string),
         )
-        completions = rows[:, batch.input_ids.shape[1] :].unflatten(0, (-1, num_samples))  # (prompts, samples, tokens)
+        completions = rows[:, prompt_tokens:].unflatten(0, (-1, num_samples))  # (prompts, samples, tokens)
         responses = []
         for prompt, mask, samples in zip(batch.input_ids, batch.input_mask, completions.tolist(), strict=True):
             ids = [self._until_stop(sample) for sample in samples]
@@ -104,5 +110,19 @@ class PolicyModel(TransformersModel):
         log.info("%d completions; limit %d tokens", self.done, max_new_tokens)
         return responses
 
+    def _at_stop_string(self, prompt: int) -> Callable[..., torch.Tensor]:
+        """Which rows have just completed a stop string, behind ``prompt`` tokens.
+
+        The criterion of transformers fails with tokenizers that know no letters.
+        """
+        window = 4 * max(map(len, self.stop_strings))  # tokens; a character has at most four
+
+        def ended(rows: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            tails = self.tokenizer.batch_decode(rows[:, prompt:][:, -window:], skip_special_tokens=True)
+            return torch.tensor([any(string in tail for string in self.stop_strings) for tail in tails])
+
+        return ended
+
     def _until_stop(self, ids: list[int]) -> list[int]:
-        return ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
+        own = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
+        return own[: self.stop(own)] if self.stop else own

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,34 +16,39 @@ from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from spo_core.evaluate import exchange
 from spo_core.evaluate.exchange import Answers, Report, Request
 from spo_core.evaluate.lighteval_model import PolicyModel
-from spo_core.evaluate.lighteval_tasks import ACCURACY, make_tasks, register_only
+from spo_core.evaluate.lighteval_tasks import STOPPED, make_tasks, register_only
+from spo_core.files import read_jsonl
 from spo_core.policy import load_policy, stop_ids
-from spo_core.problems import problem_set
-from spo_core.problems.base import read_split
+from spo_core.rollout.stops import stop_at
 
 log = logging.getLogger("spo_core.evaluate")
 
 
 def evaluate(request: Request, scratch: Path) -> tuple[list[Answers], Report]:
-    """Sample and score every question in every context. Raises ConfigError for a context without enough positions."""
+    """Sample completions of every question in every context; ConfigError for a context without enough positions."""
     log.info("loading the policy")
     torch.set_num_threads(request.threads)
     model, tokenizer = load_policy(exchange.POLICY)
     stops = frozenset(stop_ids(model, tokenizer))
-    problem = problem_set(request.problem_set)
-    rows = read_split(scratch / exchange.QUESTIONS, "test")
-    prompt_tokens = max(len(tokenizer.encode(problem.prompt(row.question), add_special_tokens=False)) for row in rows)
+    stop = stop_at(tokenizer, request.stop)
+
+    def ended(ids: list[int]) -> bool:
+        return ids[-1] in stops or (stop is not None and stop(ids) is not None)
+
+    prompts = [json.loads(line)["prompt"] for _, line in read_jsonl(scratch / exchange.QUESTIONS / "test.jsonl")]
+    prompt_tokens = max(len(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts)
     policy = PolicyModel.make(
         model,
         request.params,
         name=exchange.POLICY,
         stop_ids=stops,
+        stop_strings=request.stop,
         seed=request.seed,
         max_length=request.max_length(prompt_tokens, getattr(model.config, "max_position_embeddings", None)),
         cache_dir=str(scratch / "cache"),
         progress=lambda done: exchange.write_progress(scratch, done),
     )
-    tasks = make_tasks(request, scratch, stops)
+    tasks = make_tasks(request, scratch, ended)
     register_only(list(tasks.values()))
     pipeline = Pipeline(
         tasks=",".join(task.full_name for task in tasks.values()),
@@ -54,13 +61,13 @@ def evaluate(request: Request, scratch: Path) -> tuple[list[Answers], Report]:
     pipeline.evaluate()
     details, results = pipeline.get_details(), pipeline.get_results()["results"]
     answers = [
-        _answers(context, detail, stops) for context, task in tasks.items() for detail in details[task.full_name]
+        _answers(context, detail, ended) for context, task in tasks.items() for detail in details[task.full_name]
     ]
-    accuracy = {c: float(results[task.full_name.replace("|", ":")][ACCURACY]) for c, task in tasks.items()}
-    return answers, Report(accuracy, {package: version(package) for package in ("lighteval", "torch", "transformers")})
+    stopped = {c: float(results[task.full_name.replace("|", ":")][STOPPED]) for c, task in tasks.items()}
+    return answers, Report(stopped, {package: version(package) for package in ("lighteval", "torch", "transformers")})
 
 
-def _answers(context: str, detail: DetailsLogger.Detail, stops: frozenset[int]) -> Answers:
+def _answers(context: str, detail: DetailsLogger.Detail, ended: Callable[[list[int]], bool]) -> Answers:
     response = detail.model_response
     return Answers(
         context=context,
@@ -68,5 +75,5 @@ def _answers(context: str, detail: DetailsLogger.Detail, stops: frozenset[int]) 
         prompt_ids=response.input_tokens,
         completions=response.text,
         tokens=[len(ids) for ids in response.output_tokens],
-        stopped=[ids[-1] in stops for ids in response.output_tokens],
+        stopped=[ended(ids) for ids in response.output_tokens],
     )

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint through lighteval, which lives in an environment of its own and runs as one child process.
 
-The child samples and scores. Here the completions are graded a second time: lighteval's figures must follow from them,
-and the prompts it fed to the policy must be those of training, token by token.
+The child samples. The completions are graded here, where a comparison that takes too long is killed; lighteval's own
+figure must follow from them, and the prompts it fed to the policy must be those of training, token by token.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import spo_core
-from spo_core.config import EvaluateParams, digest
+from spo_core.config import EvaluateParams, VerifyParams, digest
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate import exchange
 from spo_core.evaluate.details import write_details
 from spo_core.evaluate.exchange import Answers, Report, Request
 from spo_core.evaluate.result import Evaluation, EvaluationError
-from spo_core.evaluate.scoring import check_accuracies, check_prompts, grade_answers, make_cell
-from spo_core.problems import problem_set as find_problem_set
-from spo_core.problems.base import Question, read_split
+from spo_core.evaluate.scoring import check_prompts, check_stopped, grade_answers, make_cell
+from spo_core.problems.base import ProblemSet, read_split
+from spo_core.problems.templates import encode_prompt
 from spo_core.processes import child, last_words, wait
+from spo_core.verify.verifier import Verifier
 
 DETAILS = "details.parquet"
 LOG = "lighteval.log"
@@ -32,8 +33,9 @@ Progress = Callable[[int, int], None]  # (sampled completions, completions in al
 def evaluate_checkpoint(
     checkpoint: Path,
     data_dir: Path,
-    problem_set: str,
+    problem: ProblemSet,
     params: EvaluateParams,
+    verify: VerifyParams,
     *,
     seed: int,
     threads: int,
@@ -48,32 +50,35 @@ def evaluate_checkpoint(
     completion that ends within a shorter context is the same in a longer one.
 
     Raises ConfigError for a missing ``python``, DataError for a missing checkpoint or split, and EvaluationError where
-    lighteval fails, feeds other tokens than training, or reports an accuracy that its completions do not have.
+    lighteval fails, feeds other tokens than training, or reports what its completions contradict.
     """
     started = time.monotonic()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError(f"{python}: no lighteval environment here; make install creates it")
     if not (checkpoint / "config.json").is_file():
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
-    problem = find_problem_set(problem_set)
     rows = read_split(data_dir, "test")[: params.questions]
-    prompts = [problem.prompt(row.question) for row in rows]
-    request = Request(problem_set, params, seed, threads, os.getpid())
-    answers, report, prompt_ids = _run(request, rows, prompts, checkpoint, python, work_dir.resolve(), progress)
+    fed = _encode(checkpoint, problem, {row.question_id: row.question for row in rows})
+    prompts = {row.question_id: problem.prompt(row.question) for row in rows}
+    request = Request(params, list(problem.template.stop), seed, threads, os.getpid())
+    answers, report = _run(request, prompts, checkpoint, python, work_dir.resolve(), progress)
 
-    check_prompts(answers, {row.question_id: ids for row, ids in zip(rows, prompt_ids, strict=True)})
-    samples = grade_answers(problem, rows, answers, contexts=list(params.contexts), samples=params.samples)
+    check_prompts(answers, fed)
+    with Verifier(verify) as verifier:
+        contexts = list(params.contexts)
+        samples = grade_answers(verifier, problem, rows, answers, contexts=contexts, samples=params.samples)
     write_details(work_dir / DETAILS, (s for context in samples.values() for question in context for s in question))
     cells = {name: make_cell(length, samples[name]) for name, length in params.contexts.items()}
-    check_accuracies(cells, report.accuracy)
+    check_stopped(cells, report.stopped)
     return Evaluation(
         checkpoint=checkpoint.resolve().name,
-        problem_set=problem_set,
+        problem_set=problem.name,
         samples=params.samples,
         temperature=params.temperature,
         top_p=params.top_p,
         seed=seed,
-        prompt_digest=digest(prompts),
+        grader=verify.grader,
+        prompt_digest=digest(list(prompts.values())),
         versions=report.versions,
         seconds=round(time.monotonic() - started, 3),
         generated_tokens=sum(sum(row.tokens) for row in answers),
@@ -83,16 +88,15 @@ def evaluate_checkpoint(
 
 def _run(
     request: Request,
-    rows: list[Question],
-    prompts: list[str],
+    prompts: dict[str, str],
     checkpoint: Path,
     python: Path,
     work_dir: Path,
     progress: Progress | None,
-) -> tuple[list[Answers], Report, list[list[int]]]:
-    """Run the child in a fresh scratch folder. Its answers, its report, and the prompts' token ids as in training."""
+) -> tuple[list[Answers], Report]:
+    """Run the child in a fresh scratch folder; its answers and its report."""
     scratch, log = work_dir / "scratch", work_dir / LOG
-    total = len(rows) * request.params.samples * len(request.params.contexts)
+    total = len(prompts) * request.params.samples * len(request.params.contexts)
 
     def tick() -> None:
         if progress:
@@ -101,25 +105,25 @@ def _run(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        request.write(scratch, rows)
+        request.write(scratch, prompts)
         (scratch / exchange.POLICY).symlink_to(checkpoint.resolve())
         command = [os.path.abspath(python), "-m", "spo_core.evaluate.lighteval_child", str(scratch)]
         with child(command, cwd=scratch, env=_environment(scratch, request.threads), log=log) as process:
-            prompt_ids = _encode(checkpoint, prompts)  # while lighteval starts
             status = wait(process, tick)
         if status != 0:
             raise EvaluationError(f"lighteval failed: {last_words(log, status)} (see {log})")
         tick()
-        return exchange.read_answers(scratch), exchange.read_report(scratch), prompt_ids
+        return exchange.read_answers(scratch), exchange.read_report(scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _encode(checkpoint: Path, prompts: list[str]) -> list[list[int]]:
+def _encode(checkpoint: Path, problem: ProblemSet, questions: dict[str, str]) -> dict[str, list[int]]:
+    """Token ids of the prompts as training feeds them, by question id."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    return [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    return {key: encode_prompt(problem.template, tokenizer, question) for key, question in questions.items()}
 
 
 def _environment(scratch: Path, threads: int) -> dict[str, str]:

@@ -28,6 +28,8 @@ class Cell:
     """Share that reached the limit without a stop token; they count as not correct."""
     no_answer: float
     unparsable: float
+    timeout: float
+    """Share whose answers took too long to compare."""
     mean_completion_tokens: float
     """The stop token counts."""
 
@@ -42,6 +44,8 @@ class Evaluation:
     temperature: float
     top_p: float
     seed: int
+    grader: str
+    """``verify.grader``."""
     prompt_digest: str
     """SHA-256 over all prompts in order; only evaluations with the same one compare."""
     versions: dict[str, str]

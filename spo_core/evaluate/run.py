@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from spo_core.code import code_digest
@@ -14,10 +15,12 @@ from spo_core.evaluate.lighteval_runner import DETAILS, evaluate_checkpoint
 from spo_core.evaluate.result import Evaluation
 from spo_core.files import file_digest, folder_digest, publish, write_text
 from spo_core.paths import Paths
+from spo_core.problems import problem_set
 from spo_core.runs import open_run
 
 RESULT = "evaluation.json"
 CHECKPOINTS = ("warmup", "final")
+CODE = ("evaluate", "policy", "problems", "rollout/pieces", "rollout/seeds", "rollout/stops", "verify")
 
 
 def check_environment(paths: Paths) -> None:
@@ -44,14 +47,17 @@ def evaluate_published(
     """Evaluate checkpoints/<checkpoint> and publish its metrics file; the same content as a dict."""
     check_evaluation(params, paths, checkpoint)
     folder, data = paths.checkpoint(checkpoint), paths.data(params.data.problem_set)
+    problem = problem_set(params.data)
     identity = {
         "checkpoint": folder_digest(folder),
         "questions": file_digest(data / "test.jsonl"),
         "problem_set": params.data.problem_set,
+        "prompts": asdict(problem.template) | {"rule": problem.rule},
+        "verify": params.verify.model_dump(mode="json", include={"grader", "seconds"}),
         "evaluate": params.evaluate.model_dump(mode="json"),
         "seed": params.run.seed,
         "threads": params.run.threads,
-        "code": code_digest("evaluate", "policy", "problems", "rollout/seeds", "verify"),
+        "code": code_digest(*CODE),
         "environment": file_digest(paths.evaluation_constraints),
     }
     with open_run(paths.work, "evaluate", identity, paths.root) as run:
@@ -60,8 +66,9 @@ def evaluate_published(
             evaluation = evaluate_checkpoint(
                 folder,
                 data,
-                params.data.problem_set,
+                problem,
                 params.evaluate,
+                params.verify,
                 seed=params.run.seed,
                 threads=params.run.threads,
                 python=paths.evaluation_python,

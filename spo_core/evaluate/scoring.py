@@ -9,23 +9,25 @@ from spo_core.evaluate.details import Sample
 from spo_core.evaluate.exchange import Answers
 from spo_core.evaluate.result import Cell, EvaluationError
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.verify import Outcome, Verdict, grade
+from spo_core.verify import Outcome
+from spo_core.verify.verifier import Verifier
 
 TOLERANCE = 1e-9
 
 
-def grade_completion(problem: ProblemSet, completion: str, answer: str, *, stopped: bool) -> Verdict:
-    """As ``verify.grade``, but a completion without a stop token is truncated whatever answer it holds."""
-    verdict = grade(problem, completion, answer)
-    return verdict if stopped else Verdict(Outcome.TRUNCATED, verdict.given)
-
-
 def grade_answers(
-    problem: ProblemSet, rows: Sequence[Question], answers: Sequence[Answers], *, contexts: Sequence[str], samples: int
+    verifier: Verifier,
+    problem: ProblemSet,
+    rows: Sequence[Question],
+    answers: Sequence[Answers],
+    *,
+    contexts: Sequence[str],
+    samples: int,
 ) -> dict[str, list[list[Sample]]]:
     """Samples (questions, samples) of each context, the questions in the order of ``rows``.
 
-    Raises EvaluationError unless every question has that many completions in every context.
+    A completion that did not stop is truncated, whatever answer it holds. Raises EvaluationError unless every question
+    has that many completions in every context.
     """
     found = {(row.context, row.question_id): row for row in answers}
     asked = {(context, row.question_id) for context in contexts for row in rows}
@@ -34,22 +36,30 @@ def grade_answers(
             f"lighteval answered {len(answers)} times, {sum(len(a.completions) for a in answers)} completions; asked "
             f"were {len(asked)} questions with {samples} each"
         )
-    return {context: [_grade(problem, row, found[context, row.question_id]) for row in rows] for context in contexts}
-
-
-def _grade(problem: ProblemSet, row: Question, answers: Answers) -> list[Sample]:
-    samples = []
-    columns = zip(answers.completions, answers.tokens, answers.stopped, strict=True)
-    for number, (completion, tokens, stopped) in enumerate(columns):
-        verdict = grade_completion(problem, completion, row.answer, stopped=stopped)
-        sample = Sample(row.question_id, answers.context, number, completion, verdict.given, verdict.outcome, tokens)
-        samples.append(sample)
-    return samples
+    gold = {row.question_id: row.answer for row in rows}
+    completions = [(text, gold[row.question_id]) for row in answers for text in row.completions]
+    verdicts = iter(verifier.grade(problem, completions))
+    graded: dict[tuple[str, str], list[Sample]] = {}
+    for row in answers:
+        columns = zip(row.completions, row.tokens, row.stopped, strict=True)
+        graded[row.context, row.question_id] = [
+            Sample(
+                row.question_id,
+                row.context,
+                number,
+                text,
+                (verdict := next(verdicts)).given,
+                verdict.outcome if stopped else Outcome.TRUNCATED,
+                tokens,
+            )
+            for number, (text, tokens, stopped) in enumerate(columns)
+        ]
+    return {context: [graded[context, row.question_id] for row in rows] for context in contexts}
 
 
 def make_cell(context_length: int, questions: Sequence[Sequence[Sample]]) -> Cell:
     """The cell of one context from its samples, (questions, samples). Raises ValueError if empty or ragged."""
-    means = statistics.question_means([[sample.reward for sample in row] for row in questions])
+    means = statistics.question_means([[float(sample.correct) for sample in row] for row in questions])
     flat = [sample for row in questions for sample in row]
 
     def share(outcome: Outcome) -> float:
@@ -63,6 +73,7 @@ def make_cell(context_length: int, questions: Sequence[Sequence[Sample]]) -> Cel
         truncated=share(Outcome.TRUNCATED),
         no_answer=share(Outcome.NO_ANSWER),
         unparsable=share(Outcome.UNPARSABLE),
+        timeout=share(Outcome.TIMEOUT),
         mean_completion_tokens=statistics.mean([sample.tokens for sample in flat]),
     )
 
@@ -79,11 +90,11 @@ def check_prompts(answers: Sequence[Answers], expected: Mapping[str, Sequence[in
             )
 
 
-def check_accuracies(cells: Mapping[str, Cell], reported: Mapping[str, float]) -> None:
-    """Raise EvaluationError unless lighteval reports for each context the accuracy that its completions have."""
+def check_stopped(cells: Mapping[str, Cell], reported: Mapping[str, float]) -> None:
+    """Raise EvaluationError unless lighteval's own figure, the share that stopped, follows from its completions."""
     for context, cell in cells.items():
-        if not abs(reported[context] - cell.accuracy) <= TOLERANCE:
+        if not abs(reported[context] - (1 - cell.truncated)) <= TOLERANCE:
             raise EvaluationError(
-                f"context {context}: lighteval reports accuracy {reported[context]}, its completions have "
-                f"{cell.accuracy}; both environments must grade alike"
+                f"context {context}: lighteval reports that {reported[context]} of the completions stopped, "
+                f"{1 - cell.truncated} of those it handed over did"
             )

@@ -10,9 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from spo_core.config import DataParams, WarmupParams
+from spo_core.config import WarmupParams
 from spo_core.learn.muon import Muon
 from spo_core.problems.base import ProblemSet, Question
+from spo_core.problems.templates import encode_prompts
 
 IGNORED = -100
 
@@ -20,15 +21,14 @@ IGNORED = -100
 def encode_demonstrations(
     rows: Sequence[Question],
     problem: ProblemSet,
-    data: DataParams,
     tokenizer: PreTrainedTokenizerFast,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input ids and labels, each (rows, width); labels cover the completion and its end token only."""
     encoded = []
-    for row in rows:
-        prompt = tokenizer.encode(problem.prompt(row.question), add_special_tokens=False)
-        completion = tokenizer.encode(problem.demonstration(row, data, rng), add_special_tokens=False)
+    prompts = encode_prompts(problem.template, tokenizer, [row.question for row in rows])
+    for row, prompt in zip(rows, prompts, strict=True):
+        completion = tokenizer.encode(problem.demonstration(row, rng), add_special_tokens=False)
         encoded.append((prompt, [*completion, tokenizer.eos_token_id]))
     width = max(len(p) + len(c) for p, c in encoded)
     ids = torch.full((len(encoded), width), tokenizer.pad_token_id)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from spo_core.config import Params, VllmEngineParams, flatten
-from spo_core.errors import ConfigError
 from spo_core.estimate import ASSUMPTIONS, Estimate, Work, estimate
 from spo_core.memory import Memory, architecture, estimate_memory
 from spo_core.problems import problem_set
@@ -22,7 +21,11 @@ SPLIT = "where learn.max_tokens_per_forward or micro-batches split trees"
 
 
 def print_dry_run(params: Params, console: Console | None = None) -> None:
-    """All params, an estimate for each context length, memory, and what is still missing; nothing is read or made."""
+    """All params, an estimate for each context length, and memory; nothing is read or made.
+
+    Raises ConfigError for a problem set that there is not.
+    """
+    problem_set(params.data)  # refuses a name that there is not
     console = console or Console(width=None if sys.stdout.isatty() else LINE, highlight=False, markup=False)
     for namespace, content in params.model_dump(mode="json").items():
         console.print(namespace, style="bold")
@@ -41,10 +44,6 @@ def print_dry_run(params: Params, console: Console | None = None) -> None:
     else:
         console.print(_memory_table(estimate_memory(params, shape)))
         console.print(f"Rough: no fragmentation, buffers or workspace. {_engine_memory(params)}", soft_wrap=True)
-    try:
-        problem_set(params.data.problem_set)
-    except ConfigError as error:
-        console.print(f"\ncannot be started yet: {str(error).removeprefix('data.problem_set: ')}", soft_wrap=True)
 
 
 def _engine_memory(params: Params) -> str:

@@ -173,6 +173,9 @@ def step_rows(iterations: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             yield {"name": step, **spread, "total": sum(values), "share": sum(values) / total if total else None}
 
 
+OUTCOMES = {"truncated": "truncated", "no answer": "no_answer", "unparsable": "unparsable", "timed out": "timeout"}
+
+
 def curves(inputs: ReportInputs) -> Iterable[str]:
     """The figures of the page as SVG; one whose metric no row has is left out."""
     rows = inputs.iterations
@@ -193,6 +196,7 @@ def curves(inputs: ReportInputs) -> Iterable[str]:
             numbers,
             {"tokens in the mask": "credit/mask_share", "segments with advantage": "credit/segments_with_advantage"},
         ),
+        ("Share of responses", "iteration", numbers, {name: f"rollout/{o}_share" for name, o in OUTCOMES.items()}),
         ("Clip fraction", "iteration", numbers, {"clip fraction": "train/clip_fraction"}),
         ("KL to the reference policy (k3)", "iteration", numbers, {"kl": "train/kl"} if measures_kl else {}),
         ("Gradient norm before clipping", "iteration", numbers, {"gradient norm": "train/grad_norm"}),

@@ -5,28 +5,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from spo_core.config import DataParams
-from spo_core.errors import DataError
-from spo_core.problems.base import Question, answer_after_hashes, check_disjoint
+from spo_core.errors import ConfigError, DataError
+from spo_core.problems.base import SPLITS, Question, Rule, Splits, check_disjoint, extract_answer
+from spo_core.problems.templates import TEMPLATES, Template
 
 LARGEST = 99
 MOST_REPEATS = 1000  # draws in a row without a new question
-DEFAULT_TRAIN, DEFAULT_TEST = 20_000, 250
 
 
+@dataclass(frozen=True, slots=True)
 class Arithmetic:
-    name = "arithmetic"
-    source_files: tuple[str, ...] = ()
+    data: DataParams
 
-    def build(self, params: DataParams) -> dict[str, list[Question]]:
+    def __post_init__(self) -> None:
+        if self.data.template not in (None, "arithmetic"):
+            raise ConfigError(f"data.template {self.data.template}: arithmetic has its own; set it to null")
+
+    @property
+    def name(self) -> str:
+        return "arithmetic"
+
+    @property
+    def template(self) -> Template:
+        return TEMPLATES["arithmetic"]
+
+    @property
+    def rule(self) -> Rule:
+        return "math"
+
+    @property
+    def evaluation_only(self) -> bool:
+        return False
+
+    def check_source(self) -> None:
+        pass  # its questions are generated
+
+    def build(self) -> Splits:
+        params = self.data
         rng = np.random.default_rng([params.seed, 0])
-        sizes = {
-            "train": params.train or DEFAULT_TRAIN,
-            "validation": params.validation,
-            "test": params.test or DEFAULT_TEST,
-        }
+        asked = (params.train, params.validation, params.test)
+        sizes = {s: n or own for s, n, own in zip(SPLITS, asked, params.arithmetic.sizes, strict=True)}
         seen: set[str] = set()
         splits: dict[str, list[Question]] = {}
         for split, size in sizes.items():
@@ -46,25 +69,25 @@ class Arithmetic:
                     row_id = f"arithmetic-{split}-{len(splits[split]):05d}"
                     splits[split].append(Question(row_id, question, answer, _written(solution)))
         check_disjoint(splits)
-        return splits
+        return Splits(splits)
 
     def prompt(self, question: str) -> str:
-        return f"{question}=?\n"
+        return self.template.fill(question)
 
-    def demonstration(self, row: Question, params: DataParams, rng: np.random.Generator) -> str:
+    def demonstration(self, row: Question, rng: np.random.Generator) -> str:
         """A careless solution: each step wrong with probability ``careless``, and carried on from."""
         first, operations = _parse(row.question)
         value, steps = first, []
         for operator, operand in operations:
             result = _apply(value, operator, operand)
-            if rng.random() < params.arithmetic.careless:
+            if rng.random() < self.data.arithmetic.careless:
                 result = int((result + rng.integers(1, LARGEST + 1)) % (LARGEST + 1))
             steps.append((value, operator, operand, result))
             value = result
         return _written(steps)
 
     def extract(self, completion: str) -> str | None:
-        return answer_after_hashes(completion)
+        return extract_answer(self.template, completion)
 
     def alphabet(self) -> list[str]:
         return [*"0123456789+-*=?\n", "#### "]

@@ -1,21 +1,24 @@
-"""What a problem set gives: its splits, its prompt, its stop rule, and how an answer is read."""
+"""What a problem set gives: its splits, its prompt, how an answer is read and by which rule it is compared."""
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from spo_core.config import DataParams
 from spo_core.errors import DataError
 from spo_core.files import read_jsonl
+from spo_core.problems.answers import after_hashes, final_answer
+from spo_core.problems.templates import Template
 
 SPLITS = ("train", "validation", "test")
+Rule = Literal["math", "text", "game24"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +31,46 @@ class Question:
     solution: str = ""
 
 
+class Splits(dict[str, list[Question]]):
+    """Questions by the name of their split, and how many rows of the source were left out, by reason."""
+
+    def __init__(self, splits: dict[str, list[Question]], dropped: dict[str, int] | None = None) -> None:
+        super().__init__(splits)
+        self.dropped = dropped or {}
+
+
 class ProblemSet(Protocol):
-    """One module of this package. Text only: it knows no tokenizer and no model."""
+    """A problem set with its params. Text only: it knows no tokenizer and no model."""
 
-    name: str
-    source_files: tuple[str, ...]
-    """Files that ``data.source`` must hold; none where the problem set is generated."""
+    @property
+    def name(self) -> str: ...
 
-    def build(self, params: DataParams) -> dict[str, list[Question]]:
+    @property
+    def template(self) -> Template: ...
+
+    @property
+    def rule(self) -> Rule:
+        """How answers are compared: as mathematics, as text, or as an expression that makes 24."""
+        ...
+
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether there is a test split only."""
+        ...
+
+    def check_source(self) -> None:
+        """Raise DataError where the files it needs are not there; quick, and before anything starts."""
+        ...
+
+    def build(self) -> Splits:
         """All splits, without a question in two of them. Raises DataError for a missing or malformed source."""
         ...
 
-    def prompt(self, question: str) -> str: ...
+    def prompt(self, question: str) -> str:
+        """The text before the completion; :func:`spo_core.problems.templates.encode_prompt` gives its token ids."""
+        ...
 
-    def demonstration(self, row: Question, params: DataParams, rng: np.random.Generator) -> str:
+    def demonstration(self, row: Question, rng: np.random.Generator) -> str:
         """A completion to imitate in warm-up; drawn anew each time where the problem set generates them."""
         ...
 
@@ -54,16 +83,25 @@ class ProblemSet(Protocol):
         ...
 
 
-def answer_after_hashes(completion: str) -> str | None:
-    """Text after the last ``####`` to the end of its line, stripped (the GSM8K convention)."""
-    _, marker, rest = completion.rpartition("####")
-    answer = rest.strip().splitlines()[0].strip() if marker and rest.strip() else ""
-    return answer or None
+def extract_answer(template: Template, completion: str) -> str | None:
+    """The answer in the form that a template asks for, None where there is none."""
+    return after_hashes(completion) if template.answer == "hashes" else final_answer(completion)
+
+
+_SPELLINGS = str.maketrans("‘’‛“”„‟‐‑‒–—−", '\'\'\'""""' + "-" * 6)
+_NO_MEANING = re.compile(
+    r"\\(?:left|right|bigg?[lr]?|displaystyle|q?quad|thinspace)(?![a-zA-Z])|\\[!,;:()\[\]]|[\s$~]|\\(?=\s|$)"
+)
+_FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def normalized(question: str) -> str:
-    """A question's text for comparison between splits: case and white space do not count."""
-    return re.sub(r"\s+", " ", question).strip().casefold()
+    """A question's text for comparison between splits.
+
+    Case, white space, spelling of quotes and dashes, and LaTeX that only sets type do not count; everything else does.
+    """
+    text = unicodedata.normalize("NFKC", question).translate(_SPELLINGS).casefold()
+    return _NO_MEANING.sub("", _FRACTION.sub(r"\\frac", text)).rstrip(".?:")
 
 
 def check_disjoint(splits: dict[str, list[Question]]) -> None:
@@ -84,6 +122,11 @@ def read_split(data_dir: Path, split: str) -> list[Question]:
     """Read a prepared split; raises DataError where it is missing, empty or malformed."""
     path = data_dir / f"{split}.jsonl"
     if not path.is_file():
+        if any(data_dir.glob("*.jsonl")):
+            raise DataError(
+                f"{data_dir}: prepared without a {split} split, for evaluation only; to train, choose another "
+                "data.problem_set, or a data.source that holds training questions"
+            )
         raise DataError(f"{path}: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
     rows = []
     for number, line in read_jsonl(path):

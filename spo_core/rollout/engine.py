@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,13 @@ class Completion:
     stopped: bool
     entropies: np.ndarray | None = None
     cached_tokens: int = 0
+
+    def cut(self, count: int) -> Completion:
+        """Its first ``count`` tokens, as if they had stopped it."""
+        entropies = None if self.entropies is None else self.entropies[:count]
+        return replace(
+            self, token_ids=self.token_ids[:count], logprobs=self.logprobs[:count], stopped=True, entropies=entropies
+        )
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ from spo_core.errors import ConfigError
 from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.rollout.growing import GrowingTree, OpenRequest, Prompt
 from spo_core.rollout.seeds import derive_seed, state_name
+from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State
 from spo_core.tree import Finish, Node, RolloutTree
 
@@ -27,7 +28,8 @@ class Sampler:
     """Grows one tree a question over an engine; one instance serves one iteration.
 
     ``pieces`` is needed by partition ``delimiter``, ``reward`` by value ``adaptive_monte_carlo``, and an engine that
-    gives entropies by partition ``entropy``; ConfigError where one is missing.
+    gives entropies by partition ``entropy``; ConfigError where one is missing. ``stop`` says where stop strings end a
+    response.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Sampler:
         version: int,
         pieces: Pieces | None = None,
         reward: Reward | None = None,
+        stop: Stop | None = None,
     ) -> None:
         partition, value = credit.partition.type, credit.value.type
         if partition == "entropy" and not engine.gives_entropies:
@@ -51,7 +54,7 @@ class Sampler:
             raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
         self.engine, self.rollout, self.credit = engine, rollout, credit
         self.seed, self.iteration, self.version = seed, iteration, version
-        self.pieces, self.reward = pieces, reward
+        self.pieces, self.reward, self.stop = pieces, reward, stop
         self._open: dict[int, OpenRequest] = {}
         self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
@@ -90,6 +93,9 @@ class Sampler:
         tree = request.tree
         tree.open -= 1
         path = np.concatenate([request.prefix, completion.token_ids])
+        if self.stop and (end := self.stop(path[len(tree.prompt.token_ids) :])) is not None:
+            path = path[: len(tree.prompt.token_ids) + end]
+            completion = completion.cut(len(path) - len(request.prefix))
         ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth
         finish = Finish.STOP if completion.stopped else Finish.LENGTH if ended else Finish.SEGMENT
         if isinstance(self._valued, AdaptiveMonteCarlo):

@@ -77,7 +77,11 @@ PLUMBING = {
     "flows/cli.py",
     "tasks/records.py",
     "tasks/versioning.py",
-    *(f"spo_core/config/{name}.py" for name in ("base", "credit", "engine", "learn", "load", "namespaces", "params")),
+    *(
+        f"spo_core/config/{name}.py"
+        for name in ("base", "credit", "data", "engine", "learn", "load", "namespaces", "params", "verify")
+    ),
+    "spo_core/command_line.py",
     "spo_core/errors.py",
     "spo_core/files.py",
     "spo_core/paths.py",
@@ -135,7 +139,7 @@ def test_data_params_that_training_reads_are_declared():
                 read.add(f"data.{node.attr}")
     declared = {k for p in stage("train")["params"] for name, keys in p.items() if "data" in name for k in keys}
     sources = {"data.source"}  # only prepare reads files from it; train's outputs hang from the prepared folder
-    assert "data.max_prompt_tokens" in read and read - sources <= declared
+    assert "data.max_question_tokens" in read and read - sources <= declared
 
 
 @pytest.mark.parametrize("name", FLOWS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from spo_core.config import DataParams, EvaluateParams, ScratchPolicy
+from spo_core.config import DataParams, EvaluateParams, ScratchPolicy, VerifyParams
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.details import read_details
 from spo_core.evaluate.exchange import Request
@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16, "m
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    splits = problem_set("arithmetic").build(DataParams(train=1, validation=1, test=10))
+    splits = problem_set(DataParams(train=1, validation=1, test=10)).build()
     write_split(folder / "test.jsonl", splits["test"])
     return folder
 
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory) -> Path:
     """Has a second stop token, and defaults that must not reach the evaluation: top_k, a chat template, a first token
     that its tokenizer adds."""
     folder = tmp_path_factory.mktemp("policies") / "random"
-    tokenizer = make_tokenizer("characters", problem_set("arithmetic"))
+    tokenizer = make_tokenizer("characters", problem_set(DataParams()))
     model = make_policy(ScratchPolicy(type="scratch", tokenizer="characters", **SIZES), tokenizer, seed=0)
     model.generation_config.top_k = 1
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("+")]
@@ -49,12 +49,21 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+OWN = DataParams.model_validate(  # the prompts of arithmetic, with a string that ends completions
+    {
+        "problem_set": "own",
+        "jsonl": {"test": "unused", "template": "{question}=?\n", "answer_form": "hashes", "stop": ("7",)},
+    }
+)
+
+
 def run(checkpoint: Path, data: Path, work_dir: Path, python: Path = PYTHON, progress=None) -> Evaluation:
     return evaluate_checkpoint(
         checkpoint,
         data,
-        "arithmetic",
+        problem_set(OWN),
         PARAMS,
+        VerifyParams(),
         seed=3,
         threads=1,
         python=python,
@@ -84,7 +93,7 @@ def test_a_failing_child_is_told_in_one_line(checkpoint, data, tmp_path):
 
 
 def test_contexts_must_fit_the_positions():
-    request = Request("arithmetic", PARAMS, 0, 1, 1)
+    request = Request(PARAMS, [], 0, 1, 1)
     assert request.max_length(10, 34) == request.max_length(10, None) == 34
     with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long"):
         request.max_length(10, 33)
@@ -100,7 +109,7 @@ def script(folder: Path, text: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.is_file(), reason=f"no lighteval environment at {PYTHON}; make install creates it")
 def test_end_to_end(checkpoint, data, tmp_path):
-    """Counts, limits, stops, tracing; that the prompts are those of training and lighteval's accuracy follows from the
+    """Counts, limits, stops, tracing; that the prompts are those of training and lighteval's figure follows from the
     completions is checked by every evaluation."""
     files = sorted(checkpoint.rglob("*"))
     progress: list[tuple[int, int]] = []
@@ -121,6 +130,7 @@ def test_end_to_end(checkpoint, data, tmp_path):
         assert 1 <= sample.tokens <= limit
         assert sample.tokens == limit or sample.outcome is not Outcome.TRUNCATED
         assert "+" not in sample.completion[:-1], "the second stop token did not stop"
+        assert "7" not in sample.completion[:-1], "the stop string did not stop"
         if context == "long":
             assert sample.completion.startswith(completions["short", question, number].completion)
     assert len({s.completion for s in samples if s.context == "long"}) > 20, "samples of a question are not distinct"
@@ -129,7 +139,7 @@ def test_end_to_end(checkpoint, data, tmp_path):
         truncated = sum(s.outcome is Outcome.TRUNCATED for s in rows)
         assert (cell.questions, cell.context_length) == (7, PARAMS.contexts[name])
         assert cell.truncated == pytest.approx(truncated / len(rows))
-        assert 0 < truncated < len(rows)
+        assert (name == "short") <= truncated < len(rows)
 
     again = run(checkpoint, data, tmp_path / "b")
     assert again.cells == first.cells

@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import pytest
 
+from spo_core.config import DataParams, VerifyParams
 from spo_core.errors import DataError
 from spo_core.evaluate.details import read_details, write_details
 from spo_core.evaluate.exchange import Answers
 from spo_core.evaluate.result import Cell, Evaluation, EvaluationError
-from spo_core.evaluate.scoring import check_accuracies, check_prompts, grade_answers, grade_completion, make_cell
+from spo_core.evaluate.scoring import check_prompts, check_stopped, grade_answers, make_cell
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
 from spo_core.verify import Outcome
+from spo_core.verify.verifier import Verifier
 
-PROBLEM = problem_set("arithmetic")
+PROBLEM = problem_set(DataParams())
+VERIFIER = Verifier(VerifyParams())
 ROWS = [Question("q0", "3+4", "7"), Question("q1", "9-5", "4")]
 ANSWERS = [
     Answers("long", "q1", [5, 6], ["9-5=4\n#### 4", "9-5=4\n"], [8, 5], [True, True]),
@@ -24,7 +27,7 @@ ANSWERS = [
 
 
 def samples():
-    return grade_answers(PROBLEM, ROWS, ANSWERS, contexts=["long"], samples=2)["long"]
+    return grade_answers(VERIFIER, PROBLEM, ROWS, ANSWERS, contexts=["long"], samples=2)["long"]
 
 
 @pytest.mark.parametrize(
@@ -38,10 +41,10 @@ def samples():
         ("", False, Outcome.TRUNCATED),
     ],
 )
-def test_grade_completion(completion, stopped, outcome):
-    verdict = grade_completion(PROBLEM, completion, "7", stopped=stopped)
-    assert verdict.outcome is outcome
-    assert verdict.reward == (outcome is Outcome.CORRECT)
+def test_what_did_not_stop_is_truncated_whatever_it_says(completion, stopped, outcome):
+    answers = [Answers("long", "q0", [4], [completion], [8], [stopped])]
+    (((sample,),),) = grade_answers(VERIFIER, PROBLEM, ROWS[:1], answers, contexts=["long"], samples=1).values()
+    assert sample.outcome is outcome and sample.correct == (outcome is Outcome.CORRECT)
 
 
 def test_a_cell_by_hand():
@@ -54,6 +57,7 @@ def test_a_cell_by_hand():
         truncated=0.25,
         no_answer=0.25,
         unparsable=0.0,
+        timeout=0.0,
         mean_completion_tokens=7.5,
     )
 
@@ -80,7 +84,7 @@ def test_samples_stand_in_the_order_of_the_questions():
 )
 def test_incomplete_answers_are_refused(answers):
     with pytest.raises(EvaluationError, match="2 questions with 2 each"):
-        grade_answers(PROBLEM, ROWS, answers, contexts=["long"], samples=2)
+        grade_answers(VERIFIER, PROBLEM, ROWS, answers, contexts=["long"], samples=2)
 
 
 def test_prompts_must_be_those_of_training():
@@ -90,12 +94,12 @@ def test_prompts_must_be_those_of_training():
             check_prompts(ANSWERS, expected)
 
 
-def test_accuracy_must_be_that_of_the_completions():
+def test_lighteval_s_own_figure_must_follow_from_the_completions():
     cells = {"long": make_cell(9, samples())}
-    check_accuracies(cells, {"long": 0.5 + 1e-12})
-    for reported in (0.5 + 1e-8, float("nan")):
+    check_stopped(cells, {"long": 0.75 + 1e-12})
+    for reported in (0.75 + 1e-8, float("nan")):
         with pytest.raises(EvaluationError, match="context long"):
-            check_accuracies(cells, {"long": reported})
+            check_stopped(cells, {"long": reported})
 
 
 def test_details_round_trip(tmp_path):
@@ -112,6 +116,7 @@ def test_evaluation_round_trip():
         temperature=1.0,
         top_p=0.95,
         seed=3,
+        grader="corrected",
         prompt_digest="0" * 64,
         versions={"lighteval": "0.13.0"},
         seconds=1.25,

@@ -32,13 +32,16 @@ def files(project: Path) -> list[str]:
         ("flows.evaluate", ["--checkpoint", "best"], "there are warmup and final"),
         ("flows.evaluate", ["--checkpoint", "final"], "checkpoints/final: no such checkpoint"),
         ("flows.report", [], "metrics/train.json: missing"),
-        ("flows.prepare", ["--set", "data.problem_set=gsm9k"], "no problem set 'gsm9k'; there are: arithmetic, gsm8k"),
+        ("flows.prepare", ["--set", "data.problem_set=gsm9k"], "no problem set 'gsm9k'; there are: aime24, arithm"),
         ("flows.prepare", ["--preset", "gsm8k-smoke"], "data.source is not set"),
+        ("flows.prepare", ["--problem-set", "gsm8k", "--source", "nowhere"], "nowhere/train.jsonl: no such file"),
+        ("flows.prepare", ["--problem-set", "math", "--set", "data.template=r2"], "no template 'r2'; there are: "),
+        ("flows.train", ["--set", "data.problem_set=aime24"], "it is evaluated, not trained on"),
     ],
 )
 def test_refused_at_the_start(project, environment, module, arguments, says):
     before = files(project)
-    result = run_module(project, environment, module, *arguments)
+    result = run_module(project, environment | {"HF_HUB_OFFLINE": "1"}, module, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     message = result.stderr.strip()
     assert message.startswith("error: ") and says in message and message.count("\n") <= 1, message

@@ -18,6 +18,7 @@ from spo_core.policy import load_policy, save_policy
 from spo_core.prepare import prepare_splits
 from spo_core.session import open_session
 from spo_core.training_run import check_training, training_identity
+from spo_core.verify import Outcome, Verdict
 from tests.conftest import ROOT
 
 SMALL = (
@@ -35,18 +36,17 @@ SMALL = (
     "rollout.truncated=grade",
 )
 # a random policy is never right: with a reward that it can earn every step of training happens
-GRADE = "spo_core.iteration.grade"
+GRADE = "spo_core.verify.verifier.Verifier.grade"
+
+
+def grade_by_length(verifier, problem, answers):
+    return [Verdict(Outcome.CORRECT if len(text) % 2 == 0 else Outcome.WRONG, None) for text, _ in answers]
 
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch):
     """Prepared data and a first policy below tmp_path; rewarded is a completion with an even number of characters."""
-    from spo_core.verify import Outcome, Verdict
-
-    def grade(problem, completion, answer):
-        return Verdict(Outcome.CORRECT if len(completion) % 2 == 0 else Outcome.WRONG, None)
-
-    monkeypatch.setattr(GRADE, grade)
+    monkeypatch.setattr(GRADE, grade_by_length)
     paths = Paths(tmp_path)
     prepare_splits(small(), paths)
     save_policy(policy, tokenizer, paths.checkpoint("warmup"))

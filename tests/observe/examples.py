@@ -85,6 +85,7 @@ def evaluation(checkpoint: str, accuracy: float) -> dict:
         "truncated": 0.0614,
         "no_answer": 0.0728,
         "unparsable": 0.0036,
+        "timeout": 0.0012,
         "mean_completion_tokens": 51.27,
     }
     return {
@@ -94,6 +95,7 @@ def evaluation(checkpoint: str, accuracy: float) -> dict:
         "temperature": 1.0,
         "top_p": 1.0,
         "seed": 0,
+        "grader": "corrected",
         "prompt_digest": "3f8a" * 16,
         "versions": {"lighteval": "0.13.0"},
         "seconds": 41.2,
@@ -109,6 +111,9 @@ def inputs() -> ReportInputs:
             "generated_tokens": 50_000 * i,
             "rollout/reward": 0.4 + i / 100,
             "rollout/completion_tokens": 50.0,
+            "rollout/truncated_share": 0.1,
+            "rollout/unparsable_share": 0.01 * i,
+            "rollout/timeout_share": 0.0,
             "credit/mask_share": 0.2,
             "credit/segments_with_advantage": 0.6,
             "train/clip_fraction": 0.01,

@@ -119,7 +119,7 @@ def test_numbers_of_the_inputs_appear_with_three_decimals(full):
     for expected in ("4.125", "0.081", "3.375", "33.0", "71.2", "333.2", "learn.learning_rate", "0.0003", "0123abcd"):
         assert expected in text, expected
     assert "3f8a" * 16 in text and "0.13.0" in text
-    assert source.count("<figure>") == 8
+    assert source.count("<figure>") == 9
     for label in (
         "generated tokens",
         "Warm-up loss",
@@ -127,6 +127,7 @@ def test_numbers_of_the_inputs_appear_with_three_decimals(full):
         "KL to the",
         "Gradient norm",
         "tokens in the mask",
+        "timed out",
     ):
         assert label in text, label
 

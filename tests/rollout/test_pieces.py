@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spo_core.config import DataParams
 from spo_core.policy import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.pieces import token_pieces
 
-BYTES = make_tokenizer("bytes", problem_set("gsm8k"))
+BYTES = make_tokenizer("bytes", problem_set(DataParams(problem_set="gsm8k")))
 
 
 def test_a_character_belongs_to_the_token_that_completes_it():

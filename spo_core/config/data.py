@@ -1,0 +1,90 @@
+"""``params/data.yaml``: the problem set, where its rows come from, and how they are asked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Fraction, Namespace
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class ArithmeticParams(Namespace):
+    steps: tuple[int, int] = (6, 8)
+    """Fewest and most operations in a question."""
+    sizes: tuple[Size, Size, Size] = (20_000, 200, 250)
+    """Questions generated for train, validation and test where ``data`` leaves these null."""
+    careless: Fraction = 0.12
+    """Probability that the careless solver gets one step wrong (and carries on from it)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ArithmeticParams:
+        if not 1 <= self.steps[0] <= self.steps[1] <= 20:
+            raise ValueError("steps must be [fewest, most] with 1 <= fewest <= most <= 20")
+        return self
+
+
+class JsonlParams(Namespace):
+    """A problem set of your own without code: files of one JSON object a line."""
+
+    train: str | None = None
+    """File with the questions to train on, relative to ``data.source`` or else to the project's folder; null for a set
+    that is only evaluated."""
+    test: str
+    """File with the test questions, found likewise."""
+    question: str = "question"
+    """Field that holds the question."""
+    answer: str = "answer"
+    """Field that holds the right answer alone."""
+    solution: str | None = None
+    """Field that holds a worked solution, to imitate in warm-up; null: the answer is all that is imitated."""
+    template: str = "plain"
+    """Name of a template, or a text that holds ``{question}`` once."""
+    answer_form: Literal["hashes", "boxed"] | None = None
+    """How completions state the answer, after ``####`` or in a box; null: as the template has it, a text ``hashes``."""
+    bos: Literal["none", "written"] | None = None
+    """``written``: the template begins with the policy's BOS token; null: as the template has it, a text ``none``."""
+    stop: tuple[str, ...] | None = None
+    """Strings that end a completion; null: the template's, of a text none."""
+    rule: Literal["math", "text"] = "math"
+    """How answers are compared: as mathematics, or as text without regard to case and white space."""
+
+    @model_validator(mode="after")
+    def _stops(self) -> JsonlParams:
+        if "" in (self.stop or ()):
+            raise ValueError("stop: an empty string would end every completion")
+        return self
+
+
+class DataParams(Namespace):
+    problem_set: str = Field(default="arithmetic", pattern=r"^[a-z0-9_]+$")
+    """arithmetic, gsm8k, math, point24; aime24, college_math and olympiad_bench for evaluation; or, with ``jsonl``, a
+    name of your own."""
+    source: str | None = None
+    """Folder with the problem set's files; null downloads them from the hub. Unused where questions are generated."""
+    revision: str | None = None
+    """Commit or tag of the hub's dataset; null takes the newest."""
+    template: str | None = None
+    """Prompt template, one of ``spo_core/problems/templates.py``; null: the problem set's own."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of generated questions and of the train / validation split."""
+    train: Size | None = None
+    """Questions kept in the train split; null keeps all."""
+    validation: Size | None = None
+    """Questions held out of the source's train split for validation; null: the problem set's own number."""
+    test: Size | None = None
+    """Questions kept in the test split; null keeps all."""
+    max_question_tokens: Size | None = None
+    """Questions of more tokens, by the policy's tokenizer and without the template, are not trained on, and counted;
+    null keeps all."""
+    jsonl: JsonlParams | None = None
+    """A problem set of your own; its name is ``problem_set``."""
+    arithmetic: ArithmeticParams = ArithmeticParams()
+
+    @model_validator(mode="after")
+    def _one_template(self) -> DataParams:
+        if self.jsonl and self.template:
+            raise ValueError("template: with data.jsonl the template stands in data.jsonl.template; leave this null")
+        return self

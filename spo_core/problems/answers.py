@@ -1,0 +1,70 @@
+r"""Where a completion states its answer: after ``####``, in the last ``\boxed{}``, or in a closing sentence.
+
+All functions take time linear in the text, whatever it holds: they read what policies write.
+"""
+
+from __future__ import annotations
+
+import re
+
+_HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
+_TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
+_EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox)\s*\{\s*\}\$?")
+_SENTENCE = re.compile(r"\banswer\s*(?:is|:)(?![a-z])\s*:?\s*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?=\s|$|\\\)|\\\])|\n|, (?:because|since|as|so|which) ")
+_LATEST = 3  # sentences that are looked at, from the end
+
+
+def after_hashes(completion: str) -> str | None:
+    """Text after the last ``####`` to the end of its line (the GSM8K convention)."""
+    _, marker, rest = completion.rpartition("####")
+    if not marker or not rest.strip():
+        return None
+    return _without_hope(rest.strip().split("\n", 1)[0]) or None
+
+
+def boxes(text: str) -> list[str]:
+    r"""Contents of every closed ``\boxed{...}`` and ``\fbox{...}``, braces matched; one within another is not apart.
+
+    ``\boxed 5``, without braces, has the one character that LaTeX would put into the box.
+    """
+    closed: list[tuple[int, int]] = []  # where the contents begin and end
+    opened: list[int | None] = []  # where the contents of each open brace begin, None for braces that are no box
+    for match in _TOKENS.finditer(text):
+        token = match.group()
+        if token == "{":
+            opened.append(None)
+        elif token == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None:
+                while closed and closed[-1][0] >= begin:  # those within
+                    closed.pop()
+                closed.append((begin, match.start()))
+        elif len(token) > 2 and token.endswith("{"):
+            opened.append(match.end())
+        elif len(token) > 2 and match.end() < len(text):
+            closed.append((match.end(), match.end() + 1))
+    return [text[begin:end].strip() for begin, end in closed]
+
+
+def final_answer(completion: str) -> str | None:
+    """The last non-empty box; without one, what the last sentence "the (final) answer is ..." says."""
+    boxed = [box for box in boxes(completion) if box]
+    return boxed[-1] if boxed else _sentence(completion)
+
+
+def _sentence(completion: str) -> str | None:
+    """What the last sentence that states an answer says."""
+    for match in list(_SENTENCE.finditer(completion))[: -_LATEST - 1 : -1]:
+        rest = _without_hope(completion[match.end() :])
+        end = _SENTENCE_END.search(rest)
+        answer = (rest[: end.start()] if end else rest).strip(" *_\t")
+        if answer and not _EMPTY_BOX.fullmatch(answer):
+            return answer
+    return None
+
+
+def _without_hope(answer: str) -> str:
+    """Without the "I hope it is correct" that templates ask for, and what stands after it."""
+    hope = _HOPE.search(answer)
+    return (answer[: hope.start()].rstrip(" .\n") if hope else answer).strip()

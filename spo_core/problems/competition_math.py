@@ -1,0 +1,39 @@
+r"""MATH (Hendrycks et al.) with the 12,000 / 500 split of PRM800K: its test questions are MATH-500.
+
+Reads PRM800K's files (``problem``, ``solution``, ``answer``), the same exported as JSONL or as one list, and MATH-500
+alone, which will do for evaluation. Sizes as published, 11500 / 500 / 500, less what repeats a question.
+The hub's copy was tested on rows of the same fields only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spo_core.problems.answers import boxes
+from spo_core.problems.rows import Hub
+from spo_core.problems.templates import TEMPLATES
+from spo_core.problems.text_set import Fields, TextSource, first_field
+
+
+def _read(row: Mapping[str, Any]) -> Fields:
+    """The answer stands in a field of its own, else in the solution's last box."""
+    solution = first_field(row, ("solution",)) if row.get("solution") else ""
+    boxed = [box for box in boxes(solution) if box]
+    stated = row.get("answer") not in (None, "")
+    answer = first_field(row, ("answer",)) if stated or not boxed else boxed[-1]
+    return first_field(row, ("problem", "question")), answer, solution
+
+
+MATH = TextSource(
+    name="math",
+    template=TEMPLATES["r1_boxed"],
+    hub=Hub("nlile/hendrycks-MATH-benchmark", {"train": "train", "test": "test"}),
+    files=(
+        ("train", ("math_splits/train.jsonl", "math_train.json")),
+        ("test", ("math_splits/test.jsonl", "math500.jsonl", "math500/test.jsonl", "MATH-500.jsonl", "math_500.jsonl")),
+    ),
+    read=_read,
+    validation=500,
+    test_alone=True,
+)

@@ -1,0 +1,30 @@
+"""OlympiadBench, the part with open answers to mathematics in English without images: 674 questions for evaluation.
+
+Fields ``question``, and ``final_answer`` and ``solution``, which are lists: several answers are joined with commas, and
+the first solution is kept. Files and the hub's copy were tested on rows of the same fields only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spo_core.problems.rows import Hub
+from spo_core.problems.templates import TEMPLATES
+from spo_core.problems.text_set import Fields, TextSource, first_field
+
+
+def _read(row: Mapping[str, Any]) -> Fields:
+    solutions = row.get("solution") or [""]
+    solution = solutions[0] if isinstance(solutions, list) else solutions
+    return first_field(row, ("question", "problem")), first_field(row, ("final_answer", "answer")), str(solution)
+
+
+OLYMPIAD_BENCH = TextSource(
+    name="olympiad_bench",
+    template=TEMPLATES["r1_boxed"],
+    hub=Hub("Hothan/OlympiadBench", {"test": "train"}, config="OE_TO_maths_en_COMP"),
+    files=(("test", ("OE_TO_maths_en_COMP.json", "OE_TO_maths_en_COMP.jsonl", "olympiadbench/test.jsonl")),),
+    read=_read,
+    evaluation_only=True,
+)

@@ -1,0 +1,76 @@
+"""Rows of a published problem set, from files or from the hub: each a mapping with the place it stands at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_core.errors import DataError
+from spo_core.files import read_jsonl
+
+Row = tuple[str, int, Any]  # where it stands, for messages; its number from 0, part of its id; the row
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A dataset of the hub, and which of its splits are our ``train`` and ``test``."""
+
+    path: str
+    splits: dict[str, str]
+    config: str | None = None
+
+    def rows(self, split: str, revision: str | None) -> Iterator[Row]:
+        """Rows of our split, downloaded or from the local cache; DataError where neither can be had."""
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"data.source is not set, and the hub needs the package datasets; {_offline(self)}"
+            ) from None
+        datasets.disable_progress_bars()
+        try:
+            found = datasets.load_dataset(self.path, self.config, split=self.splits[split], revision=revision)
+        except Exception as error:  # whatever the network, the cache and the hub raise
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(
+                f"data.source is not set, and {self.path} cannot be had from the hub: {reason}\n{_offline(self)}"
+            ) from None
+        for number, row in enumerate(found):
+            yield f"{self.path}, split {self.splits[split]}, row {number}", number, row
+
+
+def _offline(hub: Hub) -> str:
+    return f"download {hub.path} elsewhere and name its folder with --source or data.source"
+
+
+def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files that is there."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """Rows of a file with one JSON object a line, or with one JSON list of them."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            if file.read(64).lstrip("\ufeff \t\r\n").startswith("["):
+                file.seek(0)
+                for number, row in enumerate(json.loads(file.read().lstrip("\ufeff"))):
+                    yield f"{path}: row {number + 1}", number, row
+                return
+        for number, line in read_jsonl(path):
+            if line.strip():
+                yield f"{path}:{number}", number - 1, _parsed(path, number, line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not a JSON list: {error}") from None
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line.lstrip("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: not JSON: {error}") from None

@@ -1,0 +1,231 @@
+"""Problem sets of questions and answers in files: described by a :class:`TextSource`, read by one code path."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spo_core.config import DataParams
+from spo_core.errors import DataError
+from spo_core.problems.base import Question, Rule, Splits, check_disjoint, extract_answer, normalized
+from spo_core.problems.rows import Hub, Row, file_rows, find_file
+from spo_core.problems.templates import Template, named_template
+
+log = logging.getLogger(__name__)
+Fields = tuple[str, str, str]  # question, answer, solution
+
+
+def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Text of the first of these fields that the row has, a list's items joined by commas; ValueError if none has."""
+    for name in names:
+        value = row.get(name)
+        items = value if isinstance(value, list) else [value]
+        if items and all(isinstance(i, (str, int, float)) and not isinstance(i, bool) for i in items):
+            text = ", ".join(str(i) for i in items)
+            if text.strip():
+                return text
+    raise ValueError(f"no text in field {' or '.join(names)}; its fields are {', '.join(map(str, row)) or 'none'}")
+
+
+def plain_fields(row: Mapping[str, Any]) -> Fields:
+    """The spellings common to most published files."""
+    has_solution = any(row.get(name) for name in ("solution", "rationale"))
+    return (
+        first_field(row, ("question", "problem")),
+        first_field(row, ("answer", "final_answer")),
+        first_field(row, ("solution", "rationale")) if has_solution else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """What distinguishes one published problem set from another."""
+
+    name: str
+    template: Template
+    """The default, which ``data.template`` replaces."""
+    hub: Hub | None = None
+    """Where its rows come from without ``data.source``."""
+    files: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Names of its files beyond the usual ones, by split."""
+    usual_names: bool = True
+    """Whether ``train.jsonl``, ``test.jsonl`` and the like are looked for too."""
+    read: Callable[[Mapping[str, Any]], Fields] = plain_fields
+    """Question, answer and solution of a row; ValueError where it has none."""
+    rule: Rule = "math"
+    validation: int = 200
+    """Questions held out of train unless ``data.validation`` says another number."""
+    evaluation_only: bool = False
+    test_alone: bool = False
+    """Whether files without a train split will do, for evaluation."""
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """Files to look for in ``data.source``, in this order."""
+        usual = (f"{split}.jsonl", f"{split}.json", f"{self.name}_{split}.jsonl", f"{self.name}/{split}.jsonl")
+        return (*(usual if self.usual_names else ()), *dict(self.files).get(split, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """A problem set read from files or from the hub."""
+
+    source: TextSource
+    data: DataParams
+
+    def __post_init__(self) -> None:
+        _ = self.template  # an unknown name is refused before anything starts
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def template(self) -> Template:
+        return self.source.template if self.data.template is None else named_template(self.data.template)
+
+    @property
+    def rule(self) -> Rule:
+        return self.source.rule
+
+    @property
+    def evaluation_only(self) -> bool:
+        return self.source.evaluation_only
+
+    @property
+    def hub(self) -> Hub | None:
+        """Where rows come from; None for files."""
+        return self.source.hub if self.data.source is None else None
+
+    def check_source(self) -> None:
+        for split in ("test",) if self.evaluation_only or self.source.test_alone else ("train", "test"):
+            if self.hub is None:
+                self._file(split)
+            else:
+                next(self.hub.rows(split, self.data.revision), None)  # downloads it, unless it lies in the hub's cache
+
+    def build(self) -> Splits:
+        test = self._questions("test")
+        if self.evaluation_only:
+            train = None
+        elif self.source.test_alone and self.hub is None and self._found("train") is None:
+            log.warning("%s holds no train split of %s: it will do for evaluation only", self.data.source, self.name)
+            train = None
+        else:
+            train = self._questions("train")
+        return split_up(self.data, train, test, self.source.validation)
+
+    def _folder(self) -> Path:
+        return Path(self.data.source or "").expanduser()
+
+    def _found(self, split: str) -> Path | None:
+        return find_file(self._folder(), self.source.names(split))
+
+    def _file(self, split: str) -> Path:
+        found = self._found(split)
+        if found is None:
+            first, *others = self.source.names(split)
+            instead = f", or instead {' or '.join(others)} beside it" if others else ""
+            raise DataError(
+                f"{self._folder() / first}: no such file; data.source must name the folder that holds it, "
+                f"the {split} split of {self.name}{instead}"
+            )
+        return found
+
+    def _questions(self, split: str) -> list[Question]:
+        rows = file_rows(self._file(split)) if self.hub is None else self.hub.rows(split, self.data.revision)
+        return read_questions(rows, self.name, split, self.source.read)
+
+    def prompt(self, question: str) -> str:
+        return self.template.fill(question)
+
+    def extract(self, completion: str) -> str | None:
+        return extract_answer(self.template, completion)
+
+    def demonstration(self, row: Question, rng: np.random.Generator) -> str:
+        return demonstration(self.template, row)
+
+    def alphabet(self) -> None:
+        return None
+
+
+def read_questions(
+    rows: Iterator[Row], name: str, split: str, read: Callable[[Mapping[str, Any]], Fields]
+) -> list[Question]:
+    """All rows as questions; DataError naming the place of a malformed one, or where there is none."""
+    questions = []
+    for where, number, row in rows:
+        try:
+            if not isinstance(row, Mapping):
+                raise ValueError("not a JSON object")
+            question, answer, solution = read(row)
+            questions.append(Question(f"{name}-{split}-{number:05d}", question, answer.strip(), solution))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{where}: not a row of {name}: {error}") from None
+    if not questions:
+        raise DataError(f"{name}: its {split} split holds no question")
+    return questions
+
+
+def split_up(data: DataParams, train: list[Question] | None, test: list[Question], validation: int) -> Splits:
+    """Hold ``validation`` questions out of train, and keep test questions and repeated ones out of both.
+
+    What is left out is counted, and logged unless ``data`` asks for it. The test split is left as published, even
+    where it repeats a question.
+    """
+    splits = {"test": test}
+    dropped: dict[str, int] = {}
+    if train is not None:
+        pool = _without_copies(train, {normalized(row.question) for row in test}, dropped)
+        held_out = data.validation or validation
+        if held_out >= len(pool):
+            raise DataError(f"data.validation {held_out} leaves none of {len(pool)} questions to train on")
+        chosen = set(np.random.default_rng([data.seed, 1]).permutation(len(pool))[:held_out].tolist())
+        splits = {
+            "train": [row for i, row in enumerate(pool) if i not in chosen],
+            "validation": [row for i, row in enumerate(pool) if i in chosen],
+            "test": test,
+        }
+        check_disjoint(splits)
+    for split, most in (("train", data.train), ("test", data.test)):
+        beyond = len(splits.get(split, [])) - (most or sys.maxsize)
+        if beyond > 0:
+            dropped[f"dropped_beyond_data_{split}"] = beyond
+            splits[split] = splits[split][:most]
+    return Splits(splits, dropped)
+
+
+def _without_copies(train: list[Question], in_test: set[str], dropped: dict[str, int]) -> list[Question]:
+    """Training questions that do not stand in test, each once; the others are logged and counted in ``dropped``."""
+    counts = {"dropped_test_questions": 0, "dropped_repeated_questions": 0}
+    seen: set[str] = set()
+    pool = []
+    for row in train:
+        text = normalized(row.question)
+        if text in in_test:
+            counts["dropped_test_questions"] += 1
+        elif text in seen:
+            counts["dropped_repeated_questions"] += 1
+        else:
+            seen.add(text)
+            pool.append(row)
+    for reason, count in counts.items():
+        if count:
+            log.warning("left out of train: %d %s", count, reason.removeprefix("dropped_").replace("_", " "))
+    dropped |= counts
+    return pool
+
+
+def demonstration(template: Template, row: Question) -> str:
+    """A row's solution, with its answer stated in the form that the template asks for."""
+    solution = row.solution
+    if extract_answer(template, solution) is None:
+        body = solution.rpartition("\n####")[0] or solution.removeprefix(f"#### {row.answer}")
+        stated = f"#### {row.answer}" if template.answer == "hashes" else f"The answer is $\\boxed{{{row.answer}}}$."
+        solution = f"{body}\n{stated}" if body else stated
+    return f"{'' if template.text.endswith(chr(10)) else chr(10)}{solution}\n"

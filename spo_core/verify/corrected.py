@@ -1,0 +1,72 @@
+r"""The corrected grader: whether the answer given says what the gold answer says.
+
+It reads both - ``notation`` evens out how they are written, ``structures`` tells what they are, ``expressions`` and
+math-verify (``library``) read the mathematics - and compares exactly, with sympy. Its policies:
+
+- Numbers: exactly equal. 0.5 is 1/2; 0.333 is not 1/3, nor 3.14159 pi. ``1,000`` is a number, ``10,00`` is none.
+- Expressions: equal wherever they are defined; equations up to a constant factor; ``x = 5`` says 5, ``y = 5`` does
+  not say ``x = 5``. Irrational constants agree to 130 digits, functions at a dozen points to 48.
+- Units: may be left out, on either side. Two known units that differ are two answers; words that are no known unit
+  are taken for what is counted. Nothing is converted.
+- Percent: 5% is exactly 0.05, and is 5 with the sign left out, as a unit may be; but 0.5 is a half and not 0.5%.
+  Degrees likewise: a right angle is 90 and pi/2.
+- Letter case: does not matter in words and single letters (choices), does in expressions.
+- Order: matters in tuples and bare lists; not in ``{1,2}``, "1 or 2", "1 and 2", ``\pm 2`` or several equations.
+- Brackets: ``(0,1)``, ``[0,1)`` and ``[0,1]`` differ; ``(1,2)`` is a point or an open interval, as the other has it.
+- Bases: ``101_2`` equals no bare numeral (unless the base is ten), nor a numeral in another base.
+- Several answers are not one of them: "5 or 6" is not 5.
+"""
+
+from __future__ import annotations
+
+from spo_core.verify.notation import LONGEST, normalise
+from spo_core.verify.numbers import parse_number
+from spo_core.verify.outcome import Outcome
+
+
+def compare(given: str, gold: str) -> Outcome:
+    """CORRECT, WRONG, or UNPARSABLE: the gold answer is mathematics and the one given cannot be read as any.
+
+    Raises nothing but MemoryError. May take long over large mathematics, so callers limit its time and its memory.
+    """
+    outcome = quick(given, gold)
+    if outcome is None:
+        try:
+            outcome = _read_and_compare(normalise(given), normalise(gold))
+        except MemoryError:
+            raise
+        except Exception:  # whatever sympy stumbles over is not shown to be equal
+            outcome = Outcome.WRONG
+    return outcome
+
+
+def quick(given: str, gold: str) -> Outcome | None:
+    """What equal texts and plain numbers decide; None for the rest, which takes sympy."""
+    if given == gold and given:
+        return Outcome.CORRECT
+    number, expected = parse_number(given), parse_number(gold)
+    if number is None or expected is None:
+        return None
+    return Outcome.CORRECT if number == expected else Outcome.WRONG
+
+
+def _read_and_compare(given: str, gold: str) -> Outcome:
+    if given == gold and given:
+        return Outcome.CORRECT
+    if len(given) > LONGEST or len(gold) > LONGEST:
+        return Outcome.UNPARSABLE if len(given) > LONGEST else Outcome.WRONG
+
+    from sympy.core.random import seed
+
+    from spo_core.verify.matching import same
+    from spo_core.verify.nodes import NOTHING, Letter, Several, Words
+    from spo_core.verify.structures import read
+
+    seed(0)
+    answer, expected = read(given), read(gold)
+    if same(answer, expected):
+        return Outcome.CORRECT
+    parts = expected.items if isinstance(expected, Several) else (expected,)
+    mathematics = not all(isinstance(part, Words | Letter) for part in parts)
+    unread = isinstance(answer, Words) and answer != NOTHING
+    return Outcome.UNPARSABLE if unread and mathematics else Outcome.WRONG

@@ -1,0 +1,135 @@
+"""A pool of worker processes, each of which is killed when one answer takes it too long."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from spo_core.errors import GradingError
+from spo_core.verify.outcome import Outcome
+from spo_core.verify.worker import READY
+
+Task = tuple[str, str, str]  # (rule, answer given, gold answer)
+START_SECONDS = 120.0  # for importing sympy on a busy machine
+
+
+class WorkerPool:
+    """Starts with the first comparison. A worker that dies is replaced, and what it was comparing is a timeout.
+
+    ``module`` is run by the process that forks the workers.
+    """
+
+    def __init__(self, workers: int, seconds: float, module: str = "spo_core.verify.worker") -> None:
+        self.workers, self.seconds, self.module = workers, seconds, module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._lines: list[socket.socket] = []  # of each worker
+
+    def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Outcome of each task, in order. Takes at most ``seconds`` for each, whatever it holds.
+
+        Raises GradingError where workers cannot be started.
+        """
+        if not tasks:
+            return []
+        self._start()
+        waiting = deque(enumerate(tasks))
+        outcomes: list[Outcome | None] = [None] * len(tasks)
+        busy: dict[int, tuple[int, float]] = {}  # worker -> its task, when its time is over
+        idle = deque(range(self.workers))
+        with selectors.DefaultSelector() as selector:
+            for worker, line in enumerate(self._lines):
+                selector.register(line, selectors.EVENT_READ, worker)
+            while waiting or busy:
+                while waiting and idle:
+                    worker, (index, task) = idle.popleft(), waiting.popleft()
+                    busy[worker] = index, time.monotonic() + self.seconds
+                    self._send(worker, task)
+                first = min(deadline for _, deadline in busy.values())
+                answered = {key.data for key, _ in selector.select(max(0.0, first - time.monotonic()))}
+                late = {worker for worker, (_, deadline) in busy.items() if deadline <= time.monotonic()}
+                for worker in sorted(answered | late):
+                    index, _ = busy.pop(worker)
+                    outcome = self._receive(worker) if worker in answered else None
+                    if outcome is None:
+                        selector.unregister(self._lines[worker])
+                        self._replace(worker)
+                        selector.register(self._lines[worker], selectors.EVENT_READ, worker)
+                    outcomes[index] = outcome or Outcome.TIMEOUT
+                    idle.append(worker)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def close(self) -> None:
+        """End all workers; a later comparison starts new ones."""
+        if self._process is None or self._control is None:
+            return
+        self._control.close()  # the process kills its workers and ends
+        for line in self._lines:
+            line.close()
+        self._lines = []
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._control = None
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self.module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # an interrupt from the keyboard is not theirs
+                env=os.environ | {"PYTHONHASHSEED": "0"},  # the same verdicts in every process
+            )
+        self._control.settimeout(START_SECONDS)
+        try:
+            ready = self._control.recv(len(READY))
+        except TimeoutError:
+            ready = b""
+        if ready != READY:
+            self.close()
+            raise GradingError("the workers that compare answers did not start; see their words above")
+        self._control.settimeout(None)
+        self._lines = [self._worker(number) for number in range(self.workers)]
+
+    def _worker(self, number: int) -> socket.socket:
+        """Have worker ``number`` forked, in place of the present one if there is one; the socket it serves."""
+        assert self._control is not None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [bytes([number])], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise GradingError(f"the process that starts workers to compare answers is gone: {error}") from None
+        return ours
+
+    def _replace(self, worker: int) -> None:
+        self._lines[worker].close()
+        self._lines[worker] = self._worker(worker)
+
+    def _send(self, worker: int, task: Task) -> None:
+        with suppress(OSError):  # where it is dead its socket is at its end, and read as such
+            self._lines[worker].sendall(json.dumps(task).encode() + b"\n")
+
+    def _receive(self, worker: int) -> Outcome | None:
+        """Its answer; None where it died."""
+        try:
+            words = self._lines[worker].recv(64)
+        except OSError:
+            return None
+        return Outcome(words.decode().strip()) if words.endswith(b"\n") else None

@@ -1,0 +1,65 @@
+r"""Tokens of an expression in normalised LaTeX, and the exact values of those that are numbers."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_WORD = 4  # letters in a row that are a word and no product
+
+_REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
+_SCIENTIFIC = r"(?:(?:\d+(?:\.\d+)?|\.\d+)[eE][-+]?\d{1,3}(?![\w.]))"
+_MIXED = r"(?:\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+(?![\d!]))(?!\^))"
+_TOKEN = re.compile(
+    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.?\d*|\.\d+)|\^\\circ|\\[a-zA-Z]+|[a-zA-Z]+|[-+/^_!()|\[\]{{}}]",
+    re.ASCII,
+)
+
+
+class Unreadable(Exception):
+    """Not one whole expression, or one too large to work out."""
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of the whole text, if that is one number."""
+    match = _TOKEN.fullmatch(text)
+    return number_of(text) if match and match["number"] else None
+
+
+def number_of(text: str) -> Fraction | None:
+    r"""The value of a number token; None for what looks like a mixed number and is a product, ``2\frac{10}{3}``."""
+    if "\\frac" in text or "/" in text:
+        whole, above, below = (int(part) for part in re.findall(r"\d+", text))
+        return whole + Fraction(above, below) if 0 < above < below else None
+    if "\\" in text:
+        written, fixed, period = re.fullmatch(r"(\d*)\.(\d*)\\[a-z]+\{(\d+)\}", text).groups()  # type: ignore[union-attr]
+        shift = 10 ** len(fixed)
+        return Fraction(int(written + fixed or "0"), shift) + Fraction(int(period), (10 ** len(period) - 1) * shift)
+    mantissa, _, exponent = text.lower().partition("e")
+    return Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0)
+
+
+def tokenise(text: str) -> list[str]:
+    """Tokens of the whole text; a space stays where it parts two numbers, which then are refused."""
+    tokens: list[str] = []
+    position = 0
+    while position < len(text):
+        if text[position] == " ":
+            position += 1
+            continue
+        match = _TOKEN.match(text, position)
+        if not match:
+            raise Unreadable(text)
+        token = match.group()
+        if match["number"] and number_of(token) is None:  # an improper mixed number: a product
+            token = re.match(r"\d+", token).group()  # type: ignore[union-attr]
+            if text[position + len(token) :].lstrip(" ")[:1].isdigit():
+                raise Unreadable(text)
+        position += len(token)
+        if token.isalpha():
+            if len(token) >= _WORD:
+                raise Unreadable(text)
+            tokens.extend(token)
+        else:
+            tokens.append(token)
+    return tokens

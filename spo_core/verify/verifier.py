@@ -1,0 +1,97 @@
+"""Grades completions: what is plain at once, all else in worker processes, each pair of answers once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from spo_core.config import VerifyParams
+from spo_core.errors import GradingError
+from spo_core.problems.base import ProblemSet
+from spo_core.verify.corrected import quick
+from spo_core.verify.outcome import Outcome, Verdict
+from spo_core.verify.pool import Task, WorkerPool
+from spo_core.verify.rules import QUICK, RULES, extract, rule
+
+REMEMBERED = 200_000  # pairs of answers
+
+
+class Verifier:
+    """One for a run; ``close`` it, or use it as a context.
+
+    A comparison that timed out is remembered like any other, so that an answer which many siblings give costs its time
+    once. Outcomes are those of ``params.grader``; the time limit apart, they depend on the texts alone.
+    """
+
+    def __init__(self, params: VerifyParams) -> None:
+        self.params = params
+        self._pool = WorkerPool(params.workers, params.seconds)
+        self._known: dict[Task, Outcome] = {}
+
+    def grade(self, problem: ProblemSet, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Verdict on each (completion, gold answer). Raises GradingError where no worker can be started."""
+        grader, name = self.params.grader, rule(problem, self.params.grader)
+        given = [extract(problem, grader, completion) for completion, _ in answers]
+        tasks = [(name, found, gold) for found, (_, gold) in zip(given, answers, strict=True) if found is not None]
+        compared = iter(self.compare(tasks))
+        verdicts = []
+        for found, (completion, _) in zip(given, answers, strict=True):
+            outcome = Outcome.NO_ANSWER if found is None else next(compared)
+            if grader != "corrected" and completion.count("####") > 1:
+                outcome = Outcome.SEVERAL_ANSWERS
+            verdicts.append(Verdict(outcome, found))
+        return verdicts
+
+    def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Outcome of each (rule, answer given, gold answer)."""
+        if len(self._known) > REMEMBERED:
+            self._known.clear()
+        hard = []
+        for task in dict.fromkeys(tasks):
+            if task not in self._known:
+                outcome = _at_once(task)
+                if outcome is None:
+                    hard.append(task)
+                else:
+                    self._known[task] = outcome
+        self._known.update(zip(hard, self._pool.compare(hard), strict=True))
+        return [self._known[task] for task in tasks]
+
+    def reward(self, outcome: Outcome) -> float:
+        """Of ``verify.rewards``; a truncated response has none."""
+        return 0.0 if outcome is Outcome.TRUNCATED else float(getattr(self.params.rewards, outcome))
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+
+def _at_once(task: Task) -> Outcome | None:
+    name, given, gold = task
+    if name in QUICK:
+        return RULES[name](given, gold)
+    return quick(given, gold) if name == "math" else None
+
+
+def failed_share(outcomes: Iterable[Outcome]) -> float:
+    """Share of graded responses that could not be compared; 0 where none was graded."""
+    counts = Counter(outcomes)
+    graded = counts.total() - counts[Outcome.TRUNCATED]
+    return (counts[Outcome.UNPARSABLE] + counts[Outcome.TIMEOUT]) / graded if graded else 0.0
+
+
+def check_failures(outcomes: Sequence[Outcome], limit: float, where: str) -> None:
+    """Raise GradingError where too many responses could not be compared: zeros for them would be trained on."""
+    share = failed_share(outcomes)
+    if share > limit:
+        counts = Counter(outcomes)
+        raise GradingError(
+            f"{where}: {share:.0%} of the graded responses were unparsable ({counts[Outcome.UNPARSABLE]}) or timed out "
+            f"({counts[Outcome.TIMEOUT]}), more than verify.max_failed_share {limit:g}; read some before training on"
+        )

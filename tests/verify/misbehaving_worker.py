@@ -1,0 +1,42 @@
+"""Workers with rules that do what no rule should; run by the pool under test."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+from spo_core.verify.outcome import Outcome
+from spo_core.verify.rules import RULES
+from spo_core.verify.worker import MEMORY, main
+
+
+def sleep(given: str, gold: str) -> Outcome:
+    time.sleep(float(given))
+    return Outcome.CORRECT
+
+
+def tower(given: str, gold: str) -> Outcome:
+    """One uninterruptible call: no signal handler runs before it ends."""
+    return Outcome.CORRECT if len(str(3 ** int(given))) == int(gold) else Outcome.WRONG
+
+
+def die(given: str, gold: str) -> Outcome:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome.CORRECT
+
+
+def grab(given: str, gold: str) -> Outcome:
+    return Outcome.CORRECT if bytearray(MEMORY) else Outcome.WRONG
+
+
+def pid(given: str, gold: str) -> Outcome:
+    """Leaves its process number in the file ``given``."""
+    with open(given, "a") as file:
+        file.write(f"{os.getpid()} {os.getppid()}\n")
+    return Outcome.CORRECT
+
+
+if __name__ == "__main__":
+    RULES.update(sleep=sleep, tower=tower, die=die, grab=grab, pid=pid)
+    main(socket.socket(fileno=int(sys.argv[1])))
