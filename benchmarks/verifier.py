@@ -130,9 +130,7 @@ def command(
         }
         for name, ways in found.items()
     }
-    table = Table(
-        title=f"answers a second, and verdicts that are right ({workers} workers; math-verify in one process)"
-    )
+    table = Table(title=f"answers a second, and right verdicts; {workers} workers against one process")
     for column in ("", "verifier", "right", "math-verify alone", "right", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for name, ways in rates.items():

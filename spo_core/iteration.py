@@ -64,14 +64,13 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     trees = grade_trees(session, grown, rows)
     write_trees(folder / "trees.parquet", trees)
     write_json(folder / "questions.json", [asdict(row) for row in rows])
-    outcomes = [Outcome(t.nodes[i].outcome) for t in trees for i in t.leaves]
-    check_failures(outcomes, params.verify.max_failed_share, f"{folder / 'trees.parquet'}, iteration {iteration}")
+    failed = check_graded(session, iteration, trees)
     seconds = time.perf_counter() - started
     metrics = rollout_metrics(trees) | synced
     metrics |= {
         "rollout/cache_hit_rate": sampler.cached_tokens / sampler.prefix_tokens,
         "rollout/engine_restarts": session.engine.restarts,
-        "rollout/failed_share": failed_share(outcomes),
+        "rollout/failed_share": failed,
         "timing/rollout": seconds,
         "timing/grading": time.perf_counter() - sampled,
         "timing/generated_tokens_per_second": sampler.generated_tokens / seconds,
@@ -80,13 +79,27 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     return metrics
 
 
+def check_graded(session: Session, iteration: int, trees: Sequence[RolloutTree]) -> float:
+    """Share of all graded responses, value rollouts too, that could not be compared.
+
+    Raises GradingError where it is too large; the trees are written before, for whoever wants to read the answers.
+    """
+    outcomes = [Outcome(tree.nodes[leaf].outcome) for tree in trees for leaf in tree.leaves]
+    where = session.run.iteration(iteration) / "trees.parquet"
+    check_failures(outcomes, session.params.verify.max_failed_share, f"{where}, iteration {iteration}")
+    return failed_share(outcomes)
+
+
 def replay_step(session: Session, iteration: int) -> dict[str, float]:
     """Take recorded trees instead of sampling; writes what ``rollout_step`` does."""
     if session.recorded is None:
         raise RunError(f"{session.run.path}: no recorded rollouts belong to this run; sample them")
     started = time.perf_counter()
     folder = session.run.start_iteration(iteration)
-    metrics = session.recorded.publish(iteration, folder) or rollout_metrics(read_trees(folder / "trees.parquet"))
+    metrics = session.recorded.publish(iteration, folder)
+    trees = read_trees(folder / "trees.parquet")
+    metrics = metrics or rollout_metrics(trees)
+    check_graded(session, iteration, trees)
     metrics |= {"timing/rollout": time.perf_counter() - started}
     write_json(folder / "rollout.json", metrics)
     return metrics
@@ -147,10 +160,12 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
     trees = sampler.grow(prompts)
     session.engine.sleep()
     graded = grade_trees(session, trees, session.validation)
-    correct = np.array([tree.nodes[tree.leaves[0]].outcome == Outcome.CORRECT for tree in graded], float)
+    outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
+    correct = np.array([outcome is Outcome.CORRECT for outcome in outcomes], float)
     return {
         "eval/validation_accuracy": float(correct.mean()),
         "eval/validation_standard_error": float(correct.std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else 0.0,
+        "eval/validation_failed_share": failed_share(outcomes),
         "timing/validate": time.perf_counter() - started,
     }
 

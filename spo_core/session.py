@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ class Session:
         return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
 
     def fit_prompts(self) -> None:
-        """Leave out training questions beyond ``data.max_question_tokens``, and say how many; raise DataError where too
-        few are left, and for the first question whose prompt leaves no room for a completion."""
-        self.rows = self._short_enough(self.rows)
+        """Leave out questions beyond ``data.max_question_tokens``, and say how many; raise DataError where too few are
+        left, and for the first question whose prompt leaves no room for a completion."""
+        self.rows = self._short_enough(self.rows, "train", self.params.rollout.questions)
+        self.validation = self._short_enough(self.validation, "validation", 1)
         limit = self.params.rollout.shortest_context
         rows = [*self.rows, *self.validation]
         prompts = encode_prompts(self.problem.template, self.tokenizer, [row.question for row in rows])
@@ -87,7 +88,7 @@ class Session:
                     "raise it, or leave long questions out with data.max_question_tokens"
                 )
 
-    def _short_enough(self, rows: list[Question]) -> list[Question]:
+    def _short_enough(self, rows: list[Question], split: str, fewest: int) -> list[Question]:
         """Those with at most ``data.max_question_tokens`` tokens, the template not counted."""
         most = self.params.data.max_question_tokens
         if most is None:
@@ -96,14 +97,15 @@ class Session:
         kept = [row for row, ids in zip(rows, encoded, strict=True) if len(ids) <= most]
         log.log(
             logging.WARNING if len(kept) < len(rows) else logging.INFO,
-            "data.max_question_tokens %d leaves out %d of %d training questions",
+            "data.max_question_tokens %d leaves out %d of %d questions of split %s",
             most,
             len(rows) - len(kept),
             len(rows),
+            split,
         )
-        if len(kept) < self.params.rollout.questions:
+        if len(kept) < fewest:
             raise DataError(
-                f"data.max_question_tokens {most} leaves {len(kept)} questions, fewer than rollout.questions"
+                f"data.max_question_tokens {most} leaves {len(kept)} questions of split {split}, fewer than {fewest}"
             )
         return kept
 
@@ -172,9 +174,9 @@ def open_session(
             yield current
         finally:
             _OPEN.pop(run.path, None)
-            current.verifier.close()
-            current.engine.close()
-            current.trainer.close()
+            with ExitStack() as closing:  # each, whatever becomes of the others
+                for part in (current.trainer, current.engine, current.verifier):
+                    closing.callback(part.close)
 
 
 def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -> Session:

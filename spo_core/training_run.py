@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.recorded import Recorded, read_recorded
 from spo_core.runs import RunDirectory, check_run, run_path
+from spo_core.verify.rules import check_grader
 
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
@@ -30,13 +31,15 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     problem = problem_set(params.data)
     if problem.evaluation_only:
         raise DataError(f"data.problem_set {problem.name} has a test split alone; it is evaluated, not trained on")
+    check_grader(problem, params.verify.grader)
     data, warmup = paths.data(params.data.problem_set), paths.checkpoint("warmup")
     if not (data / "train.jsonl").is_file():
         raise DataError(f"{data}: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
     if not (warmup / "config.json").is_file():
         raise DataError(f"{warmup}: no checkpoint to start from; make it with python -m flows.warmup (or dvc repro)")
     chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn", "verify"})
-    del chosen["verify"]["workers"]
+    for key in ("workers", "max_failed_share"):  # decide when a run stops, not what it learns
+        del chosen["verify"][key]
     if isinstance(params.rollout.engine, VllmEngineParams):
         for key in RESOURCES:
             del chosen["rollout"]["engine"][key]
@@ -44,7 +47,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         **chosen,
         "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
         "problem_set": params.data.problem_set,
-        "prompts": asdict(problem.template) | {"rule": problem.rule},
+        "prompts": problem.template.described() | {"rule": problem.rule},
         "max_question_tokens": params.data.max_question_tokens,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),

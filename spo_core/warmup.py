@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
         "pretrained": _pretrained_digest(params.policy.init),
         "careless": params.data.arithmetic.careless if params.data.problem_set == "arithmetic" else None,
         "problem_set": params.data.problem_set,
-        "template": asdict(problem.template),
+        "template": problem.template.described(),
         "train": file_digest(folder / "train.jsonl"),
         "threads": params.run.threads,
         "code": code_digest(*CODE),

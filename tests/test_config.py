@@ -117,3 +117,20 @@ ALLOWED = {
     "credit.mask",
     "learn.backend",
 }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ok"),
+    [
+        (("verify.rewards.wrong=-1",), True),
+        (("verify.rewards.wrong=-1", "credit.value={type: adaptive_monte_carlo}"), False),
+        (("credit.value={type: adaptive_monte_carlo}",), True),  # several_answers, -2, is no outcome of this grader
+        (("credit.value={type: adaptive_monte_carlo}", "verify.grader=minerva"), False),
+    ],
+)
+def test_rewards_that_are_taken_for_probabilities_lie_between_0_and_1(overrides, ok):
+    if ok:
+        load_params(ROOT, "spo-chain", overrides)
+    else:
+        with pytest.raises(ConfigError, match=r"verify\.rewards must lie in 0\.\.1"):
+            load_params(ROOT, "spo-chain", overrides)

@@ -61,5 +61,12 @@ class Params(Namespace):
             raise ValueError(f"credit.advantage {advantage} needs values: credit.value tree_mean or monte_carlo")
         if sampled and advantage in ("leave_one_out", "group_normalized"):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
+        if value == "adaptive_monte_carlo" or advantage == "best_of_k_progress":
+            outside = [r for r in self.verify.rewards.possible(self.verify.grader) if not 0 <= r <= 1]
+            if outside:
+                raise ValueError(
+                    f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
+                    f"probabilities, so verify.rewards must lie in 0..1; there is {outside[0]:g}"
+                )
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from spo_core.config.base import Fraction, Namespace
 
+MOST_WORKERS = 128
 GraderName = Literal["corrected", "minerva", "prm800k", "gsm8k_strict"]
 
 
@@ -27,6 +28,10 @@ class RewardParams(Namespace):
     several_answers: float = -2.0
     """More than one ``####``; an outcome of the published graders alone, with their reward."""
 
+    def possible(self, grader: GraderName) -> list[float]:
+        """Those that a grader can give."""
+        return [r for name, r in self.model_dump().items() if grader != "corrected" or name != "several_answers"]
+
 
 class VerifyParams(Namespace):
     grader: GraderName = "corrected"
@@ -34,7 +39,7 @@ class VerifyParams(Namespace):
     rewards: RewardParams = RewardParams()
     seconds: float = Field(default=5.0, gt=0)
     """Longest wall-clock time that comparing one answer may take."""
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=1, le=MOST_WORKERS)
     """Processes that compare answers which are not plain numbers."""
     max_failed_share: Fraction = 0.5
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import spo_core
@@ -79,7 +80,7 @@ def evaluate_checkpoint(
         seed=seed,
         grader=verify.grader,
         prompt_digest=digest(list(prompts.values())),
-        versions=report.versions,
+        versions=report.versions | grading_versions(),
         seconds=round(time.monotonic() - started, 3),
         generated_tokens=sum(sum(row.tokens) for row in answers),
         cells=cells,
@@ -116,6 +117,11 @@ def _run(
         return exchange.read_answers(scratch), exchange.read_report(scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def grading_versions() -> dict[str, str]:
+    """Of the libraries that verdicts depend on, here in the main environment."""
+    return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
 
 
 def _encode(checkpoint: Path, problem: ProblemSet, questions: dict[str, str]) -> dict[str, list[int]]:

@@ -49,7 +49,7 @@ class Evaluation:
     prompt_digest: str
     """SHA-256 over all prompts in order; only evaluations with the same one compare."""
     versions: dict[str, str]
-    """Of lighteval, torch and transformers."""
+    """Of lighteval, torch, transformers, and what grades."""
     seconds: float
     """Wall time, the start of lighteval included."""
     generated_tokens: int

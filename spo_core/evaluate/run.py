@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from spo_core.code import code_digest
 from spo_core.config import Params
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.lighteval_runner import DETAILS, evaluate_checkpoint
+from spo_core.evaluate.lighteval_runner import DETAILS, evaluate_checkpoint, grading_versions
 from spo_core.evaluate.result import Evaluation
 from spo_core.files import file_digest, folder_digest, publish, write_text
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.runs import open_run
+from spo_core.verify.rules import check_grader
 
 RESULT = "evaluation.json"
 CHECKPOINTS = ("warmup", "final")
@@ -34,6 +34,7 @@ def check_evaluation(params: Params, paths: Paths, checkpoint: str) -> None:
     check_environment(paths)
     if checkpoint not in CHECKPOINTS:
         raise ConfigError(f"--checkpoint {checkpoint!r}: there are {' and '.join(CHECKPOINTS)}")
+    check_grader(problem_set(params.data), params.verify.grader)
     folder, data = paths.checkpoint(checkpoint), paths.data(params.data.problem_set)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no such checkpoint; train it with python -m flows.train, or pull it with dvc pull")
@@ -52,13 +53,14 @@ def evaluate_published(
         "checkpoint": folder_digest(folder),
         "questions": file_digest(data / "test.jsonl"),
         "problem_set": params.data.problem_set,
-        "prompts": asdict(problem.template) | {"rule": problem.rule},
+        "prompts": problem.template.described() | {"rule": problem.rule},
         "verify": params.verify.model_dump(mode="json", include={"grader", "seconds"}),
         "evaluate": params.evaluate.model_dump(mode="json"),
         "seed": params.run.seed,
         "threads": params.run.threads,
         "code": code_digest(*CODE),
         "environment": file_digest(paths.evaluation_constraints),
+        "grading": grading_versions(),
     }
     with open_run(paths.work, "evaluate", identity, paths.root) as run:
         result = run.path / RESULT

@@ -9,7 +9,7 @@ from spo_core.evaluate.details import Sample
 from spo_core.evaluate.exchange import Answers
 from spo_core.evaluate.result import Cell, EvaluationError
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.verify import Outcome
+from spo_core.verify import Outcome, Verdict
 from spo_core.verify.verifier import Verifier
 
 TOLERANCE = 1e-9
@@ -37,8 +37,14 @@ def grade_answers(
             f"were {len(asked)} questions with {samples} each"
         )
     gold = {row.question_id: row.answer for row in rows}
-    completions = [(text, gold[row.question_id]) for row in answers for text in row.completions]
-    verdicts = iter(verifier.grade(problem, completions))
+    stated = [
+        (text, gold[row.question_id])
+        for row in answers
+        for text, stopped in zip(row.completions, row.stopped, strict=True)
+        if stopped
+    ]
+    verdicts = iter(verifier.grade(problem, stated))
+    truncated = Verdict(Outcome.TRUNCATED, None)
     graded: dict[tuple[str, str], list[Sample]] = {}
     for row in answers:
         columns = zip(row.completions, row.tokens, row.stopped, strict=True)
@@ -48,8 +54,8 @@ def grade_answers(
                 row.context,
                 number,
                 text,
-                (verdict := next(verdicts)).given,
-                verdict.outcome if stopped else Outcome.TRUNCATED,
+                (verdict := next(verdicts) if stopped else truncated).given,
+                verdict.outcome,
                 tokens,
             )
             for number, (text, tokens, stopped) in enumerate(columns)

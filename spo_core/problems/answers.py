@@ -10,13 +10,16 @@ import re
 _HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
 _TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
 _EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox)\s*\{\s*\}\$?")
-_SENTENCE = re.compile(r"\banswer\s*(?:is|:)(?![a-z])\s*:?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|$|\\\)|\\\])|\n|, (?:because|since|as|so|which) ")
+_SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)(?![a-z])\s*:?\s*", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"\.(?=\s|$|\\\)|\\\])|\n|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
+)
+_FILLER = re.compile(r"(?:therefore|thus|simply|just|given by)[,:]?\s+", re.IGNORECASE)
 _LATEST = 3  # sentences that are looked at, from the end
 
 
 def after_hashes(completion: str) -> str | None:
-    """Text after the last ``####`` to the end of its line (the GSM8K convention)."""
+    """Text after the last ``####`` to the end of its line, or the line below (the GSM8K convention)."""
     _, marker, rest = completion.rpartition("####")
     if not marker or not rest.strip():
         return None
@@ -48,20 +51,40 @@ def boxes(text: str) -> list[str]:
 
 
 def final_answer(completion: str) -> str | None:
-    """The last non-empty box; without one, what the last sentence "the (final) answer is ..." says."""
-    boxed = [box for box in boxes(completion) if box]
-    return boxed[-1] if boxed else _sentence(completion)
+    """The last non-empty box; without one, what the last sentence "the (final) answer is ..." says.
+
+    Of a completion that thinks first, what stands behind ``</think>`` is asked before all of it.
+    """
+    _, thought, conclusion = completion.rpartition("</think>")
+    if thought and (answer := _stated(conclusion)) is not None:
+        return answer
+    return _stated(completion)
 
 
-def _sentence(completion: str) -> str | None:
+def _stated(text: str) -> str | None:
+    boxed = [box for box in boxes(text) if box]
+    return boxed[-1] if boxed else _sentence(text)
+
+
+def _sentence(text: str) -> str | None:
     """What the last sentence that states an answer says."""
-    for match in list(_SENTENCE.finditer(completion))[: -_LATEST - 1 : -1]:
-        rest = _without_hope(completion[match.end() :])
+    for match in list(_SENTENCE.finditer(text))[: -_LATEST - 1 : -1]:
+        rest = _without_hope(text[match.end() :])
         end = _SENTENCE_END.search(rest)
         answer = (rest[: end.start()] if end else rest).strip(" *_\t")
+        if "\n" in match.group():
+            answer = answer.removeprefix("- ")  # the bullet of a list
+        answer = _FILLER.sub("", _balanced(answer), count=1).strip()
         if answer and not _EMPTY_BOX.fullmatch(answer):
             return answer
     return None
+
+
+def _balanced(answer: str) -> str:
+    r"""Without a brace that closes what began before it, as in ``\textbf{Answer: } 5``."""
+    if answer.count("}") > answer.count("{"):
+        return (answer[1:] if answer.startswith("}") else answer.removesuffix("}")).strip()
+    return answer
 
 
 def _without_hope(answer: str) -> str:

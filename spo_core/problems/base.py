@@ -92,15 +92,18 @@ _SPELLINGS = str.maketrans("‘’‛“”„‟‐‑‒–—−", '\'\'\'"""
 _NO_MEANING = re.compile(
     r"\\(?:left|right|bigg?[lr]?|displaystyle|q?quad|thinspace)(?![a-zA-Z])|\\[!,;:()\[\]]|[\s$~]|\\(?=\s|$)"
 )
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])\s+(?=[0-9])")  # 3 4/5 is not 34/5
+_RAISED = {ord(raised): f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def normalized(question: str) -> str:
     """A question's text for comparison between splits.
 
-    Case, white space, spelling of quotes and dashes, and LaTeX that only sets type do not count; everything else does.
+    Case, white space but between digits, spelling of quotes and dashes, and LaTeX that only sets type do not count.
     """
-    text = unicodedata.normalize("NFKC", question).translate(_SPELLINGS).casefold()
+    text = unicodedata.normalize("NFKC", _BETWEEN_DIGITS.sub("\N{SYMBOL FOR SPACE}", question.translate(_RAISED)))
+    text = text.translate(_SPELLINGS).casefold()
     return _NO_MEANING.sub("", _FRACTION.sub(r"\\frac", text)).rstrip(".?:")
 
 

@@ -1,6 +1,6 @@
 """OlympiadBench, the part with open answers to mathematics in English without images: 674 questions for evaluation.
 
-Fields ``question``, and ``final_answer`` and ``solution``, which are lists: several answers are joined with commas, and
+Fields ``question``, and ``final_answer`` and ``solution``, which are lists: several answers are joined with "or", and
 the first solution is kept. Files and the hub's copy were tested on rows of the same fields only.
 """
 
@@ -17,6 +17,9 @@ from spo_core.problems.text_set import Fields, TextSource, first_field
 def _read(row: Mapping[str, Any]) -> Fields:
     solutions = row.get("solution") or [""]
     solution = solutions[0] if isinstance(solutions, list) else solutions
+    answers = row.get("final_answer")
+    if isinstance(answers, list) and len(answers) > 1 and all(isinstance(answer, str) for answer in answers):
+        row = {**row, "final_answer": r" \text{ or } ".join(answers)}  # in whatever order
     return first_field(row, ("question", "problem")), first_field(row, ("final_answer", "answer")), str(solution)
 
 

@@ -10,7 +10,7 @@ policies that box their answers, as those trained on MATH do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from spo_core.config import JsonlParams
@@ -40,6 +40,14 @@ class Template:
     def fill(self, question: str) -> str:
         """The prompt's text. Not ``str.format``: questions and templates hold braces."""
         return self.text.replace(SLOT, question, 1)
+
+    def described(self) -> dict[str, Any]:
+        """All of it as plain JSON, for the identity of runs."""
+        return asdict(self) | {"stop": list(self.stop)}
+
+    def before_stop(self, completion: str) -> str:
+        """What a completion says: its text up to the first stop string."""
+        return min((completion.partition(string)[0] for string in self.stop), key=len, default=completion)
 
 
 _MATH_TASK = "[MATH_TASK] Problem:\n{question}\n\nSolution:"

@@ -164,6 +164,7 @@ def read_questions(
             if not isinstance(row, Mapping):
                 raise ValueError("not a JSON object")
             question, answer, solution = read(row)
+            (question + answer + solution).encode()  # half of a character, "\\ud800", can be read but not written
             questions.append(Question(f"{name}-{split}-{number:05d}", question, answer.strip(), solution))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where}: not a row of {name}: {error}") from None

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from spo_core.command_line import read_lines, run
 from spo_core.config import DataParams, GraderName, VerifyParams
+from spo_core.config.verify import MOST_WORKERS
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet
 from spo_core.verify.outcome import Verdict
-from spo_core.verify.rules import rule
+from spo_core.verify.rules import check_grader, rule
 from spo_core.verify.verifier import Verifier
 
 BATCH = 256  # pairs compared before their outcomes are printed
-FORM = '{"given": ..., "gold": ...} or {"completion": ..., "gold": ...}, all of them text'
+KEYS = ("given", "completion", "gold")
+FORM = '{"given": ..., "gold": ...} or {"completion": ..., "gold": ...}, of texts or numbers'
 
 
 def command(
     pairs: Annotated[str, typer.Argument(help=f"A file of lines {FORM}; - reads standard input.")],
     problem: Annotated[str, typer.Option("--problem-set", help="Whose answers they are.")] = "math",
     grader: Annotated[str, typer.Option(help=", ".join(get_args(GraderName)))] = "corrected",
-    seconds: Annotated[float, typer.Option(min=0.01, help="Wall-clock limit for comparing one answer.")] = 5.0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that compare.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Wall-clock limit for one answer.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that compare.")] = 2,
 ) -> None:
     """Grade answers, or the answers stated in completions, against gold answers."""
     if grader not in get_args(GraderName):
         raise ConfigError(f"--grader {grader!r}: there are {', '.join(get_args(GraderName))}")
     chosen = problem_set(DataParams(problem_set=problem))
-    rows = read_pairs(pairs)
     params = VerifyParams.model_validate({"grader": grader, "seconds": seconds, "workers": workers})
+    check_grader(chosen, params.grader)
+    rows = read_pairs(pairs)
     with Verifier(params) as verifier:
         for start in range(0, len(rows), BATCH):
             for verdict in grade_rows(verifier, chosen, rows[start : start + BATCH]):
@@ -47,11 +50,16 @@ def read_pairs(path: str) -> list[dict[str, str]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from None
-        texts = isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
-        if not texts or row.keys() not in ({"given", "gold"}, {"completion", "gold"}):
+        found = {key: _text(row[key]) for key in KEYS if key in row} if isinstance(row, dict) else {}
+        if None in found.values() or found.keys() not in ({"given", "gold"}, {"completion", "gold"}):
             raise DataError(f"{where}: not {FORM}")
-        rows.append(row)
+        rows.append({key: text for key, text in found.items() if text is not None})
     return rows
+
+
+def _text(value: Any) -> str | None:
+    """A text as it is, a number as it is written; None for anything else."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
 def grade_rows(verifier: Verifier, problem: ProblemSet, rows: list[dict[str, str]]) -> list[Verdict]:

@@ -3,17 +3,24 @@ r"""The corrected grader: whether the answer given says what the gold answer say
 It reads both - ``notation`` evens out how they are written, ``structures`` tells what they are, ``expressions`` and
 math-verify (``library``) read the mathematics - and compares exactly, with sympy. Its policies:
 
-- Numbers: exactly equal. 0.5 is 1/2; 0.333 is not 1/3, nor 3.14159 pi. ``1,000`` is a number, ``10,00`` is none.
+- Numbers: exactly equal. 0.5 is 1/2; 0.333 is not 1/3, nor 3.14159 pi. ``1,000`` is a number, ``10,00`` is none,
+  ``0,100`` is a list. "five" is 5, as far as twelve.
 - Expressions: equal wherever they are defined; equations up to a constant factor; ``x = 5`` says 5, ``y = 5`` does
-  not say ``x = 5``. Irrational constants agree to 130 digits, functions at a dozen points to 48.
-- Units: may be left out, on either side. Two known units that differ are two answers; words that are no known unit
-  are taken for what is counted. Nothing is converted.
+  not say ``x = 5``. Irrational constants agree to 130 digits, functions at a dozen points to 48. Those points
+  are positive and negative, so the root of ``x^2`` is not ``x``; but where either side takes a logarithm of an unknown,
+  they are positive only, so ``\ln x^2`` is ``2\ln x``.
+- Units: may be left out, on either side. Two that differ are two answers: 5 cm and 5 m, 5 apples and 5 oranges; but
+  5 red apples are 5 apples, one and many alike, and ``units`` may be any. Nothing is converted.
 - Percent: 5% is exactly 0.05, and is 5 with the sign left out, as a unit may be; but 0.5 is a half and not 0.5%.
   Degrees likewise: a right angle is 90 and pi/2.
-- Letter case: does not matter in words and single letters (choices), does in expressions.
+- Letter case: does not matter in words, in a lone letter and in lists of choices; does in all else: ``aB``, ``(x,y)``.
 - Order: matters in tuples and bare lists; not in ``{1,2}``, "1 or 2", "1 and 2", ``\pm 2`` or several equations.
-- Brackets: ``(0,1)``, ``[0,1)`` and ``[0,1]`` differ; ``(1,2)`` is a point or an open interval, as the other has it.
+- Brackets: ``(0,1)``, ``[0,1)`` and ``[0,1]`` differ; ``(1,2)`` is a point or an open interval, as the other has it,
+  and ``<1,2>`` is the point. ``> 5`` is an interval, of whichever unknown.
 - Bases: ``101_2`` equals no bare numeral (unless the base is ten), nor a numeral in another base.
+- Congruences: ``3 \pmod 5`` says 3, and not 8, nor ``8 \pmod 5``, nor ``3 \pmod 7``.
+- Names of geometry may go without their sign: ``\triangle ABC`` is ``ABC``, but not ``\angle ABC``.
+- Around the answer: fonts, colours, quotes and "The answer is" say nothing; other words do.
 - Several answers are not one of them: "5 or 6" is not 5.
 """
 
@@ -58,13 +65,13 @@ def _read_and_compare(given: str, gold: str) -> Outcome:
 
     from sympy.core.random import seed
 
-    from spo_core.verify.matching import same
+    from spo_core.verify.matching import same_answer
     from spo_core.verify.nodes import NOTHING, Letter, Several, Words
     from spo_core.verify.structures import read
 
     seed(0)
     answer, expected = read(given), read(gold)
-    if same(answer, expected):
+    if same_answer(answer, expected):
         return Outcome.CORRECT
     parts = expected.items if isinstance(expected, Several) else (expected,)
     mathematics = not all(isinstance(part, Words | Letter) for part in parts)

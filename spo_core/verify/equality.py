@@ -76,7 +76,8 @@ def _same_function(one: Any, other: Any, unknowns: list[Any]) -> bool:
     """By their values at random points, positive and negative: what agrees at all of them agrees everywhere.
 
     Only where both are real, if that is anywhere: square roots and logarithms are meant for what they are defined on.
-    But nowhere may one be real and the other not: the square root of x^2 is not x, nor ln x^2 twice ln x.
+    But nowhere may one be real and the other not: the square root of x^2 is not x. If either has a logarithm of an
+    unknown, the points are positive only, as such unknowns are meant to be: ln x^2 is twice ln x.
     """
     import sympy
 
@@ -84,7 +85,8 @@ def _same_function(one: Any, other: Any, unknowns: list[Any]) -> bool:
     exact = all(side.is_rational_function(*unknowns) and _low_powers(side) for side in (one, other))
     both_real: list[bool] = []
     neither_real: list[bool] = []
-    for point in _points(len(unknowns)):
+    logarithms = any(log.free_symbols for side in (one, other) for log in side.atoms(sympy.log))
+    for point in _points(len(unknowns), only_positive=logarithms):
         where = dict(zip(unknowns, point, strict=True))
         if exact:
             left, right = one.xreplace(where), other.xreplace(where)
@@ -109,8 +111,8 @@ def _low_powers(expression: Any) -> bool:
     return all(abs(power.exp) <= _HIGHEST_POWER for power in expression.atoms(sympy.Pow) if power.exp.is_Integer)
 
 
-def _points(width: int) -> list[list[Any]]:
-    """Always the same points: half of them positive, the others of both signs."""
+def _points(width: int, *, only_positive: bool) -> list[list[Any]]:
+    """Always the same points: half of them positive, the others of both signs unless positive, too."""
     import random
 
     import sympy
@@ -118,6 +120,6 @@ def _points(width: int) -> list[list[Any]]:
     rng = random.Random(0)
     points = []
     for index in range(_POINTS):
-        signs = (1,) if index % 2 else (-1, 1)
+        signs = (1,) if index % 2 or only_positive else (-1, 1)
         points.append([rng.choice(signs) * sympy.Rational(rng.randint(100, 4000), 997) for _ in range(width)])
     return points

@@ -178,6 +178,10 @@ class _Reader:
             "frac": lambda: self._group() / self._group(),
             "sqrt": self._root,
             "binom": self._binomial,
+            "gcd": lambda: self._greatest_or_least("gcd"),
+            "lcm": lambda: self._greatest_or_least("lcm"),
+            "max": lambda: self._greatest_or_least("Max"),
+            "min": lambda: self._greatest_or_least("Min"),
         }.get(name)
         if reader is None:
             raise Unreadable
@@ -211,7 +215,10 @@ class _Reader:
         bars = self.bars
         if opening != "|":
             self.bars = 0
+        before = self.tokens[self.position - 2] if self.position > 1 else ""
         value = self._closed_by(_PAIRS[opening])
+        if opening == "{" and value.is_Integer and (before[-1:].isdigit() or self._peek()[:1].isdigit()):
+            raise Unreadable  # "{4}2" shows forty-two
         self.bars = bars - (opening == "|")
         if opening == "|":
             return self.sympy.Abs(value)
@@ -230,6 +237,20 @@ class _Reader:
         self._next()
         degree = self._closed_by("]")
         return self._raised(self._group(), 1 / degree)
+
+    def _greatest_or_least(self, name: str) -> Any:
+        """Of numbers."""
+        self._take("(")
+        values = [self._sum()]
+        while self._peek() == ",":
+            self._next()
+            values.append(self._sum())
+        self._take(")")
+        if not all(value.is_Integer if name in ("gcd", "lcm") else value.is_real for value in values):
+            raise Unreadable
+        if len(values) < 2 or any(value.free_symbols for value in values):
+            raise Unreadable
+        return getattr(self.sympy, name)(*values) if name in ("Max", "Min") else getattr(self.sympy, name)(values)
 
     def _binomial(self) -> Any:
         above, below = self._group(), self._group()
@@ -285,4 +306,4 @@ class _Reader:
         return value
 
 
-_NAMES = frozenset([*GREEK, *_CALLS, "pi", "infty", "frac", "sqrt", "binom"])
+_NAMES = frozenset([*GREEK, *_CALLS, "pi", "infty", "frac", "sqrt", "binom", "gcd", "lcm", "max", "min"])

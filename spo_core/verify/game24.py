@@ -31,10 +31,13 @@ class _Unreadable(Exception):
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """``gold`` holds the puzzle's numbers, ``given`` an expression that may end in "= 24"."""
+    """``gold`` holds the puzzle's numbers, ``given`` an expression that may say "= 24" on either side."""
     if len(given) > LONGEST:
         return Outcome.UNPARSABLE
-    expression, *claims = given.split("=")
+    sides = [side.strip() for side in given.strip(" $.\n").split("=")]
+    if len(sides) == 2 and sides[0] == str(TARGET):
+        sides.reverse()
+    expression, *claims = sides
     try:
         value, numbers = _read(expression)
     except _Unreadable:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.equality import proportional, same_value
 from spo_core.verify.nodes import (
+    SIMPLE_NAME,
     Amount,
     Clock,
     Equation,
@@ -17,12 +19,32 @@ from spo_core.verify.nodes import (
     Letter,
     Node,
     Region,
+    Residue,
     Several,
     Value,
+    Words,
 )  # fmt: skip
 from spo_core.verify.quantities import DEGREES, PERCENT, agree
 from spo_core.verify.regions import as_region
 from spo_core.verify.structures import read
+
+
+def same_answer(one: Node, other: Node) -> bool:
+    """As ``same``, but for the letter case of one letter, or of a list of choices, that is the whole answer."""
+    return same(_folded(one), _folded(other))
+
+
+def _folded(node: Node) -> Node:
+    if isinstance(node, Letter):
+        return Letter(node.name.casefold(), node.value, node.text)
+    if isinstance(node, Several) and node.ordered:
+        choices = all(isinstance(item, Letter) and item.name in "ABCDEFGHIJabcdefghij" for item in node.items)
+        return Several(tuple(map(_folded, node.items)), ordered=True) if choices else node
+    return node
+
+
+_LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
+_FUNCTION = re.compile(r"[a-zA-Z]\(([a-zA-Z])\)")
 
 
 def same(one: Node, other: Node) -> bool:
@@ -40,11 +62,13 @@ def _same(one: Node, other: Node) -> bool:
             return False  # the other way round
         case Equation(), Equation():
             return _same_equation(one, other)
+        case Equation(), Residue() if other.unknown and one.names_a_variable() and one.name != other.unknown:
+            return False
         case Equation(), _:
             answer = _answer(one)
             return answer is not None and same(answer, other)
         case Letter(), Letter():
-            return one.name.casefold() == other.name.casefold()
+            return one.name == other.name
         case Letter(), Value() | Amount() if one.text:
             return same(read(one.text), other)
         case Letter(), Value():
@@ -59,8 +83,15 @@ def _same(one: Node, other: Node) -> bool:
             return (one.hour, one.minute) == (other.hour, other.minute) and agree(one.half or None, other.half or None)
         case Clock(), Value():
             return bool(one.half) and not one.minute and same_value(other.value, Fraction(one.hour))
+        case Words(), Words():
+            return one.key == other.key and agree(one.sign or None, other.sign or None)
+        case Residue(), Residue():
+            numbers = (one.value, one.modulus) == (other.value, other.modulus)
+            return numbers and agree(one.unknown, other.unknown)
+        case Residue(), Value():
+            return same_value(one.value, other.value)
         case Group(), Group():
-            return (one.left, one.right) == (other.left, other.right) and _same_items(one.items, other.items)
+            return _brackets(one) == _brackets(other) and _same_items(one.items, other.items)
         case Group(), Grid():
             column = [row[0] for row in other.rows]
             return one.left in ("(", r"\langle") and len(other.rows[0]) == 1 and _same_items(one.items, column)
@@ -76,6 +107,11 @@ def _same(one: Node, other: Node) -> bool:
     return False
 
 
+def _brackets(group: Group) -> tuple[str, str]:
+    """Angle brackets are those of a tuple."""
+    return ("(", ")") if (group.left, group.right) == (r"\langle", r"\rangle") else (group.left, group.right)
+
+
 def _same_items(one: Sequence[Node], other: Sequence[Node]) -> bool:
     return len(one) == len(other) and all(map(same, one, other))
 
@@ -85,6 +121,8 @@ def _same_several(one: Several, other: Node) -> bool:
     if isinstance(other, Region):
         points = as_region(one)
         return points is not None and _same_points(points, other.points)
+    if len(one.items) == 1 and not isinstance(other, Several):
+        return same(one.items[0], other)
     names = [item.name for item in one.items if isinstance(item, Equation) and item.name]
     assigned = len(names) == len(one.items) and len(set(names)) == len(names)
     if isinstance(other, Equation) and isinstance(_answer(other), Group):  # (x,y) = (1,2)
@@ -129,8 +167,7 @@ def _answer(equation: Equation) -> Node | None:
 
 def _same_equation(one: Equation, other: Equation) -> bool:
     """The same names of the same answers; otherwise equal up to a constant factor."""
-    labelled = not (one.names_a_variable() and other.names_a_variable())
-    if one.name and other.name and (one.name == other.name or labelled):
+    if one.name and other.name and _names_agree(one.name, other.name):
         answers = _answer(one), _answer(other)
         if answers[0] is not None and answers[1] is not None and same(answers[0], answers[1]):
             return True
@@ -142,6 +179,17 @@ def _same_equation(one: Equation, other: Equation) -> bool:
     if differences[0] is None or differences[1] is None:
         return False
     return proportional(*differences) is not None
+
+
+def _names_agree(one: str, other: str) -> bool:
+    """The same name; a label in words, which names whatever it stands before; or a variable for its function."""
+    if one == other or _LABEL.search(one) or _LABEL.search(other):
+        return True
+    for variable, function in ((one, other), (other, one)):
+        called = _FUNCTION.fullmatch(function)
+        if called and SIMPLE_NAME.fullmatch(variable) and variable != called.group(1):  # y for f(x), but not x
+            return True
+    return False
 
 
 def _difference(equation: Equation) -> Any | None:

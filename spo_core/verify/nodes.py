@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.expressions import GREEK
+from spo_core.verify.quantities import is_product
 
 VARIABLE = rf"(?:[a-zA-Z]|\\(?:{'|'.join(sorted(GREEK))})(?![a-z]))(?:_\{{[^{{}}]*\}})?"
 SIMPLE_NAME = re.compile(VARIABLE)
@@ -15,6 +17,8 @@ SIMPLE_NAME = re.compile(VARIABLE)
 @dataclass(frozen=True, slots=True)
 class Words:
     key: str
+    sign: str = ""
+    """What stands before or over a name of geometry: ``\\angle``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,15 @@ class Clock:
 class Based:
     digits: str
     base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """A whole class of numbers, named by one: ``3 mod 5``."""
+
+    value: Fraction
+    modulus: Fraction
+    unknown: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,46 @@ class Grid:
     rows: tuple[tuple[Node, ...], ...]
 
 
-Node = Words | Letter | Value | Amount | Clock | Based | Group | Several | Equation | Region | Inequality | Grid
+Node = (
+    Words | Letter | Value | Amount | Clock | Based | Residue | Group | Several | Equation | Region | Inequality | Grid
+)
 
 NOTHING = Words("no solution")
+
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
+
+_NO_SOLUTION = re.compile(
+    r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|none|(?:empty|null) set"
+)
+_GEOMETRY = re.compile(r"\\(overline|triangle|angle) ?\{?([A-Z]{2,5})\}?")
+_ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z]{2})", re.IGNORECASE)
+_RATIO = re.compile(r"(\d+) ?(?:to|\\text\{ ?to ?\}) ?(\d+)")
+_SHORT = "am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|pm|so|to|up|us|we"
+_WORD = re.compile(rf"(?<![a-zA-Z])(?:[a-zA-Z]{{3,}}|{_SHORT})(?![a-zA-Z])", re.IGNORECASE)
+
+
+def obvious_words(text: str) -> Words | None:
+    r"""Words that no mathematics can be read from, "no solution" and names as ``\triangle ABC``."""
+    if text in (r"\emptyset", r"\{\}", r"\{ \}") or _NO_SOLUTION.fullmatch(text.lower()):
+        return NOTHING
+    if name := _GEOMETRY.fullmatch(text):
+        return Words(as_words(name.group(2)).key, name.group(1))
+    if ratio := _RATIO.fullmatch(text):
+        return as_words(":".join(ratio.groups()))
+    if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):
+        return as_words(text)
+    if re.search(r"\d,0\d", text) and not re.search(r"\d,(?:000|0\d\d)(?!\d)", text):
+        return as_words(text)  # "10,00" is neither a number nor two
+    return None
+
+
+def as_words(text: str) -> Words:
+    """Letter case and articles do not matter in words; in mathematics that is only not understood, they do."""
+    plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", lambda match: f" {match.group(1).casefold()} ", text).split())
+    if re.fullmatch(r"[^\\{}^_=+\d]*[a-zA-Z]{2}[^\\{}^_=+]*", plain):
+        article = _ARTICLE.match(plain)
+        plain = _WORD.sub(lambda match: match.group().casefold(), plain[article.end() :] if article else plain)
+    hyphenless = plain.replace("-", " ")
+    return Words(hyphenless if hyphenless.replace(" ", "").isalpha() else plain.replace(" ", ""))

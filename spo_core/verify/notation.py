@@ -20,6 +20,7 @@ _SYMBOLS = {
     "÷": r"\div ", "π": r"\pi ", "°": r"^\circ ", "º": r"^\circ ", "≤": r"\leq ", "≥": r"\geq ", "⩽": r"\leq ",
     "⩾": r"\geq ", "≠": r"\neq ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
     "∓": r"\mp ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "≈": r"\approx ", "√": r"\sqrt ",
+    "⁄": "/", "∕": "/", "“": '"', "”": '"', "‘": "'", "’": "'",
     "…": r"\ldots ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ",
     "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ϕ": r"\phi ", "ω": r"\omega ", "⟨": r"\langle ", "⟩": r"\rangle ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∖": r"\setminus ", "€": r"\text{ euros}",
@@ -47,23 +48,35 @@ _SYNONYMS = {
 _SILENT = r"""
     \left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \displaystyle \textstyle \scriptstyle
     \limits \nolimits \! \( \) \[ \] \rm \bf \it \mathstrut \strut \/ \protect \ensuremath
+    \tiny \scriptsize \footnotesize \small \normalsize \large \Large \LARGE \huge \Huge \bfseries \itshape
 """
 _NOTHING = frozenset(_SILENT.split())
 _SPACES = frozenset([r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "\\\t", r"\quad", r"\qquad", r"\thinspace", r"\space"])
 _FONT_COMMANDS = r"""
     \text \textbf \textit \textrm \textsf \texttt \textnormal \textsc \emph \mbox \hbox \mathrm \mathbf \mathit
-    \mathsf \mathtt \mathnormal \boldsymbol \bm \pmb \operatorname \underline \boxed \fbox \mathcal
+    \mathsf \mathtt \mathnormal \boldsymbol \bm \pmb \operatorname \underline \boxed \fbox \mathcal \vec
 """
 _FONTS = frozenset(_FONT_COMMANDS.split())
+_TYPES = frozenset([r"\mathbf", r"\boldsymbol", r"\bm", r"\pmb", r"\mathcal", r"\mathit", r"\vec"])
 _FUNCTIONS = (
-    "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|pi|theta|infty|infinity|inf|oo"
+    "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|pi|theta|infty|infinity|inf|oo|"
+    "alpha|beta|gamma|delta|epsilon|zeta|kappa|lambda|rho|sigma|tau|phi|chi|psi|omega|"
+    r"(?:gcd|lcm|max|min)(?=\()"
 )
 _BARE_FUNCTION = re.compile(rf"(?<![a-zA-Z\\])(?:{_FUNCTIONS})(?![a-zA-Z])")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
 _FONT_GROUP = re.compile(r"(\\[a-zA-Z]+)\s*\{([^{}]*)\}")
-_OUTER = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!|\\,|\\ |~|\\;|\\:|\{\\,\}|\\!,)\s*\d{3})+(?!\d)")
-_SPACED_THOUSANDS = re.compile(r"(?<![\w.,/^{ ])\d{1,3}(?: \d{3})+(?![\w/]| ?[\\/\d])", re.ASCII)
+_TYPED_LETTER = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm) ([a-zA-Z])(?![a-zA-Z])")
+_OUTER = re.compile(r"(\\[a-zA-Z]+)\s*\{")
+_COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*(?=\{)")
+_UNSEEN = re.compile(r"\\(?:[hv]?phantom|[hv]space|tag|label)\*?\s*(?=\{)|\\color\s*(?=\{)")
+_INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
+_QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
+_PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
+_PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\{,\}|,\s*\\!|\\,|\\ |~|\\;|\\:|\{\\,\}|\\!,)\s*\d{3})+(?!\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\w.,/^{ ])[1-9]\d{0,2}(?: \d{3})+(?![\w/]| ?[\\/\d])", re.ASCII)
+_BRACED_THOUSANDS = re.compile(r"(?<!\\)\{[1-9]\d{0,2}(?:,\d{3})+\}")
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
 _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
@@ -151,21 +164,58 @@ def _command(match: re.Match[str]) -> str:
 def _thousands(text: str) -> str:
     text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
-    return text.replace("{,}", ",")
+    text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    return re.sub(r"(?<![a-zA-Z])\{,\}", ",", text)
 
 
 def _fonts(text: str) -> str:
     r"""Boxes unwrapped, fonts all ``\text``, and none around what is no word."""
-    text = _without_box(text)
+    text = _TYPED_LETTER.sub(r" \1", _without_wrapper(text))
     text = _FONT_GROUP.sub(_font, text)
     whole = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     return whole.group(1) if whole else text
 
 
-def _without_box(text: str) -> str:
+def _without_wrapper(text: str) -> str:
     match = _OUTER.match(text)
-    if match and closing(text, match.end() - 1) == len(text) - 1:
+    if match and match.group(1) in _FONTS and closing(text, match.end() - 1) == len(text) - 1:
         return text[match.end() : -1]
+    return text
+
+
+def _styles(text: str) -> str:
+    """Without colours, and without what takes room and shows nothing."""
+    for pattern in (_COLOURED, _UNSEEN):
+        match = pattern.search(text)
+        end = closing(text, match.end()) if match else None
+        if match and end is not None:
+            shown = text[match.end() + 1 : end] if pattern is _COLOURED else " "
+            apart = " " if shown[:1].isalpha() and text[: match.start()][-1:].isalpha() else ""
+            text = text[: match.start()] + apart + shown + text[end + 1 :]
+    return text
+
+
+def _infix(text: str) -> str:
+    r"""``{1 \over 2}`` and ``{5 \choose 2}`` as ``\frac`` and ``\binom``."""
+    begins: list[int] = []
+    for match in _INFIX.finditer(text):
+        token = match.group()
+        if token == "{":
+            begins.append(match.start())
+        elif token == "}":
+            begins = begins[:-1]
+        elif match.group(1):
+            end = closing(text, begins[-1]) if begins else len(text)
+            if end is None:
+                return text
+            begin = begins[-1] + 1 if begins else 0
+            above, below = text[begin : match.start()].strip(), text[match.end() : end].strip()
+            if not above or not below or re.search(r"\\(?:over|choose)(?![a-zA-Z])|[=<>&,]", above + below):
+                continue
+            fraction = rf"\{'frac' if match.group(1) == 'over' else 'binom'}{{{above}}}{{{below}}}"
+            if begins and not re.search(r"[\^_a-zA-Z\]}] ?$", text[: begin - 1]):
+                begin, end = begin - 1, end + 1  # no argument of a command: the braces only hold it together
+            return text[:begin] + fraction + text[end:]
     return text
 
 
@@ -178,8 +228,10 @@ def _font(match: re.Match[str]) -> str:
         return content
     if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content):
         return content  # a choice
-    if name in (r"\mathbf", r"\boldsymbol", r"\bm", r"\pmb", r"\mathcal", r"\mathit") and len(content.strip()) == 1:
+    if name in _TYPES and len(content.strip()) == 1:
         return content  # a variable in another type
+    if content.strip() in ("lcm", "gcd", "max", "min"):
+        return rf"\{content.strip()} "
     if name == r"\mathrm" and content.strip() in ("e", "i"):
         return content  # the constants
     return rf"\text{{{content}}}"
@@ -237,10 +289,18 @@ def _spaces(text: str) -> str:
 
 
 def _ends(text: str) -> str:
-    """Without the full stop or comma after the answer, and without empty pairs at either end."""
+    """Only the answer: no "The answer is", no quotes, no full stop, no empty pairs at either end."""
     text = text.strip().removeprefix("{}").removesuffix("{}").strip()
+    while prefix := _PREFIXES.match(text):
+        text = text[prefix.end() :]
+    quoted = _QUOTED.fullmatch(text)
+    if quoted and (quoted.group(1) == quoted.group(3) or quoted.group(1, 3) == ("``", "''")):
+        text = quoted.group(2).strip()
+    text = re.sub(r"(^|=)<([^<>=,]*,[^<>=]*)>$", r"\1\\langle \2\\rangle", text)
     if re.search(r"(?<!\\)(?:\\\\)*\\$", text):
         text = text[:-1].rstrip()  # "\\ " that has lost its space
+    while text.endswith(r"\\"):
+        text = text[:-2].rstrip()
     while text.endswith((".", ",", ";", ":")) and not text.endswith("..") and not re.search(r"[ap]\.m\.$", text):
         text = text[:-1].rstrip()
     if text.startswith("{") and closing(text, 0) == len(text) - 1:
@@ -248,6 +308,18 @@ def _ends(text: str) -> str:
     return text
 
 
+def _all(step: Callable[[str], str]) -> Callable[[str], str]:
+    """A step that takes one thing away at a time, until there is none."""
+
+    def repeated(text: str) -> str:
+        while (shorter := step(text)) != text:
+            text = shorter
+        return text
+
+    return repeated
+
+
 _STEPS: tuple[Callable[[str], str], ...] = (
-    _unicode, _thousands, _commands, _dollars, _fonts, _words_to_commands, _braces, _spaces, _ends,
+    _unicode, _thousands, _all(_styles), _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
+    _braces, _spaces, _ends,
 )  # fmt: skip

@@ -36,11 +36,19 @@ class WorkerPool:
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Outcome of each task, in order. Takes at most ``seconds`` for each, whatever it holds.
 
-        Raises GradingError where workers cannot be started.
+        Raises GradingError where workers cannot be started. Whatever interrupts it ends the workers, so that no answer
+        of theirs is taken for one to a later task.
         """
         if not tasks:
             return []
-        self._start()
+        try:
+            self._start()
+            return self._compare(tasks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _compare(self, tasks: Sequence[Task]) -> list[Outcome]:
         waiting = deque(enumerate(tasks))
         outcomes: list[Outcome | None] = [None] * len(tasks)
         busy: dict[int, tuple[int, float]] = {}  # worker -> its task, when its time is over
@@ -69,21 +77,23 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers; a later comparison starts new ones."""
-        if self._process is None or self._control is None:
-            return
-        self._control.close()  # the process kills its workers and ends
         for line in self._lines:
             line.close()
         self._lines = []
+        if self._control is not None:
+            self._control.close()  # the process kills its workers and ends
+            self._control = None
+        if self._process is None:
+            return
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process = self._control = None
+        self._process = None
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None and self._lines:
             return
         self.close()
         self._control, theirs = socket.socketpair()
@@ -101,7 +111,6 @@ class WorkerPool:
         except TimeoutError:
             ready = b""
         if ready != READY:
-            self.close()
             raise GradingError("the workers that compare answers did not start; see their words above")
         self._control.settimeout(None)
         self._lines = [self._worker(number) for number in range(self.workers)]

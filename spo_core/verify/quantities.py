@@ -11,7 +11,7 @@ from fractions import Fraction
 
 PERCENT, DEGREES = "%", "degree"
 OTHER = "other"
-"""A unit not in the tables, such as ``apples``: it agrees with any."""
+"""A unit that agrees with any but percent and degrees, ``units``; one in no table stands behind: ``other apple``."""
 
 _SPELLINGS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
@@ -39,6 +39,15 @@ _CONNECTIVES = """
 """
 _NOT_A_UNIT = frozenset(_CONNECTIVES.split())
 _MOST_WORDS = 5
+_FILLERS = frozenset(["of", "a", "an", "the", "total", "left", "remaining", "altogether"])
+_IRREGULAR = {
+    "people": "person",
+    "children": "child",
+    "men": "man",
+    "women": "woman",
+    "mice": "mouse",
+    "geese": "goose",
+}
 
 _TEXT = r"\\text\{[^{}\\]*\}"
 _PLAIN_WORD = r"(?<![a-zA-Z\\{_^.'/-])[a-zA-Z][a-zA-Z.'/-]*"
@@ -49,6 +58,8 @@ _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?)?\}?", re.ASCII | re.IGNORECASE)
 _PRODUCT = re.compile(r"[abcd]+|[k-np-tv-z]+")
 """Letters that are rather a product of variables than a word: ``abc``, ``xy``, ``kmn``."""
+_LETTER_BEHIND = re.compile(r"[a-z](?=\\text\{ ?[a-z])|i(?= )")
+"""The last letter of an amount: ``i`` in ``6-5i units``."""
 _LONGEST = 300
 
 
@@ -89,13 +100,17 @@ def _counted(text: str) -> Measured | None:
     tail = _TAIL.search(text)
     if not tail or not tail.start():
         return None
-    amount = text[: tail.start()].strip()
-    if not re.search(r"[\d})\]]$|\\[a-z]+$", amount):
+    begin = tail.start()
+    factor_behind = _LETTER_BEHIND.match(tail.group())
+    if factor_behind and not _is_unit(factor_behind.group()):
+        begin += 1
+    amount, counted = text[:begin].strip(), text[begin:]
+    if begin == tail.start() and not re.search(r"[\d})\]]$|\\[a-z]+$", amount):
         return None  # the amount must end as one: "x feet" is words
-    words = _words(tail.group())
+    words = _words(counted)
     if not 0 < len(words) <= _MOST_WORDS or not all(map(_may_count, words)):
         return None
-    spaced = tail.group().startswith((" ", r"\text"))
+    spaced = counted.startswith((" ", r"\text"))
     if not spaced and (len(words) > 1 or not _is_unit(words[0]) or len(_bare(words[0])) == 1):
         return None  # "5xy" is a product, "5cm" a length
     factor = Fraction(_MAGNITUDES.get(_bare(words[0]).removesuffix("s"), 1))
@@ -153,26 +168,47 @@ def _singular(word: str) -> str:
 
 def _unit(words: list[str]) -> str:
     r"""One name for a unit in all its spellings: ``feet per second`` and ``\text{ft}/\text{s}`` are ``ft/s``."""
-    words = [word for word in words if word not in ("of", "a", "an", "the")]
-    names = []
+    words = [word for word in words if word not in _FILLERS]
+    names: list[str] = []
+    known = True
     for word in words:
         if word == "per":
             names.append("/")
         elif _is_unit(word):
             names.append(_UNITS[_singular(word)] + ("^" + word.split("^")[1] if "^" in word else ""))
         else:
-            return OTHER
+            names.append(_one_of(word))
+            known = False
     name = "".join(names)
-    return {"mi/h": "mph", "km/h": "kph"}.get(name, OTHER if name.startswith("unit") or not name else name)
+    if known or not name:
+        return {"mi/h": "mph", "km/h": "kph"}.get(name, OTHER if name.startswith("unit") or not name else name)
+    return " ".join([OTHER, *names])
+
+
+def _one_of(word: str) -> str:
+    """The singular of ``apples``, ``boxes`` and ``candies``."""
+    word = _IRREGULAR.get(word, word)
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if re.search(r"(?:s|x|z|ch|sh)es$", word):
+        return word[:-2]
+    return word if word.endswith(("ss", "us")) else word.removesuffix("s")
 
 
 def agree(one: str | None, other: str | None) -> bool:
     """Whether two answers may be the same although one, or neither, names its unit."""
     if one is None or other is None or one == other:
         return True
-    if DEGREES in (one, other):
-        return one.startswith(DEGREES) and other.startswith(DEGREES)  # Celsius or Fahrenheit
-    return OTHER in (one, other) and PERCENT not in (one, other)
+    if OTHER in (one, other):
+        return PERCENT not in (one, other) and DEGREES not in (one, other)
+    if one.startswith(OTHER) or other.startswith(OTHER):
+        pairs = zip(_counted_words(one), _counted_words(other), strict=False)  # apples, and what they are per
+        return all(these <= those or those <= these for these, those in pairs)
+    return one.startswith(DEGREES) and other.startswith(DEGREES) and DEGREES in (one, other)  # Celsius or Fahrenheit
+
+
+def _counted_words(unit: str) -> list[set[str]]:
+    return [set(part.split()) for part in unit.removeprefix(OTHER).split("/")]
 
 
 def clock(text: str) -> tuple[int, int, str] | None:

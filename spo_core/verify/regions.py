@@ -49,6 +49,12 @@ def _solutions(left: Any, sign: str, right: Any, unknown: Any) -> Any:
     return relation.as_set()
 
 
+def of_any_unknown(sign: str, bound: str) -> Node | None:
+    """``> 5``, said of an unknown that is not named."""
+    node = inequality(["x", bound], [sign])
+    return Region(node.points) if isinstance(node, Region) and node.unknown == "x" and "x" not in bound else None
+
+
 def joined_regions(nodes: list[Node], joints: list[str]) -> Node | None:
     import sympy
 

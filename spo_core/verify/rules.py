@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spo_core.config import GraderName
+from spo_core.errors import ConfigError
 from spo_core.problems.base import ProblemSet
 from spo_core.verify import corrected, game24, gsm8k_strict, minerva, plain_text, prm800k
 from spo_core.verify.outcome import Outcome
@@ -25,6 +26,18 @@ QUICK = {"text", "game24", "gsm8k_strict"}  # linear in the text: compared in th
 def rule(problem: ProblemSet, grader: GraderName) -> str:
     """Name of the rule by which a grader compares answers to this problem set."""
     return problem.rule if grader == "corrected" else grader
+
+
+def check_grader(problem: ProblemSet, grader: GraderName) -> None:
+    """Raise ConfigError for a published grader that could find no answer of this problem set right."""
+    if grader == "corrected":
+        return
+    if problem.rule != "math":
+        raise ConfigError(f"verify.grader {grader} compares mathematics, {problem.name} is compared as {problem.rule}")
+    if grader == "gsm8k_strict" and problem.template.answer != "hashes":
+        raise ConfigError(
+            f"verify.grader gsm8k_strict reads answers after ####, template {problem.template.name} asks for boxes"
+        )
 
 
 def extract(problem: ProblemSet, grader: GraderName, completion: str) -> str | None:

@@ -7,12 +7,13 @@ single expressions to ``expressions``. Text that is none of these is ``Words``, 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.expressions import read_expression
 from spo_core.verify.library import read_by_library
 from spo_core.verify.nodes import (
-    NOTHING,
+    NUMBER_WORDS,
     SIMPLE_NAME,
     VARIABLE,
     Amount,
@@ -24,25 +25,27 @@ from spo_core.verify.nodes import (
     Letter,
     Node,
     Region,
+    Residue,
     Several,
     Value,
     Words,
+    as_words,
+    obvious_words,
 )  # fmt: skip
-from spo_core.verify.notation import CLOSING, OPENING, closing, normalise
-from spo_core.verify.quantities import clock, is_product, measured
-from spo_core.verify.regions import as_region, inequality, joined_regions
+from spo_core.verify.notation import closing, normalise
+from spo_core.verify.quantities import clock, measured
+from spo_core.verify.regions import as_region, inequality, joined_regions, of_any_unknown
+from spo_core.verify.tokens import split
 
 _DEEPEST = 12
 _MOST_PARTS = 200
-_MASK = "\0"  # which normalised text has none of
 
 _AND_OR = re.compile(r",? ?(?:\\text\{,? ?(or|and)\}|(?<![a-zA-Z\\])(or|and)(?![a-zA-Z])) ?")
 _COMMA = re.compile(r"[,;] ?")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)", re.ASCII)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)", re.ASCII)
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|approx)(?![a-zA-Z])")
 _MEMBER = re.compile(r"\\in(?![a-zA-Z])")
 _SET_SIGN = re.compile(r"\\(?:cup|cap|setminus)(?![a-zA-Z])")
-_SPLITTER = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)
 
 _NAME = re.compile(
     rf"{VARIABLE}'*(?:\^\{{-1\}})?(?:\([^()=<>]*\))?"  # x, a_{1}, f(x), P(A)
@@ -54,80 +57,48 @@ _LETTER = re.compile(r"\(?([a-zA-Z])\)?")
 _CHOICE = re.compile(r"(?:option|choice|answer) ?\(?([a-z])\)?", re.IGNORECASE)
 _LABELLED = re.compile(r"(?:\(([A-J])\)(?=[\d.]|\\(?!cdot|times))|([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-_BASED = re.compile(r"\(?([0-9A-F.]*\d[0-9A-F.]*)\)?(?:_\{\(?(\d+|[a-z]+)\)?\}| ?(?:\\text\{)?\(?base\}? ?(\d+)\)?\}?)")
-_MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}[)\]]?")
-_NO_SOLUTION = re.compile(
-    r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|none|(?:empty|null) set"
+_BASED = re.compile(
+    r"\(?([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*)\)?(?:_\{\(?(\d+|[a-z]+)\)?\}| ?(?:\\text\{)?\(?base\}? ?(\d+)\)?\}?)"
 )
+_RESIDUE = re.compile(
+    rf"(?:({VARIABLE}) ?\\equiv ?)?(-?[\d./]+) ?\(?(?:\\text\{{)? ?\(?\\?(pmod|bmod|mod)\}}? ?\{{?(\d+)\}}?\)?"
+)
+_MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}[)\]]?")
 _SUCH_THAT = re.compile(r"[a-zA-Z] ?(?:\\in ?\\mathbb\{R\})? ?[|:] ?")
-_ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z]{2})")
 
 
 def read(text: str, depth: int = 0) -> Node:
     """What the normalised ``text`` says."""
     if depth > _DEEPEST or not text:
-        return _words(text)
+        return as_words(text)
     for reader in (_read_words, _read_several, _read_signs, _read_member, _read_relation, _read_sets, _read_one):
         node = reader(text, depth)
         if node is not None:
             return node
-    return _words(text)
+    return as_words(text)
 
 
 def _read_words(text: str, depth: int) -> Node | None:
     r"""What is no mathematics at first sight, and ``\emptyset``."""
-    if text in (r"\emptyset", r"\{\}", r"\{ \}", r"\phi ") or _NO_SOLUTION.fullmatch(text.lower()):
-        return NOTHING
     if text.lower() in ("all real numbers", "all reals", "all real", r"\mathbb{r}", "any real number"):
         import sympy
 
         return Region(sympy.S.Reals)
-    if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):
-        return _words(text)
-    if re.search(r"\d,0\d", text) and not re.search(r"\d,(?:000|0\d\d)(?!\d)", text):
-        return _words(text)  # "10,00" is neither a number nor two
-    return None
-
-
-def _words(text: str) -> Words:
-    """Letter case and articles do not matter in words; in mathematics that is only not understood, they do."""
-    plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
-    if re.fullmatch(r"[^\\{}^_=+\d]*[a-zA-Z]{2}[^\\{}^_=+]*", plain):
-        plain = _ARTICLE.sub("", plain.casefold(), count=1) if _ARTICLE.match(plain.casefold()) else plain.casefold()
-    hyphenless = plain.replace("-", " ")
-    return Words(hyphenless if hyphenless.replace(" ", "").isalpha() else plain.replace(" ", ""))
-
-
-def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """Parts of ``text`` and the separators between, outside all brackets."""
-    parts, between = [], []
-    depth = begin = position = 0
-    while position < len(text):
-        match = separator.match(text, position) if depth == 0 else None
-        if match and match.end() > position:
-            parts.append(text[begin:position])
-            between.append(match.group())
-            begin = position = match.end()
-            continue
-        token = _SPLITTER.match(text, position)
-        if not token:
-            position += 1
-            continue
-        word = token.group()
-        depth += (word in OPENING or word.startswith(r"\begin")) - (word in CLOSING or word.startswith(r"\end"))
-        position = token.end()
-    parts.append(text[begin:])
-    return [part.strip() for part in parts], between
+    if text.lower() in NUMBER_WORDS:
+        return Value(Fraction(NUMBER_WORDS.index(text.lower())))
+    return obvious_words(text)
 
 
 def _read_several(text: str, depth: int) -> Node | None:
     if _THOUSANDS.fullmatch(text.lstrip("-").removeprefix(r"\$")):
         return read(text.replace(",", ""), depth + 1)
-    groups, joints = _split(text, _AND_OR)
+    groups, joints = split(text, _AND_OR)
     joints = ["or" if "or" in joint else "and" for joint in joints]
     items: list[str] = []
     for group in groups:
         items.extend(_split_at_commas(group))
+    if len(items) == 1 and items[0] != text and "," in text:
+        return read(items[0], depth + 1)  # 1,000x
     if len(items) == 1 or len(items) > _MOST_PARTS:
         return None
     if any(not item for item in items):
@@ -146,9 +117,10 @@ def _read_several(text: str, depth: int) -> Node | None:
 
 def _split_at_commas(text: str) -> list[str]:
     """Parts between commas and semicolons, but for the commas within numbers, as in ``1,000, 2,000``."""
-    masked = _THOUSANDS.sub(lambda match: match.group().replace(",", _MASK), text)
-    parts, _ = _split(masked, _COMMA)
-    return [part.replace(_MASK, "," if re.search(r"[(\[{]", part) else "") for part in parts]
+    between, numbers = split(text, _THOUSANDS, strip=False)  # but for those in brackets, which are read later
+    plain = [number.replace(",", "") for number in numbers]
+    joined = "".join(part for pair in zip(between, [*plain, ""], strict=True) for part in pair)
+    return split(joined, _COMMA)[0]
 
 
 def _read_signs(text: str, depth: int) -> Node | None:
@@ -165,7 +137,7 @@ def _read_signs(text: str, depth: int) -> Node | None:
 
 
 def _read_member(text: str, depth: int) -> Node | None:
-    sides, signs = _split(text, _MEMBER)
+    sides, signs = split(text, _MEMBER)
     if len(signs) != 1 or not SIMPLE_NAME.fullmatch(sides[0]):
         return None
     node = read(sides[1], depth + 1)
@@ -174,11 +146,13 @@ def _read_member(text: str, depth: int) -> Node | None:
 
 
 def _read_relation(text: str, depth: int) -> Node | None:
-    sides, signs = _split(text, _RELATION)
+    sides, signs = split(text, _RELATION)
     if not signs:
         return None
     if not sides[0] and signs[0] in ("=", r"\approx"):
         return read(text[len(signs[0]) :].strip(), depth + 1)
+    if not sides[0] and len(signs) == 1:
+        return of_any_unknown(signs[0], sides[1])
     if not all(sides):
         return None
     if all(sign == "=" for sign in signs):
@@ -210,14 +184,19 @@ def _equation(sides: list[str], depth: int) -> Node | None:
     nodes = tuple(read(side, depth + 1) for side in sides)
     for named in (0, len(sides) - 1):
         others = nodes[1:] if named == 0 else nodes[:-1]
+        if named and not SIMPLE_NAME.fullmatch(sides[named]) and isinstance(nodes[0], Letter):
+            continue  # "y = ax" is not what ax is called
         if _NAME.fullmatch(sides[named]) and not any(isinstance(node, Words) for node in others):
+            if len(nodes) == 2 and isinstance(others[0], Several):  # x = {1,2}: x is 1 or 2
+                each = [(nodes[0], item) if named == 0 else (item, nodes[1]) for item in others[0].items]
+                return Several(tuple(Equation(pair, sides[named], named) for pair in each), ordered=False)
             return Equation(nodes, sides[named], named)
     return Equation(nodes) if all(isinstance(node, Value | Amount | Letter) for node in nodes) else None
 
 
 def _read_sets(text: str, depth: int) -> Node | None:
     """Unions, intersections and differences, from the left."""
-    sides, signs = _split(text, _SET_SIGN)
+    sides, signs = split(text, _SET_SIGN)
     if not signs:
         return None
     points: Any = None
@@ -236,8 +215,10 @@ def _read_one(text: str, depth: int) -> Node | None:
     """One thing without separators."""
     if letter := _LETTER.fullmatch(text) or _CHOICE.fullmatch(text):
         return Letter(letter.group(1), read_expression(letter.group(1)))
-    if based := _BASED.fullmatch(text):
-        return _based(*based.groups())
+    if residue := _RESIDUE.fullmatch(text):
+        return _residue(*residue.groups())
+    if (based := _BASED.fullmatch(text)) and (numeral := _based(*based.groups())):
+        return numeral
     if time := clock(text):
         return Clock(*time)
     if grid := _MATRIX.fullmatch(text):
@@ -261,8 +242,18 @@ def _read_one(text: str, depth: int) -> Node | None:
     return None if value is None else Value(value)
 
 
+def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Node | None:
+    """``3 mod 5``, but not ``8 mod 5``, which may be an operation, and then is 3."""
+    number, divisor = read_expression(value), read_expression(modulus)
+    if not isinstance(number, Fraction) or not isinstance(divisor, Fraction) or divisor <= 0:
+        return None
+    if command != "pmod" and not unknown and not 0 <= number < divisor:
+        return None
+    return Residue(number, divisor, unknown)
+
+
 def _is_thousands(text: str) -> bool:
-    return re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text, re.ASCII) is not None
+    return re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", text, re.ASCII) is not None
 
 
 def _based(digits: str, subscript: str | None, written: str | None) -> Node | None:
@@ -273,7 +264,9 @@ def _based(digits: str, subscript: str | None, written: str | None) -> Node | No
     if base == 10:
         value = read_expression(digits)
         return None if value is None else Value(value)
-    return Based(digits.lstrip("0") or "0", base)
+    if digits != digits.upper() and any(digit != "." and int(digit, 36) >= base for digit in digits):
+        return None  # 2a_{3} is twice a_3
+    return Based(digits.upper().lstrip("0") or "0", base)
 
 
 def _grid(inside: str, depth: int) -> Node | None:
@@ -295,7 +288,7 @@ def _group(text: str, depth: int) -> Node | None:
         return None
     inside = text[opening.end() : end].strip()
     # (100,200) is a point, but (1,000, 200) has a number with a comma
-    items = _split_at_commas(inside) if ", " in inside else _split(inside, _COMMA)[0]
+    items = _split_at_commas(inside) if ", " in inside else split(inside, _COMMA)[0]
     left = opening.group()
     if len(items) > _MOST_PARTS or not all(items):
         return None

@@ -1,9 +1,11 @@
-r"""Tokens of an expression in normalised LaTeX, and the exact values of those that are numbers."""
+r"""Tokens of an expression in normalised LaTeX, the exact values of those that are numbers, and splitting."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+
+from spo_core.verify.notation import CLOSING, OPENING
 
 _WORD = 4  # letters in a row that are a word and no product
 
@@ -11,9 +13,10 @@ _REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
 _SCIENTIFIC = r"(?:(?:\d+(?:\.\d+)?|\.\d+)[eE][-+]?\d{1,3}(?![\w.]))"
 _MIXED = r"(?:\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+(?![\d!]))(?!\^))"
 _TOKEN = re.compile(
-    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.?\d*|\.\d+)|\^\\circ|\\[a-zA-Z]+|[a-zA-Z]+|[-+/^_!()|\[\]{{}}]",
+    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.?\d*|\.\d+)|\^\\circ|\\[a-zA-Z]+|[a-zA-Z]+|[-+/^_!,()|\[\]{{}}]",
     re.ASCII,
 )
+_SPLITTER = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)
 
 
 class Unreadable(Exception):
@@ -63,3 +66,25 @@ def tokenise(text: str) -> list[str]:
         else:
             tokens.append(token)
     return tokens
+
+
+def split(text: str, separator: re.Pattern[str], *, strip: bool = True) -> tuple[list[str], list[str]]:
+    """Parts of ``text`` and the separators between, outside all brackets."""
+    parts, between = [], []
+    depth = begin = position = 0
+    while position < len(text):
+        match = separator.match(text, position) if depth == 0 else None
+        if match and match.end() > position:
+            parts.append(text[begin:position])
+            between.append(match.group())
+            begin = position = match.end()
+            continue
+        token = _SPLITTER.match(text, position)
+        if not token:
+            position += 1
+            continue
+        word = token.group()
+        depth += (word in OPENING or word.startswith(r"\begin")) - (word in CLOSING or word.startswith(r"\end"))
+        position = token.end()
+    parts.append(text[begin:])
+    return [part.strip() for part in parts] if strip else parts, between

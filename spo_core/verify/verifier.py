@@ -30,21 +30,27 @@ class Verifier:
         self._known: dict[Task, Outcome] = {}
 
     def grade(self, problem: ProblemSet, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdict on each (completion, gold answer). Raises GradingError where no worker can be started."""
+        """Verdict on each (completion, gold answer); a stop string and what is behind it say nothing.
+
+        Raises GradingError where no worker can be started.
+        """
         grader, name = self.params.grader, rule(problem, self.params.grader)
-        given = [extract(problem, grader, completion) for completion, _ in answers]
+        texts = [problem.template.before_stop(completion) for completion, _ in answers]
+        given = [extract(problem, grader, text) for text in texts]
         tasks = [(name, found, gold) for found, (_, gold) in zip(given, answers, strict=True) if found is not None]
         compared = iter(self.compare(tasks))
         verdicts = []
-        for found, (completion, _) in zip(given, answers, strict=True):
+        for found, text in zip(given, texts, strict=True):
             outcome = Outcome.NO_ANSWER if found is None else next(compared)
-            if grader != "corrected" and completion.count("####") > 1:
+            if grader != "corrected" and text.count("####") > 1:
                 outcome = Outcome.SEVERAL_ANSWERS
             verdicts.append(Verdict(outcome, found))
         return verdicts
 
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Outcome of each (rule, answer given, gold answer)."""
+        """Outcome of each (rule, answer given, gold answer). Raises KeyError for a rule that there is not."""
+        for name in {name for name, _, _ in tasks} - RULES.keys():
+            raise KeyError(name)
         if len(self._known) > REMEMBERED:
             self._known.clear()
         hard = []

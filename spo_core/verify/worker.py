@@ -16,6 +16,7 @@ import socket
 import sys
 from contextlib import suppress
 
+from spo_core.processes import die_with_parent
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES, warm
 
@@ -36,6 +37,7 @@ def main(control: socket.socket) -> None:
             _kill(workers.pop(number, None))
             pid = os.fork()
             if pid == 0:
+                die_with_parent()
                 control.close()
                 _serve(socket.socket(fileno=descriptors[0]))
             workers[number] = pid

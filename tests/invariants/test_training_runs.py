@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from spo_core.config import Params, load_params
-from spo_core.errors import DataError, RunError
+from spo_core.errors import DataError, GradingError, RunError
 from spo_core.iteration import credit_step, rollout_step, train_step
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
 from spo_core.prepare import prepare_splits
+from spo_core.problems.base import read_split
 from spo_core.session import open_session
 from spo_core.training_run import check_training, training_identity
 from spo_core.verify import Outcome, Verdict
@@ -232,3 +233,31 @@ def test_every_choice_of_credit_trains(project, name):
     params = small(*CHOICES[name], "rollout.branch_factors=[3]", "run.iterations=1")
     _, rows, _ = train(params, project)
     assert rows[0]["train/skipped"] == 0 and rows[0]["train/trained_tokens"] > 0
+
+
+def test_long_questions_are_left_out_of_both_splits_and_counted(project, caplog):
+    longest = "data.max_question_tokens=14"
+    with caplog.at_level("WARNING"), open_session(small(longest), project) as session:
+        rows = {"train": session.rows, "validation": session.validation}
+        encode = session.tokenizer.encode
+        assert all(len(encode(r.question, add_special_tokens=False)) <= 14 for kept in rows.values() for r in kept)
+    for split, kept in rows.items():
+        whole = len(read_split(project.data("arithmetic"), split))
+        assert 0 < len(kept) < whole
+        assert f"leaves out {whole - len(kept)} of {whole} questions of split {split}" in caplog.text
+    with (
+        pytest.raises(DataError, match="leaves 0 questions of split train"),
+        open_session(small("data.max_question_tokens=1"), project),
+    ):
+        pass
+
+
+def test_a_run_stops_where_its_answers_cannot_be_compared_and_goes_on_with_another_limit(project, monkeypatch):
+    """What was answered can be read; the limit is no part of what a run is."""
+    monkeypatch.setattr(GRADE, lambda verifier, problem, answers: [Verdict(Outcome.UNPARSABLE, None) for _ in answers])
+    with pytest.raises(GradingError, match=r"000001.trees\.parquet, iteration 1: 100% .*max_failed_share 0\.5"):
+        train(small(), project)
+    (run,) = (project.work).glob("train-*")
+    assert (run / "iterations" / "000001" / "trees.parquet").is_file()
+    _, rows, again = train(small("verify.max_failed_share=1"), project)
+    assert again == run and all(row["rollout/failed_share"] == 1 for row in rows)

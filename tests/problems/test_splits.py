@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import DataParams
 from spo_core.errors import DataError
+from spo_core.problems import problem_set
 from spo_core.problems.base import Question, check_disjoint, normalized, read_split, write_split
 from spo_core.problems.text_set import split_up
 
@@ -62,6 +63,8 @@ def test_rewritten_copies_are_the_same_question(one, other):
         ("x^2", "x_2"),
         ("1.5", "15"),
         (r"\sin x", r"\cos x"),
+        ("3 4/5", "34/5"),
+        ("x²", "x2"),
     ],
 )
 def test_different_questions_stay_different(one, other):
@@ -120,3 +123,9 @@ def test_all_test_questions_are_kept_out_of_train_even_where_few_are_evaluated()
 def test_validation_that_leaves_nothing_to_train_on_is_refused():
     with pytest.raises(DataError, match=r"data\.validation 2 leaves none of 2 questions"):
         split_up(DataParams(), ROWS, [Question("e", "5", "5")], 2)
+
+
+def test_half_a_character_is_refused_where_it_stands(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"problem": "1", "answer": "1"}\n{"problem": "\\ud800", "answer": "1"}\n')
+    with pytest.raises(DataError, match=r"test\.jsonl:2: not a row of aime24"):
+        problem_set(DataParams(problem_set="aime24", source=str(tmp_path))).build()

@@ -22,6 +22,8 @@ PIECES = r"""
     \begin{pmatrix} \end{pmatrix} & \\ 1 2 10 0.5 ,000 , ; . x y i e A \pi \infty \% $ \$ ^\circ ! | \sin \log_ \binom
     \boxed{ \overline{3} \mathbb{R} million no solution 7:30 p.m. not \! \, ~ \ ½ √ ² ∞ − € １ \cdot \times \emptyset
     f(x) \setminus \approx \mp \langle \rangle \lfloor \rfloor sqrt( pi base : a.m.
+    \over \choose \textcolor{red}{ \color{ \phantom{ \Large \vec{ \mathbf{ ' " ` \equiv \pmod mod gcd( \text{Answer:
+    Answer: 0,100 1,000 five alpha \overline{AB} \triangle ABC B aB ln > < to red oranges
 """
 FRAGMENTS = [*PIECES.split(), " ", "\n", "\0", "\\"]
 latex = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=14).map("".join)

@@ -57,6 +57,37 @@ def test_a_worker_that_dies_or_takes_all_memory_is_a_timeout_and_is_replaced(poo
     assert seconds < SECONDS
 
 
+def test_an_interrupt_leaves_no_answer_for_a_later_task():
+    """Answers under way when it came are not taken for answers to what is asked next."""
+    pool = WorkerPool(1, 30.0, MISBEHAVING)
+    pool.compare([PLAIN])
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            pool.compare([("sleep", "1", "")])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    time.sleep(1)
+    assert pool.compare([("gsm8k_strict", "1", "2")]) == [Outcome.WRONG]
+    pool.close()
+
+
+def test_an_interrupt_at_the_start_does_not_leave_half_a_pool(monkeypatch):
+    pool = WorkerPool(2, 30.0, MISBEHAVING)
+
+    def interrupt(number):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "_worker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.compare([PLAIN])
+    assert pool.compare([PLAIN]) == [Outcome.CORRECT]
+    pool.close()
+    pool.close()
+
+
 def test_any_text_passes_through_unchanged(pool):
     texts = ["\n", "\0", "\u2028", "\ud800", "𝟙" * 300_000, '"', "é\r\n"]
     assert pool.compare([("gsm8k_strict", f"{t}1", f"{t}1") for t in texts]) == [Outcome.CORRECT] * len(texts)

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_core.config import DataParams, RewardParams, VerifyParams
-from spo_core.errors import GradingError
+from spo_core.errors import ConfigError, GradingError
 from spo_core.problems import problem_set
 from spo_core.verify import Outcome
 from spo_core.verify.pool import WorkerPool
+from spo_core.verify.rules import RULES, check_grader
 from spo_core.verify.verifier import Verifier, check_failures, failed_share
 from tests.conftest import ROOT
 from tests.verify.test_pool import MISBEHAVING, TOWER
@@ -95,6 +96,31 @@ def test_published_verdicts(grader, problem, completion, answer, expected):
         assert outcome(verifier, problem, completion, answer) is expected
 
 
+def test_a_stop_string_and_what_is_behind_it_say_nothing(verifier):
+    own = problem_set(
+        DataParams.model_validate(
+            {"problem_set": "own", "jsonl": {"test": "unused", "template": "{question}", "stop": ("</answer>",)}}
+        )
+    )
+    assert outcome(verifier, own, "#### 42 </answer> #### 41", "42") is Outcome.CORRECT
+    with Verifier(VerifyParams(grader="gsm8k_strict")) as strict:
+        assert outcome(strict, GSM8K, "x #### 42\n\n\nProblem:", "42") is Outcome.CORRECT
+
+
+def test_a_rule_that_there_is_not_is_no_timeout(verifier):
+    with pytest.raises(KeyError, match="gsm8k"):
+        verifier.compare([("gsm8k", "1", "1")])
+
+
+@pytest.mark.parametrize(
+    ("grader", "problem"),
+    [("minerva", POINT24), ("prm800k", POINT24), ("gsm8k_strict", MATH), ("gsm8k_strict", POINT24)],
+)
+def test_a_published_grader_that_finds_nothing_right_is_refused(grader, problem):
+    with pytest.raises(ConfigError, match=r"verify\.grader"):
+        check_grader(problem, grader)
+
+
 def test_rewards_are_those_of_the_params():
     verifier = Verifier(
         VerifyParams(rewards=RewardParams(correct=2, wrong=-1, no_answer=-3, unparsable=-4, timeout=-5))
@@ -111,7 +137,8 @@ def test_rewards_are_those_of_the_params():
     }
 
 
-def test_a_pair_is_compared_once_however_often_it_is_given():
+def test_a_pair_is_compared_once_however_often_it_is_given(monkeypatch):
+    monkeypatch.setitem(RULES, "tower", None)  # known to the workers
     verifier = Verifier(VerifyParams(seconds=0.5))
     verifier._pool = WorkerPool(2, 0.5, MISBEHAVING)
     asked = []
@@ -160,13 +187,14 @@ def test_the_command_line_prints_an_outcome_a_line_in_order(tmp_path):
         {"completion": r"so \boxed{3}", "gold": "3"},
         {"given": "2", "gold": "3"},
         {"completion": "I do not know", "gold": "3"},
+        {"given": 3, "gold": 3.0, "note": "numbers will do, and what else a line holds does not matter"},
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     done = command_line(str(tmp_path / "pairs.jsonl"))
     assert done.returncode == 0, done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["outcome"] for row in printed] == ["correct", "correct", "wrong", "no_answer"]
-    assert [row["given"] for row in printed] == ["1/2", "3", "2", None]
+    assert [row["outcome"] for row in printed] == ["correct", "correct", "wrong", "no_answer", "correct"]
+    assert [row["given"] for row in printed] == ["1/2", "3", "2", None, "3"]
     done = command_line("-", "--problem-set", "gsm8k", text='{"completion": "#### 3", "gold": "3"}\n')
     assert json.loads(done.stdout)["outcome"] == "correct", done.stderr
 
@@ -174,7 +202,9 @@ def test_the_command_line_prints_an_outcome_a_line_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text", "words"),
     [
-        (["-"], '{"given": "1", "gold": "1"}\n{"given": 1, "gold": "1"}\n', "standard input:2: not {"),
+        (["-"], '{"given": "1", "gold": "1"}\n{"given": [1], "gold": "1"}\n', "standard input:2: not {"),
+        (["-"], '{"given": "1"}\n', "standard input:1: not {"),
+        (["-", "--grader", "minerva", "--problem-set", "point24"], "", "minerva compares mathematics, point24"),
         (["-"], "x\n", "standard input:1: not JSON"),
         (["nowhere.jsonl"], "", "nowhere.jsonl: No such file"),
         (["-", "--grader", "kind"], "", "corrected, minerva"),
