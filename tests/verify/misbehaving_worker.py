@@ -30,6 +30,10 @@ def grab(given: str, gold: str) -> Outcome:
     return Outcome.CORRECT if bytearray(MEMORY) else Outcome.WRONG
 
 
+def warm(given: str, gold: str) -> Outcome:
+    return Outcome.CORRECT if given in sys.modules else Outcome.WRONG
+
+
 def pid(given: str, gold: str) -> Outcome:
     """Leaves its process number in the file ``given``."""
     with open(given, "a") as file:
@@ -38,5 +42,5 @@ def pid(given: str, gold: str) -> Outcome:
 
 
 if __name__ == "__main__":
-    RULES.update(sleep=sleep, tower=tower, die=die, grab=grab, pid=pid)
+    RULES.update(sleep=sleep, tower=tower, die=die, grab=grab, warm=warm, pid=pid)
     main(socket.socket(fileno=int(sys.argv[1])))

