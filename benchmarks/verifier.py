@@ -7,6 +7,7 @@ Hostile answers are mathematics that takes minutes or all memory. Writes benchma
 
 from __future__ import annotations
 
+import selectors
 import statistics
 import time
 from collections.abc import Callable
@@ -79,8 +80,8 @@ class Watched(WorkerPool):
         self.took.append(time.perf_counter() - self.begun[worker])
         return outcome
 
-    def _replace(self, worker: int) -> None:
-        super()._replace(worker)
+    def _replace(self, worker: int, selector: selectors.BaseSelector) -> None:
+        super()._replace(worker, selector)
         self.took.append(time.perf_counter() - self.begun[worker])
 
 

@@ -56,6 +56,8 @@ class WorkerPool:
         with selectors.DefaultSelector() as selector:
             for worker, line in enumerate(self._lines):
                 selector.register(line, selectors.EVENT_READ, worker)
+            for key, _ in selector.select(0):  # died since the last time
+                self._replace(key.data, selector)
             while waiting or busy:
                 while waiting and idle:
                     worker, (index, task) = idle.popleft(), waiting.popleft()
@@ -65,14 +67,13 @@ class WorkerPool:
                 answered = {key.data for key, _ in selector.select(max(0.0, first - time.monotonic()))}
                 late = {worker for worker, (_, deadline) in busy.items() if deadline <= time.monotonic()}
                 for worker in sorted(answered | late):
-                    index, _ = busy.pop(worker)
                     outcome = self._receive(worker) if worker in answered else None
                     if outcome is None:
-                        selector.unregister(self._lines[worker])
-                        self._replace(worker)
-                        selector.register(self._lines[worker], selectors.EVENT_READ, worker)
-                    outcomes[index] = outcome or Outcome.TIMEOUT
-                    idle.append(worker)
+                        self._replace(worker, selector)
+                    if worker in busy:  # else it died with nothing to do
+                        index, _ = busy.pop(worker)
+                        outcomes[index] = outcome or Outcome.TIMEOUT
+                        idle.append(worker)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:
@@ -127,9 +128,11 @@ class WorkerPool:
                 raise GradingError(f"the process that starts workers to compare answers is gone: {error}") from None
         return ours
 
-    def _replace(self, worker: int) -> None:
+    def _replace(self, worker: int, selector: selectors.BaseSelector) -> None:
+        selector.unregister(self._lines[worker])
         self._lines[worker].close()
         self._lines[worker] = self._worker(worker)
+        selector.register(self._lines[worker], selectors.EVENT_READ, worker)
 
     def _send(self, worker: int, task: Task) -> None:
         with suppress(OSError):  # where it is dead its socket is at its end, and read as such

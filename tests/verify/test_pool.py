@@ -1,5 +1,6 @@
 """Real worker processes, with rules that hang, die and take all memory."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -89,6 +90,16 @@ def test_an_interrupt_at_the_start_does_not_leave_half_a_pool(monkeypatch):
             pool.compare([PLAIN])
     assert pool.compare([PLAIN]) == [Outcome.CORRECT]
     pool.close()
+    pool.close()
+
+
+def test_a_worker_that_died_idle_is_replaced(tmp_path):
+    pool = WorkerPool(2, 600.0, MISBEHAVING)
+    note = tmp_path / "pids"
+    pool.compare([("pid", str(note), "")])
+    os.kill(int(note.read_text().split()[0]), signal.SIGKILL)
+    time.sleep(0.5)
+    assert pool.compare([PLAIN] * 5) == [Outcome.CORRECT] * 5
     pool.close()
 
 
