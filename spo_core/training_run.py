@@ -38,7 +38,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     if not (warmup / "config.json").is_file():
         raise DataError(f"{warmup}: no checkpoint to start from; make it with python -m flows.warmup (or dvc repro)")
     chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn", "verify"})
-    for key in ("workers", "max_failed_share"):  # decide when a run stops, not what it learns
+    for key in ("workers", "max_failed_share"):  # how fast it grades and when it stops, not what it learns
         del chosen["verify"][key]
     if isinstance(params.rollout.engine, VllmEngineParams):
         for key in RESOURCES:

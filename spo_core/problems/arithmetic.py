@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from spo_core.config import DataParams
-from spo_core.errors import ConfigError, DataError
-from spo_core.problems.base import SPLITS, Question, Rule, Splits, check_disjoint, extract_answer
+from spo_core.errors import DataError
+from spo_core.problems.base import SPLITS, Generated, Question, Rule, Splits, check_disjoint, extract_answer
 from spo_core.problems.templates import TEMPLATES, Template
 
 LARGEST = 99
@@ -19,31 +20,12 @@ MOST_REPEATS = 1000  # draws in a row without a new question
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
+class Arithmetic(Generated):
+    name: ClassVar[str] = "arithmetic"
+    rule: ClassVar[Rule] = "math"
+    template: ClassVar[Template] = TEMPLATES["arithmetic"]
+
     data: DataParams
-
-    def __post_init__(self) -> None:
-        if self.data.template not in (None, "arithmetic"):
-            raise ConfigError(f"data.template {self.data.template}: arithmetic has its own; set it to null")
-
-    @property
-    def name(self) -> str:
-        return "arithmetic"
-
-    @property
-    def template(self) -> Template:
-        return TEMPLATES["arithmetic"]
-
-    @property
-    def rule(self) -> Rule:
-        return "math"
-
-    @property
-    def evaluation_only(self) -> bool:
-        return False
-
-    def check_source(self) -> None:
-        pass  # its questions are generated
 
     def build(self) -> Splits:
         params = self.data
@@ -70,9 +52,6 @@ class Arithmetic:
                     splits[split].append(Question(row_id, question, answer, _written(solution)))
         check_disjoint(splits)
         return Splits(splits)
-
-    def prompt(self, question: str) -> str:
-        return self.template.fill(question)
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
         """A careless solution: each step wrong with probability ``careless``, and carried on from."""

@@ -8,11 +8,12 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from spo_core.errors import DataError
+from spo_core.config import DataParams
+from spo_core.errors import ConfigError, DataError
 from spo_core.files import read_jsonl
 from spo_core.problems.answers import after_hashes, final_answer
 from spo_core.problems.templates import Template
@@ -81,6 +82,29 @@ class ProblemSet(Protocol):
     def alphabet(self) -> list[str] | None:
         """Tokens of a tokenizer made for this problem set; None where only bytes will do."""
         ...
+
+
+class Generated:
+    """What sets share whose questions are made, not read; a subclass has ``data``, ``name``, ``rule`` and ``template``.
+
+    Raises ConfigError where ``data.template`` names another template than its own.
+    """
+
+    data: DataParams
+    name: ClassVar[str]
+    rule: ClassVar[Rule]
+    template: ClassVar[Template]
+    evaluation_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.data.template not in (None, self.template.name):
+            raise ConfigError(f"data.template {self.data.template}: {self.name} has its own; set it to null")
+
+    def check_source(self) -> None:
+        """There is none."""
+
+    def prompt(self, question: str) -> str:
+        return self.template.fill(question)
 
 
 def extract_answer(template: Template, completion: str) -> str | None:

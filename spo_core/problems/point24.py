@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations, combinations_with_replacement
+from typing import ClassVar
 
 import numpy as np
 
 from spo_core.config import DataParams
-from spo_core.errors import ConfigError, DataError
+from spo_core.errors import DataError
 from spo_core.problems.answers import boxes
-from spo_core.problems.base import Question, Rule, Splits, check_disjoint
+from spo_core.problems.base import Generated, Question, Rule, Splits, check_disjoint
 from spo_core.problems.templates import TEMPLATES, Template
 
 LARGEST = 13
@@ -28,31 +29,12 @@ Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Point24:
+class Point24(Generated):
+    name: ClassVar[str] = "point24"
+    rule: ClassVar[Rule] = "game24"
+    template: ClassVar[Template] = TEMPLATES["r1_point24"]
+
     data: DataParams
-
-    def __post_init__(self) -> None:
-        if self.data.template not in (None, "r1_point24"):
-            raise ConfigError(f"data.template {self.data.template}: point24 has its own; set it to null")
-
-    @property
-    def name(self) -> str:
-        return "point24"
-
-    @property
-    def template(self) -> Template:
-        return TEMPLATES["r1_point24"]
-
-    @property
-    def rule(self) -> Rule:
-        return "game24"
-
-    @property
-    def evaluation_only(self) -> bool:
-        return False
-
-    def check_source(self) -> None:
-        pass  # its questions are generated
 
     def build(self) -> Splits:
         """A seeded permutation, cut in three; train has all that is left over unless ``data.train`` says fewer."""
@@ -77,9 +59,6 @@ class Point24:
         }
         check_disjoint(splits)
         return Splits(splits)
-
-    def prompt(self, question: str) -> str:
-        return self.template.fill(question)
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
         return row.solution

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 
 from spo_core.problems.answers import boxes
 from spo_core.verify.outcome import Outcome
@@ -77,10 +78,8 @@ def extract(completion: str) -> str | None:
     _, block, rest = completion.rpartition(_OUTPUT)
     if block:
         return rest.split("```", 1)[0].strip() or None
-    last = None
-    for last in _NUMBER.finditer(completion):  # noqa: B007  the last of them is wanted
-        pass
-    return last.group() if last else None
+    numbers = deque(_NUMBER.finditer(completion), maxlen=1)
+    return numbers[0].group() if numbers else None
 
 
 def compare(given: str, gold: str) -> Outcome:
