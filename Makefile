@@ -5,7 +5,7 @@ EVALUATE := .venv-evaluate/bin
 
 export PATH := $(CURDIR)/$(MAIN):$(PATH)
 
-.PHONY: demo compare install test test-fast lint ui clean
+.PHONY: demo compare install test test-fast lint ui deploy worker clean
 
 demo: install                ## the whole pipeline on the embedded default, then its table
 	python -m flows.demo
@@ -29,8 +29,14 @@ lint: .venv/.test
 ui:                          ## Prefect's pages on the runs so far
 	python -m prefect server start
 
+deploy:                      ## prefect.yaml and automations.yaml, on the server that PREFECT_API_URL names
+	python -m flows.deploy
+
+worker:                      ## runs what is due there; without make's mark, by which flows die with their parent
+	env -u MAKELEVEL python -m prefect worker start --pool spo
+
 clean:                       ## everything that can be made again; environments stay
-	rm -rf work data checkpoints report outputs metrics/train metrics/evaluate/*.parquet .prefect .prefect-results
+	rm -rf work data checkpoints report outputs metrics/train metrics/evaluate/*/*.parquet .prefect .prefect-results
 
 .venv/.main: pyproject.toml constraints/main.txt
 	test -x $(MAIN)/python || $(PYTHON) -m venv .venv

@@ -199,7 +199,16 @@ def command(
     context = min(model.config.max_position_embeddings, prompt + 3 * 8 * tokens)
     kinds = [(questions, False), (questions, True), (few, True)]
     cases = [make_case(prompt, tokens, count, tail, context, concurrency) for count, tail in kinds]
-    settings = vllm_settings(VllmEngineParams(type="vllm"), cases[0].rollout, folder, stop_ids=())
+    rollout = cases[0].rollout
+    settings = vllm_settings(
+        VllmEngineParams(type="vllm"),
+        folder,
+        (),
+        context_length=rollout.longest_context,
+        max_concurrency=rollout.max_concurrency,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+    )
     vllm = VllmEngine(settings, lambda: model.state_dict().items())
     plain = TransformersEngine(model, stop_ids=(), context_length=context, max_concurrency=concurrency)
     results = []

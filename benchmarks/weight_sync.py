@@ -77,7 +77,9 @@ def measure(shape: dict[str, int], repeat: int) -> dict[str, Any]:
         engine: Any = TransformersEngine(model, stop_ids=(), context_length=CONTEXT)
         ways["transformers engine"] = milliseconds(model, engine, engine.policy_changed, repeat)
         one = VllmEngineParams(type="vllm", servers=1)
-        settings = vllm_settings(one, rollout, folder, stop_ids=())
+        settings = vllm_settings(
+            one, folder, (), context_length=CONTEXT, max_concurrency=16, temperature=rollout.temperature, top_p=1.0
+        )
         with tempfile.TemporaryDirectory() as logs:
             group = VllmGroup(settings, one, lambda target: save_policy(model, tokenizer, target), Path(logs))
             try:

@@ -35,5 +35,6 @@ def main(command: Callable[..., Any]) -> None:
     handler = logging.StreamHandler()  # on the logger itself: Prefect stops extra loggers from propagating
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.getLogger("spo_core").addHandler(handler)
+    for name in ("spo_core", "tasks"):
+        logging.getLogger(name).addHandler(handler)
     run(command, interrupted="interrupted; the same command continues from the last checkpoint")

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on the test split, at every context length of params/evaluate.yaml."""
+"""Evaluate a policy in the cells of a suite, problem sets × contexts; or compare two."""
 
 from __future__ import annotations
 
@@ -8,32 +8,97 @@ import typer
 from prefect import flow
 
 from flows import cli
-from spo_core.evaluate.run import check_evaluation
-from tasks.evaluation import evaluate_policy
+from spo_core.errors import ConfigError
+from spo_core.evaluate.comparison import Comparison, compare
+from spo_core.evaluate.details import read_details
+from spo_core.evaluate.models import refer
+from spo_core.evaluate.result import CellScore
+from spo_core.evaluate.run import check_contexts, check_evaluation, chosen_cells, is_own
+from spo_core.observe.scores import print_comparisons, print_scores
+from tasks.evaluation import measure, publish_score
 from tasks.records import RunSpec
-from tasks.versioning import record_outputs
+from tasks.versioning import find_model, record_outputs
+
+STAGES = ("warmup", "final")  # checkpoints that dvc.yaml evaluates
 
 
 @flow(name="evaluate")
 def evaluate(
-    checkpoint: str = "final", preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None
-) -> dict:
-    spec = RunSpec.here(preset, overrides, name)
-    scores = evaluate_policy(spec, checkpoint)
-    record_outputs(spec, f"evaluate@{checkpoint}")
+    model: str = "final",
+    preset: str | None = None,
+    overrides: tuple[str, ...] = (),
+    name: str | None = None,
+    suite: str | None = None,
+    cell: str | None = None,
+) -> list[CellScore]:
+    spec = RunSpec.here(preset, overrides, name, suite=suite)
+    check_evaluation(spec.params, spec.paths, own=is_own(model, suite), cell=cell)
+    found = find_model(spec, refer(model, spec.paths))
+    chosen = chosen_cells(spec.params, cell)
+    check_contexts(found, chosen)
+    scores = []
+    for one in chosen:
+        evaluated = measure(spec, found, one)
+        publish_score(spec, found, evaluated)
+        scores.append(evaluated.score)
+    if model in STAGES and is_own(model, suite):
+        record_outputs(spec, *(f"evaluate@{model}-{score.cell}" for score in scores))
     return scores
 
 
+@flow(name="compare")
+def compare_models(
+    a: str,
+    b: str,
+    preset: str | None = None,
+    overrides: tuple[str, ...] = (),
+    name: str | None = None,
+    suite: str | None = None,
+    cell: str | None = None,
+    force: bool = False,
+) -> list[Comparison]:
+    spec = RunSpec.here(preset, overrides, name, suite=suite)
+    for model in (a, b):
+        check_evaluation(spec.params, spec.paths, own=is_own(model, suite), cell=cell)
+    models, chosen = [find_model(spec, refer(model, spec.paths)) for model in (a, b)], chosen_cells(spec.params, cell)
+    for found in models:
+        check_contexts(found, chosen)
+    comparisons = []
+    for one in chosen:
+        first, second = (measure(spec, model, one) for model in models)
+        samples = [read_details(evaluated.details) for evaluated in (first, second)]
+        comparisons.append(compare(first.score, samples[0], second.score, samples[1], force=force))
+    return comparisons
+
+
 def command(
-    checkpoint: Annotated[str, typer.Option(help="A name below checkpoints/: warmup or final.")] = "final",
+    model: Annotated[
+        str,
+        typer.Option(help="warmup, final or best; a folder; REVISION:PATH, as v1:checkpoints/final; a hub id."),
+    ] = "final",
+    suite: Annotated[str | None, typer.Option(help="One of params/suites instead of the run's own.")] = None,
+    cell: Annotated[str | None, typer.Option(help="One cell alone, PROBLEM_SET-CONTEXT.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Compare two models, question by question.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare scores of different protocols.")] = False,
     preset: cli.Preset = None,
     set_: cli.Overrides = None,
     name: cli.Name = None,
 ) -> None:
-    """Score a checkpoint through lighteval, with the prompt and the verifier of training."""
-    spec = RunSpec.here(preset, set_ or (), name)
-    check_evaluation(spec.params, spec.paths, checkpoint)
-    evaluate(checkpoint, preset, spec.overrides, name)
+    """Score a policy through lighteval, with the prompts and the verifier of training."""
+    if force and compare is None:
+        raise ConfigError("--force goes with --compare")
+    spec = RunSpec.here(preset, set_ or (), name, suite=suite)
+    params = spec.params
+    chosen_cells(params, cell)  # refuses an unknown one
+    for reference in compare or (model,):
+        refer(reference, spec.paths)
+        check_evaluation(params, spec.paths, own=is_own(reference, suite), cell=cell)
+    if compare is None:
+        print_scores(evaluate(model, preset, spec.overrides, name, suite, cell))
+    else:
+        print_comparisons(compare_models(*compare, preset, spec.overrides, name, suite, cell, force))
 
 
 if __name__ == "__main__":

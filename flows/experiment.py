@@ -12,7 +12,7 @@ from flows.prepare import prepare
 from flows.report import report
 from flows.train import train
 from flows.warmup import warmup
-from spo_core.evaluate.run import check_environment
+from spo_core.evaluate.run import check_environment, check_suite
 from spo_core.observe.summary import print_summary
 from spo_core.prepare import check_source
 from spo_core.training_run import check_training
@@ -35,6 +35,7 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     spec = RunSpec.here(preset, set_ or (), name)
     check_environment(spec.paths)
     check_source(spec.params)
+    check_suite(spec.params, own=True)
     if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
         check_training(spec.params, spec.paths)
     experiment(preset, spec.overrides, name)

@@ -22,7 +22,7 @@ def report(preset: str | None = None, overrides: tuple[str, ...] = (), name: str
 def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
     """Write the summary and the report of a run that was trained and evaluated."""
     spec = RunSpec.here(preset, set_ or (), name)
-    check_report(spec.paths)
+    check_report(spec.params, spec.paths)
     report(preset, spec.overrides, name)
 
 

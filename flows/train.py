@@ -15,6 +15,7 @@ from spo_core.observe.tracking import Tracker
 from spo_core.session import open_session
 from spo_core.training_run import check_training
 from tasks.advantages import assign_advantages
+from tasks.limits import gpu_slot
 from tasks.records import Iteration, RunSpec
 from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts
 from tasks.training import publish_training, update_policy
@@ -32,6 +33,7 @@ def train(
     spec = RunSpec.here(preset, overrides, name, replay, rollouts_only)
     params, paths = spec.params, spec.paths
     with (
+        gpu_slot(params.run.gpu_limit),
         open_session(params, spec.inputs, replay=replay, rollouts_only=rollouts_only) as session,
         Tracker(params, session.run.path, paths.root, spec.run_name or "main") as tracker,
         bar("train", params.run.iterations, unit="it") as progress,

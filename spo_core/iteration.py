@@ -23,7 +23,7 @@ from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.stops import stop_at
 from spo_core.runs import COMPLETE
-from spo_core.session import Session
+from spo_core.session import Best, Session
 from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome, Verdict
 from spo_core.verify.verifier import check_failures, failed_share
@@ -170,6 +170,15 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
     }
 
 
+def find_best(session: Session) -> Best:
+    """The best policy of a finished run. Where none was validated it is the last one, measured now: so in a run that
+    is told to end at its newest checkpoint."""
+    if session.best is None:
+        session.keep_if_best(validate(session, session.iteration)["eval/validation_accuracy"])
+    assert session.best is not None
+    return session.best
+
+
 def grade_trees(session: Session, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
     """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
     leaves = [(tree, row, leaf) for tree, row in zip(trees, rows, strict=True) for leaf in tree.leaves]
@@ -264,6 +273,7 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     row["timing/train"] = time.perf_counter() - started
     if iteration % session.params.run.validate_every == 0 or session.finished:
         row |= validate(session, iteration)
+        session.keep_if_best(row["eval/validation_accuracy"])
     write_json(folder / "metrics.json", row)
     write_text(folder / COMPLETE, "")
     session.run.append_metrics(row)

@@ -27,14 +27,22 @@ class Paths:
         return self.output / "data" / problem_set
 
     def checkpoint(self, name: str) -> Path:
-        """``warmup`` or ``final``."""
+        """``warmup``, ``final``, or ``best`` by validation accuracy."""
         return self.output / "checkpoints" / name
 
     def metrics(self, name: str) -> Path:
         return self.output / "metrics" / f"{name}.json"
 
-    def evaluation(self, checkpoint: str) -> Path:
-        return self.output / "metrics" / "evaluate" / f"{checkpoint}.json"
+    def evaluation(self, checkpoint: str, cell: str) -> Path:
+        """Score of a cell; the Parquet file beside it has every completion."""
+        return self.output / "metrics" / "evaluate" / checkpoint / f"{cell}.json"
+
+    def foreign_evaluation(self, label: str, suite: str, cell: str) -> Path:
+        """Of a policy that is no checkpoint of this run, or of one in another suite than the run's own."""
+        return self.root / "outputs" / "evaluations" / label / suite / f"{cell}.json"
+
+    def nightly(self, date: str) -> Path:
+        return self.root / "reports" / "nightly" / f"{date}.json"
 
     def plots(self, name: str) -> Path:
         return self.output / "plots" / f"{name}.csv"

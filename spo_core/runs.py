@@ -5,6 +5,7 @@ work/<stage>-<fingerprint or name>/
   manifest.json            identity (all that decides the weights) and provenance (code revision, versions)
   iterations/000007/       what the tasks of one iteration exchange
   checkpoints/000010/      a resumable state; COMPLETE is written last and lists every file with its size
+  best/000008/             policy/ with the highest validation accuracy so far, and COMPLETE
   metrics.jsonl            one line an iteration
 """
 
@@ -17,7 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -44,6 +45,10 @@ class RunDirectory:
     def checkpoint(self, number: int) -> Path:
         return self.path / "checkpoints" / f"{number:06d}"
 
+    def best(self, number: int) -> Path:
+        """Of the policy after that iteration, which was the best so far."""
+        return self.path / "best" / f"{number:06d}"
+
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
@@ -64,13 +69,25 @@ class RunDirectory:
     def save_checkpoint(self, number: int, write: Callable[[Path], None], keep: int) -> Path:
         """Let ``write`` fill a checkpoint, make it complete in one rename, then delete all but the newest ``keep``."""
         target = self.checkpoint(number)
-        with atomic_directory(target) as folder:
-            write(folder)
-            sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-            write_json(folder / COMPLETE, sizes)
+        _fill(target, write)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(self.checkpoint(old))
         return target
+
+    def save_best(self, number: int, write: Callable[[Path], None]) -> None:
+        """Let ``write`` fill the folder of a best policy, which replaces one of that number as a whole."""
+        _fill(self.best(number), write)
+
+    def has_best(self, number: int) -> bool:
+        """Whether that best policy is there and undamaged."""
+        return _complete(self.best(number))
+
+    def keep_bests(self, numbers: Container[int]) -> None:
+        """Delete all other best policies, whatever timeline they are of."""
+        folder = self.path / "best"
+        for old in folder.iterdir() if folder.is_dir() else ():
+            if not (old.name.isdigit() and int(old.name) in numbers):
+                shutil.rmtree(old)
 
     def checkpoints(self) -> list[int]:
         """Numbers of the complete checkpoints, rising; a damaged one is left out and logged."""
@@ -109,6 +126,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for _, line in read_jsonl(path)]
 
 
+def _fill(target: Path, write: Callable[[Path], None]) -> None:
+    """Complete in one rename; COMPLETE lists what ``write`` wrote."""
+    with atomic_directory(target) as folder:
+        write(folder)
+        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        write_json(folder / COMPLETE, sizes)
+
+
 def _complete(folder: Path) -> bool:
     try:
         sizes = read_json(folder / COMPLETE)
@@ -117,7 +142,7 @@ def _complete(folder: Path) -> bool:
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            log.warning("checkpoint %s is damaged (%s); going back to the one before", folder, name)
+            log.warning("%s is damaged (%s), so it counts for nothing", folder, name)
             return False
     return True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,19 @@ log = logging.getLogger(__name__)
 _OPEN: dict[Path, Session] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The policy with the highest validation accuracy so far, the first among equals; see ``RunDirectory.best``."""
+
+    iteration: int
+    """After which it was measured."""
+    accuracy: float
+    """Between 0 and 1."""
+
+
 @dataclass(slots=True)
 class Session:
-    """A training run under way. ``iteration`` is the last finished one."""
+    """A training run under way. ``iteration`` is the last finished one; ``best`` is None until one is validated."""
 
     params: Params
     run: RunDirectory
@@ -56,6 +66,7 @@ class Session:
     replay: ReplayBuffer
     iteration: int = 0
     generated_tokens: int = 0
+    best: Best | None = None
     recorded: Recorded | None = None
 
     @property
@@ -109,21 +120,43 @@ class Session:
             )
         return kept
 
+    def keep_if_best(self, accuracy: float) -> None:
+        """Keep the present policy where its validation accuracy is higher than any before."""
+        if self.best is None or accuracy > self.best.accuracy:
+            self.run.save_best(self.iteration, self._write_policy)
+            self.best = Best(self.iteration, accuracy)
+
     def save(self) -> None:
-        """A resumable checkpoint of the last finished iteration."""
+        """A resumable checkpoint of the last finished iteration. A best policy goes when no checkpoint names it."""
         self.run.save_checkpoint(self.iteration, self._write, self.params.run.keep_checkpoints)
+        states = [self._state(number) for number in self.run.checkpoints()]
+        self.run.keep_bests({state["best"]["iteration"] for state in states if state.get("best")})
+
+    def _write_policy(self, folder: Path) -> None:
+        save_policy(self.model, self.tokenizer, folder / "policy")
 
     def _write(self, folder: Path) -> None:
-        save_policy(self.model, self.tokenizer, folder / "policy")
+        self._write_policy(folder)
         for name in ("trainer", "replay"):
             (folder / name).mkdir()
         self.trainer.save(folder / "trainer")
         self.replay.save(folder / "replay")
-        write_json(folder / "state.json", {"iteration": self.iteration, "generated_tokens": self.generated_tokens})
+        best = None if self.best is None else asdict(self.best)
+        state = {"iteration": self.iteration, "generated_tokens": self.generated_tokens, "best": best}
+        write_json(folder / "state.json", state)
+
+    def _state(self, number: int) -> dict[str, Any]:
+        return read_json(self.run.checkpoint(number) / "state.json")
 
     def _restore(self, number: int) -> None:
-        folder = self.run.checkpoint(number)
-        state = read_json(folder / "state.json")
+        folder, state = self.run.checkpoint(number), self._state(number)
+        if state.get("best"):  # else none was validated yet, or it was saved before best policies were kept
+            self.best = Best(**state["best"])
+            if not self.run.has_best(self.best.iteration):
+                raise RunError(
+                    f"{self.run.best(self.best.iteration)}: the best policy so far is missing or damaged, and {folder} "
+                    f"names it; put it back, or delete {folder} to go on from the checkpoint before"
+                )
         policy, _ = load_policy(folder / "policy")
         self.model.load_state_dict(policy.state_dict())
         self.trainer.load(folder / "trainer")

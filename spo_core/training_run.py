@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_core.code import code_digest
-from spo_core.config import LearnParams, Params, VllmEngineParams
+from spo_core.config import RESOURCES, LearnParams, Params, VllmEngineParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import folder_digest, read_json
 from spo_core.paths import Paths
@@ -19,8 +19,6 @@ from spo_core.verify.rules import check_grader
 # what decides the trained weights, given params, data and the first policy
 CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
 NO_LIMIT = 1e9  # nats a token
-# of a vLLM engine, where and how long it may work, not what it samples: free to change when a run is resumed
-RESOURCES = ("first_gpu", "gpu_memory_utilization", "cache_gib", "sleep", "start_seconds", "request_seconds")
 
 
 def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     for key in ("workers", "max_failed_share"):  # how fast it grades and when it stops, not what it learns
         del chosen["verify"][key]
     if isinstance(params.rollout.engine, VllmEngineParams):
-        for key in RESOURCES:
+        for key in RESOURCES:  # free to change when a run is resumed
             del chosen["rollout"]["engine"][key]
     return {
         **chosen,

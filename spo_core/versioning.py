@@ -34,11 +34,16 @@ def run_dvc(root: Path, *arguments: str) -> str:
     raise SPOError(f"dvc {' '.join(arguments)} failed: {output.splitlines()[-1] if output else 'no output'}")
 
 
-def commit_stage(root: Path, stage: str) -> None:
-    """Record what a stage's outputs are now, as ``dvc repro`` would have."""
-    run_dvc(root, "commit", "--force", stage)
+def commit_stages(root: Path, *stages: str) -> None:
+    """Record what the stages' outputs are now, as ``dvc repro`` would have."""
+    run_dvc(root, "commit", "--force", *stages)
 
 
 def add_output(root: Path, path: Path) -> None:
     """Version one output of a run with overrides; the stages' lock is not touched."""
     run_dvc(root, "add", str(path.relative_to(root)))
+
+
+def fetch(root: Path, revision: str, path: str, target: Path) -> None:
+    """A file or folder as it was in a git revision, from DVC's cache or remote, or from git."""
+    run_dvc(root, "get", ".", path, "--rev", revision, "--out", str(target), "--force")

@@ -1,22 +1,48 @@
-"""Evaluation of one checkpoint at every context length."""
+"""Evaluation of one policy in one cell."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.evaluate.run import evaluate_published
+from spo_core.config import digest
+from spo_core.evaluate.models import Model
+from spo_core.evaluate.result import CellScore
+from spo_core.evaluate.run import Evaluated, evaluate_cell, is_own, publish_cell
+from spo_core.evaluate.suite import Cell
 from spo_core.observe.progress import bar
+from tasks.limits import gpu_slot
 from tasks.records import RunSpec
 
 
 @task(name="evaluate", cache_policy=NO_CACHE, persist_result=False)
-def evaluate_policy(spec: RunSpec, checkpoint: str) -> dict:
-    """Evaluate checkpoints/<checkpoint> on the test split; publishes metrics/evaluate/<checkpoint>.json."""
-    with bar(f"eval {checkpoint}", None, unit="completion") as progress:
+def measure(spec: RunSpec, model: Model, cell: Cell, wait_seconds: float | None = None) -> Evaluated:
+    """Evaluate in one cell, holding ``run.gpu_limit`` meanwhile; waits at most so long for it, for ever with None."""
+    params = spec.params
+    with (
+        gpu_slot(params.run.gpu_limit, wait_seconds),
+        bar(f"eval {model.name} {cell.name}", None, unit="completion") as progress,
+    ):
 
         def show(done: int, total: int) -> None:
             progress.total = total
             progress.update(done - progress.n)
 
-        return evaluate_published(spec.params, spec.paths, checkpoint, show)
+        return evaluate_cell(params, spec.paths, model, cell, show)
+
+
+@task(name="publish score", cache_policy=NO_CACHE, persist_result=False)
+def publish_score(spec: RunSpec, model: Model, evaluated: Evaluated) -> Path:
+    """Among the run's metrics, or below outputs/evaluations for other policies and suites; the file of the score."""
+    target = score_file(spec, model, evaluated.score)
+    publish_cell(evaluated, target)
+    return target
+
+
+def score_file(spec: RunSpec, model: Model, score: CellScore) -> Path:
+    if is_own(model.name, spec.suite):
+        return spec.paths.evaluation(model.name, score.cell)
+    changed = f"-{digest(spec.overrides)[:8]}" if spec.overrides else ""
+    return spec.paths.foreign_evaluation(model.label, f"{score.suite}{changed}", score.cell)

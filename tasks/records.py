@@ -15,7 +15,8 @@ from spo_core.problems import problem_set
 class RunSpec:
     """Which params and which outputs: all a flow is told. Without overrides it is the main run, which DVC records.
 
-    ``replay`` is a directory of recorded rollouts to train on; ``rollouts_only`` samples and trains nothing.
+    ``replay`` is a directory of recorded rollouts to train on; ``rollouts_only`` samples and trains nothing; ``suite``
+    replaces that of the params.
     """
 
     root: str
@@ -24,6 +25,7 @@ class RunSpec:
     name: str | None = None
     replay: str | None = None
     rollouts_only: bool = False
+    suite: str | None = None
 
     @classmethod
     def here(
@@ -33,15 +35,16 @@ class RunSpec:
         name: str | None = None,
         replay: str | None = None,
         rollouts_only: bool = False,
+        suite: str | None = None,
     ) -> RunSpec:
         """A run of the project in the current folder, as for DVC and Prefect; its params are validated at once."""
-        spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only)
+        spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite)
         problem_set(spec.params.data)
         return spec
 
     @property
     def params(self) -> Params:
-        return load_params(Path(self.root), self.preset, self.overrides)
+        return load_params(Path(self.root), self.preset, self.overrides, self.suite)
 
     @property
     def run_name(self) -> str | None:

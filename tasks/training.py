@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from spo_core.files import atomic_directory, publish, write_csv, write_json
-from spo_core.iteration import train_step
+from spo_core.iteration import find_best, train_step
 from spo_core.observe.progress import bar
 from spo_core.session import Session, session
 from tasks.records import Iteration, RunSpec
@@ -25,9 +25,10 @@ def update_policy(iteration: Iteration) -> dict:
 
 
 def publish_training(current: Session, spec: RunSpec) -> dict:
-    """Publish checkpoints/final, metrics/train.json, metrics/train and plots/train.csv of a finished run."""
-    paths, rows = spec.paths, current.run.read_metrics()
+    """Publish checkpoints/final and best, metrics/train.json, metrics/train and plots/train.csv of a finished run."""
+    paths, rows, best = spec.paths, current.run.read_metrics(), find_best(current)
     publish(current.run.checkpoint(current.iteration) / "policy", paths.checkpoint("final"))
+    publish(current.run.best(best.iteration) / "policy", paths.checkpoint("best"))
     with atomic_directory(paths.training) as folder:
         for source in current.run.records(current.iteration):
             publish(source, folder / source.name)
@@ -37,6 +38,8 @@ def publish_training(current: Session, spec: RunSpec) -> dict:
         "generated_tokens": current.generated_tokens,
         "reward_first": rows[0]["rollout/reward"],
         "reward_last": rows[-1]["rollout/reward"],
+        "best_iteration": best.iteration,
+        "best_validation_accuracy": best.accuracy,
         "skipped_iterations": sum(row["train/skipped"] for row in rows),
         "seconds": round(seconds, 2),
     }

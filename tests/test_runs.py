@@ -77,6 +77,20 @@ def test_a_failed_checkpoint_leaves_the_ones_before(tmp_path):
         assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["000005"]
 
 
+def test_a_best_policy_is_whole_and_goes_when_it_is_not_among_those_to_keep(tmp_path):
+    with open_run(tmp_path, "train", IDENTITY, tmp_path) as run:
+        run.keep_bests({1})  # there is none yet
+        for number in (2, 5, 9):
+            run.save_best(number, write_one)
+        run.best(7).mkdir()  # of another program
+        (run.best(9) / "weights").write_text("a")  # truncated
+        assert [n for n in range(10) if run.has_best(n)] == [2, 5]
+        run.save_best(9, write_one)
+        run.keep_bests({5, 9})
+        assert sorted(p.name for p in (run.path / "best").iterdir()) == ["000005", "000009"]
+        assert run.has_best(9) and run.checkpoints() == []
+
+
 def test_metrics_are_rewound_to_the_checkpoint_and_a_cut_line_is_dropped(tmp_path):
     with open_run(tmp_path, "train", IDENTITY, tmp_path) as run:
         for number in (1, 2, 3):

@@ -20,7 +20,8 @@ from spo_core.config.credit import (
     Whole,
 )
 from spo_core.config.data import DataParams, JsonlParams
-from spo_core.config.engine import TransformersEngineParams, VllmEngineParams
+from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
+from spo_core.config.evaluate import EvaluateParams, NightlyParams
 from spo_core.config.learn import (
     DeepSpeedBackend,
     KLPenalty,
@@ -30,7 +31,6 @@ from spo_core.config.learn import (
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
 from spo_core.config.namespaces import (
-    EvaluateParams,
     PolicyParams,
     PolicyShape,
     PretrainedPolicy,
@@ -45,6 +45,7 @@ from spo_core.config.verify import GraderName, RewardParams, VerifyParams
 __all__ = [
     "CUT_TYPES",
     "NAMESPACES",
+    "RESOURCES",
     "AdaptiveMonteCarlo",
     "AllTokens",
     "BestOfKProgress",
@@ -65,6 +66,7 @@ __all__ = [
     "LeaveOneOut",
     "LowProbability",
     "MonteCarlo",
+    "NightlyParams",
     "NoValue",
     "Params",
     "PolicyParams",

@@ -26,7 +26,7 @@ class VllmEngineParams(Namespace):
     first_gpu: int = Field(default=0, ge=0)
     """The servers take GPUs from this one on, ``tensor_parallel`` each; unused on CPUs and in the flow's process."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of weights and cache; null: ``learn.dtype``."""
+    """Of weights and cache; null: ``learn.dtype``, in an evaluation that of the checkpoint."""
     gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
     """Share of a GPU's memory for weights and cache; the rest is the trainer's unless the engine sleeps."""
     cache_gib: float | None = Field(default=None, gt=0)
@@ -51,4 +51,6 @@ class VllmEngineParams(Namespace):
         return self
 
 
+# where and how long a vLLM engine may work, not what it samples
+RESOURCES = ("first_gpu", "gpu_memory_utilization", "cache_gib", "sleep", "start_seconds", "request_seconds")
 EngineParams = Annotated[TransformersEngineParams | VllmEngineParams, Field(discriminator="type")]

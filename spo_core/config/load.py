@@ -1,14 +1,17 @@
 """Reading ``params/``: base files, a preset and ``key=value`` overrides laid over one another, then validated.
 
 Base files hold the embedded default; ``params/presets/<name>.yaml`` is an overlay of several namespaces, and may name
-another one, or one of ``presets/base``, that it ``extends``. A mapping whose ``type`` an overlay changes is replaced
-whole, as are a preset's ``evaluate.contexts``; every other mapping is merged key by key. Unknown keys are refused.
+another one, or one of ``presets/base``, that it ``extends``. ``params/suites/<name>.yaml`` is an overlay of
+``evaluate``; the suite that a preset or an override names is laid beneath them. A mapping whose ``type`` an overlay
+changes is replaced whole, as are the ``evaluate.contexts`` of suites and presets; every other mapping is merged key by
+key. Unknown keys are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,15 @@ from spo_core.config.params import Params
 from spo_core.errors import ConfigError
 
 NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
-UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend")
+UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend", "engine")
 
 
-def load_params(root: Path, preset: str | None = None, overrides: tuple[str, ...] = ()) -> Params:
-    """Read ``root/params``, lay a preset and ``key=value`` overrides over it, and validate.
+def load_params(
+    root: Path, preset: str | None = None, overrides: tuple[str, ...] = (), suite: str | None = None
+) -> Params:
+    """Read ``root/params``, lay a suite, a preset and ``key=value`` overrides over it, and validate.
 
-    Raises ConfigError naming the file and the key.
+    With ``suite`` nothing holds that the preset says of evaluation. Raises ConfigError naming the file and the key.
     """
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -37,32 +42,68 @@ def load_params(root: Path, preset: str | None = None, overrides: tuple[str, ...
             raise ConfigError(f"{path}: must hold the one top-level key {name!r}, found {sorted(content)}")
         tree[name] = content[name]
         origin[name] = str(path)
-    if preset:
-        for path, overlay in _overlays(root / "params" / "presets", preset):
-            if isinstance(overlay.get("evaluate"), dict) and "contexts" in overlay["evaluate"]:
-                tree["evaluate"] = {k: v for k, v in tree["evaluate"].items() if k != "contexts"}  # its keys are names
-            tree = _merge(tree, overlay)
-            for name in overlay:
-                origin[name] = f"{path} over {origin.get(name, '')}".removesuffix(" over ")
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override!r}: write it as namespace.key=value")
-        value = _parse(f"--set {override}", text)
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = _merge(tree, value)
-        namespace = key.split(".")[0]
-        origin[namespace] = f"--set {override} over {origin.get(namespace, '')}".removesuffix(" over ")
-    return _validate(tree, origin)
+    layers = _preset(root / "params" / "presets", preset) if preset else []
+    if suite is not None:
+        layers = [(path, {k: v for k, v in overlay.items() if k != "evaluate"}) for path, overlay in layers]
+    asked = [(f"--set {override}", _override(override)) for override in overrides]
+    named = suite or _named_suite([*layers, *asked])
+    if named not in (None, tree["evaluate"].get("suite")):
+        path = _suite(root / "params" / "suites", named)
+        layers = [(path, {"evaluate": _read_yaml(path)}), *layers]
+    for where, overlay in [*layers, *asked]:
+        if isinstance(where, Path) and "contexts" in (overlay.get("evaluate") or {}):
+            tree["evaluate"] = {k: v for k, v in tree["evaluate"].items() if k != "contexts"}  # its keys are names
+        tree = _merge(tree, overlay)
+        for name in overlay:
+            origin[name] = f"{where} over {origin.get(name, '')}".removesuffix(" over ")
+    params = _validate(tree, origin)
+    if suite is None:
+        _check_positions(params)
+    return params
 
 
-def _overlays(folder: Path, preset: str) -> list[tuple[Path, dict[str, Any]]]:
+def _named_suite(layers: Sequence[tuple[Path | str, dict[str, Any]]]) -> object:
+    """What the last layer that says so has for ``evaluate.suite``."""
+    named = [
+        o["evaluate"]["suite"] for _, o in layers if isinstance(o.get("evaluate"), dict) and "suite" in o["evaluate"]
+    ]
+    return named[-1] if named else None
+
+
+def _check_positions(params: Params) -> None:
+    """A run is judged by contexts that its own policy has positions for; other policies answer for themselves."""
+    init, longest = params.policy.init, max(params.evaluate.contexts.values())
+    if init.type == "scratch" and longest > init.max_positions:
+        raise ConfigError(
+            f"evaluate.contexts {longest} exceeds policy.init.max_positions {init.max_positions}; lower "
+            "it, or evaluate in another evaluate.suite"
+        )
+
+
+def _override(text: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {text!r}: write it as namespace.key=value")
+    tree = _parse(f"--set {text}", value)
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _suite(folder: Path, name: object) -> Path:
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"evaluate.suite: no suite {name!r} in {folder}; there are: {', '.join(known)}")
+    return folder / f"{name}.yaml"
+
+
+def _preset(folder: Path, preset: str) -> list[tuple[Path | str, dict[str, Any]]]:
     """A preset and those it extends, the one that extends none first; ConfigError for unknown names and cycles."""
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if preset not in known:
         raise ConfigError(f"no preset {preset!r} in {folder}; there are: {', '.join(known)}")
-    found: list[tuple[Path, dict[str, Any]]] = []
+    found: list[tuple[Path | str, dict[str, Any]]] = []
     name: str | None = preset
     while name is not None:
         path = folder / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""``params/{run,policy,rollout,evaluate}.yaml``."""
+"""``params/{run,policy,rollout}.yaml``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class RunParams(Namespace):
     """Resumable checkpoints kept in the working directory."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch. Results are bit-identical only for the same number."""
+    gpu_limit: str | None = Field(default="gpu", min_length=1)
+    """Prefect's global concurrency limit of which training and every evaluated cell hold one slot, so that they take
+    turns on the GPU; nothing is held where the server has no such limit, or for null."""
     wandb: WandbParams = WandbParams()
 
 
@@ -158,18 +161,3 @@ class RolloutParams(Namespace):
     def shortest_context(self) -> int:
         """Of all iterations."""
         return min([self.context_length, *(stage.context_length for stage in self.context_schedule)])
-
-
-class EvaluateParams(Namespace):
-    contexts: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
-    """Name and length of each context: the most tokens a completion may have there."""
-    samples: int = Field(default=4, ge=1)
-    """Completions sampled for each question."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling; the training temperature unless there is a reason."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of sampling."""
-    questions: int | None = Field(default=None, ge=1)
-    """Questions of the test split that are asked, from its beginning; null: all."""
-    batch_size: int = Field(default=256, ge=1)
-    """Completions decoded at once."""

@@ -7,8 +7,9 @@ from pydantic import model_validator
 from spo_core.config.base import Namespace
 from spo_core.config.credit import CUT_TYPES, CreditParams
 from spo_core.config.data import DataParams
+from spo_core.config.evaluate import EvaluateParams
 from spo_core.config.learn import LearnParams
-from spo_core.config.namespaces import EvaluateParams, PolicyParams, RolloutParams, RunParams
+from spo_core.config.namespaces import PolicyParams, RolloutParams, RunParams
 from spo_core.config.verify import VerifyParams
 
 
@@ -27,15 +28,11 @@ class Params(Namespace):
     @model_validator(mode="after")
     def _consistent(self) -> Params:
         self._consistent_credit()
-        if self.policy.init.type == "scratch":
-            for key, length in (
-                ("rollout.context_length", self.rollout.longest_context),
-                ("evaluate.contexts", max(self.evaluate.contexts.values())),
-            ):
-                if length > self.policy.init.max_positions:
-                    raise ValueError(
-                        f"{key} {length} exceeds policy.init.max_positions {self.policy.init.max_positions}"
-                    )
+        if self.policy.init.type == "scratch" and self.rollout.longest_context > self.policy.init.max_positions:
+            raise ValueError(
+                f"rollout.context_length {self.rollout.longest_context} exceeds policy.init.max_positions "
+                f"{self.policy.init.max_positions}"
+            )
         if self.learn.optimizer_steps > self.rollout.questions:
             raise ValueError(
                 f"learn.optimizer_steps {self.learn.optimizer_steps} exceeds rollout.questions {self.rollout.questions}"

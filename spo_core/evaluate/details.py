@@ -1,4 +1,4 @@
-"""Every completion of an evaluation, a row each, so that a score can be traced to what it was given for."""
+"""Every completion of an evaluated cell, a row each, so that a score can be traced to what it was given for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class Sample:
     """One graded completion."""
 
     question_id: str
-    context: str
     sample: int
     """Its number among the completions of the question, from 0."""
     completion: str
+    gold: str
+    """The right answer."""
     given: str | None
     """The answer found in the completion."""
     outcome: Outcome
+    lighteval: str | None
+    """What lighteval's metric says: correct, wrong or timeout; None where it was not asked."""
     tokens: int
     """Sampled tokens, the stop token included."""
 
@@ -31,15 +34,21 @@ class Sample:
     def correct(self) -> bool:
         return self.outcome is Outcome.CORRECT
 
+    @property
+    def disagrees(self) -> bool:
+        """Whether one of the two graders calls it correct and the other does not."""
+        return self.lighteval is not None and self.correct != (self.lighteval == "correct")
+
 
 SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
-        ("context", pa.string()),
         ("sample", pa.int32()),
         ("completion", pa.string()),
+        ("gold", pa.string()),
         ("given", pa.string()),
         ("outcome", pa.string()),
+        ("lighteval", pa.string()),
         ("tokens", pa.int32()),
     ]
 )
@@ -53,3 +62,11 @@ def write_details(path: Path, samples: Iterable[Sample]) -> None:
 def read_details(path: Path) -> list[Sample]:
     rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     return [Sample(**row | {"outcome": Outcome(row["outcome"])}) for row in rows]
+
+
+def by_question(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """(questions, samples), in the order in which questions first stand there."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.question_id, []).append(sample)
+    return list(found.values())

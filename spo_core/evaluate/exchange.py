@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spo_core.config import EvaluateParams
-from spo_core.errors import ConfigError
-
 REQUEST = "request.json"
 QUESTIONS = "questions"  # a folder: lighteval loads it as a dataset
 POLICY = "policy"  # a link to the checkpoint, so that no path of lighteval's leads into it
@@ -22,46 +19,64 @@ PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to evaluate; the prompts stand in QUESTIONS, the checkpoint behind POLICY."""
+class Servers:
+    """vLLM servers that run on this machine, and what every request to them has in common."""
 
-    params: EvaluateParams
-    stop: list[str]
-    """Strings that end a completion, as the policy's stop tokens do."""
+    ports: tuple[int, ...]
+    slots: int
+    """Requests that one of them is given at a time."""
+    request_seconds: float
+    """Time for one request; it is sent again after that."""
+    stop_ids: tuple[int, ...]
+    temperature: float
+    top_p: float
+    context_length: int
+    """Most tokens of a prompt and its completion together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to sample one cell; the prompts stand in QUESTIONS, the checkpoint behind POLICY."""
+
+    context_length: int
+    """Most tokens a completion may have, the stop token included."""
+    max_length: int
+    """Longest prompt plus longest completion, in tokens."""
+    samples: int
+    temperature: float
+    top_p: float
     seed: int
+    batch_size: int
+    """Completions decoded at once."""
+    stop: tuple[str, ...]
+    """Strings that end a completion, as the policy's stop tokens do."""
     threads: int
     parent: int
     """Process that waits for the result; the child ends with it."""
+    servers: Servers | None = None
+    """Who samples; None: lighteval itself."""
 
     def write(self, scratch: Path, prompts: Mapping[str, str]) -> None:
         """``prompts`` by question id."""
-        content = asdict(self) | {"params": self.params.model_dump(mode="json")}
-        (scratch / REQUEST).write_text(json.dumps(content), encoding="utf-8")
+        (scratch / REQUEST).write_text(json.dumps(asdict(self)), encoding="utf-8")
         (scratch / QUESTIONS).mkdir()
         rows = (json.dumps({"question_id": key, "prompt": text}) + "\n" for key, text in prompts.items())
         (scratch / QUESTIONS / "test.jsonl").write_text("".join(rows), encoding="utf-8")
 
-    def max_length(self, prompt_tokens: int, positions: int | None) -> int:
-        """Longest prompt plus longest completion, in tokens. Raises ConfigError if the policy has too few positions."""
-        for context, length in self.params.contexts.items():
-            if positions is not None and prompt_tokens + length > positions:
-                raise ConfigError(
-                    f"evaluate.contexts.{context}: {length} tokens after a prompt of {prompt_tokens} exceed the "
-                    f"policy's {positions} positions; lower it, or evaluate a policy that has more"
-                )
-        return prompt_tokens + max(self.params.contexts.values())
-
     @classmethod
     def read(cls, scratch: Path) -> Request:
         content = json.loads((scratch / REQUEST).read_text(encoding="utf-8"))
-        return cls(**content | {"params": EvaluateParams.model_validate(content["params"])})
+        content["stop"] = tuple(content["stop"])
+        if content["servers"] is not None:
+            tuples = {name: tuple(content["servers"][name]) for name in ("ports", "stop_ids")}
+            content["servers"] = Servers(**content["servers"] | tuples)
+        return cls(**content)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All completions of one question in one context; the lists have one item a completion."""
+    """All completions of one question; the lists have one item a completion."""
 
-    context: str
     question_id: str
     prompt_ids: list[int]
     """Token ids that were fed to the policy, without padding."""
@@ -75,8 +90,10 @@ class Answers:
 class Report:
     """What lighteval itself reports."""
 
-    stopped: dict[str, float]
-    """Share of completions, by context."""
+    stopped: float
+    """Share of completions."""
+    prompt_hash: str
+    """Of all prompts together."""
     versions: dict[str, str]
 
 

@@ -12,9 +12,10 @@ from lighteval.models.transformers.transformers_model import TransformersModel, 
 from lighteval.tasks.requests import Doc
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
-from spo_core.config import EvaluateParams, digest
+from spo_core.config import digest
+from spo_core.evaluate.endings import Endings
+from spo_core.evaluate.exchange import POLICY, Request
 from spo_core.rollout.seeds import derive_seed
-from spo_core.rollout.stops import stop_at
 
 log = logging.getLogger("spo_core.evaluate")
 
@@ -35,41 +36,35 @@ class PolicyModel(TransformersModel):
     def make(
         cls,
         model: PreTrainedModel,
-        params: EvaluateParams,
+        request: Request,
+        endings: Endings,
         *,
-        name: str,
-        stop_ids: frozenset[int],
-        stop_strings: list[str],
-        seed: int,
-        max_length: int,
         cache_dir: str,
         progress: Callable[[int], None],
     ) -> PolicyModel:
-        """``name``: the checkpoint's folder relative to the working directory; ``max_length``: longest prompt plus
-        longest completion, in tokens; ``progress`` is called with the number of completions sampled so far."""
+        """``progress`` is called with the number of completions sampled so far."""
         self = cls.from_model(
             model,
             TransformersModelConfig(
-                model_name=name,
-                batch_size=max(1, params.batch_size // params.samples),
-                max_length=max_length,
+                model_name=POLICY,  # relative to the working directory
+                batch_size=max(1, request.batch_size // request.samples),
+                max_length=request.max_length,
                 add_special_tokens=False,
                 override_chat_template=False,
                 device="cpu",
                 cache_dir=cache_dir,
-                generation_parameters=GenerationParameters(temperature=params.temperature, top_p=params.top_p),
+                generation_parameters=GenerationParameters(temperature=request.temperature, top_p=request.top_p),
             ),
         )
         model.generation_config = GenerationConfig(
             do_sample=True,
-            temperature=params.temperature,
-            top_p=params.top_p,
+            temperature=request.temperature,
+            top_p=request.top_p,
             top_k=0,
-            eos_token_id=sorted(stop_ids),
-            pad_token_id=min(stop_ids),
+            eos_token_id=sorted(endings.stop_ids),
+            pad_token_id=min(endings.stop_ids),
         )
-        self.stop_ids, self.stop_strings, self.stop = stop_ids, stop_strings, stop_at(self.tokenizer, stop_strings)
-        self.seed, self.progress, self.done = seed, progress, 0
+        self.endings, self.seed, self.progress, self.done = endings, request.seed, progress, 0
         return self
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
@@ -90,7 +85,7 @@ class PolicyModel(TransformersModel):
         one, and contexts differ by nothing but their length.
         """
         prompt_tokens = batch.input_ids.shape[1]
-        at_string = [self._at_stop_string(prompt_tokens)] if self.stop else []
+        at_string = [self._at_stop_string(prompt_tokens)] if self.endings.strings else []
         torch.manual_seed(derive_seed(self.seed, "evaluate", digest(batch.input_ids.tolist())))
         rows = self.model.generate(
             input_ids=batch.input_ids,
@@ -102,7 +97,7 @@ class PolicyModel(TransformersModel):
         completions = rows[:, prompt_tokens:].unflatten(0, (-1, num_samples))  # (prompts, samples, tokens)
         responses = []
         for prompt, mask, samples in zip(batch.input_ids, batch.input_mask, completions.tolist(), strict=True):
-            ids = [self._until_stop(sample) for sample in samples]
+            ids = [self.endings.until(sample) for sample in samples]
             texts = [self.tokenizer.decode(sample, skip_special_tokens=True) for sample in ids]
             responses.append(ModelResponse(input_tokens=prompt[mask.bool()].tolist(), text=texts, output_tokens=ids))
         self.done += len(rows)
@@ -115,14 +110,11 @@ class PolicyModel(TransformersModel):
 
         The criterion of transformers fails with tokenizers that know no letters.
         """
-        window = 4 * max(map(len, self.stop_strings))  # tokens; a character has at most four
+        strings = self.endings.strings
+        window = 4 * max(map(len, strings))  # tokens; a character has at most four
 
         def ended(rows: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
             tails = self.tokenizer.batch_decode(rows[:, prompt:][:, -window:], skip_special_tokens=True)
-            return torch.tensor([any(string in tail for string in self.stop_strings) for tail in tails])
+            return torch.tensor([any(string in tail for string in strings) for tail in tails])
 
         return ended
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        own = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
-        return own[: self.stop(own)] if self.stop else own

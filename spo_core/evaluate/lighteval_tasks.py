@@ -1,7 +1,4 @@
-"""The lighteval task of an evaluation: one for each context, alike but for the length of a completion.
-
-Runs in lighteval's environment.
-"""
+"""The lighteval task of one cell. Runs in lighteval's environment."""
 
 from __future__ import annotations
 
@@ -19,31 +16,28 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from spo_core.evaluate.exchange import QUESTIONS, Request
 
+NAME = "spo_0"  # lighteval parses names: no name of a cell stands here
 STOPPED = "stopped"
 
 
-def make_tasks(request: Request, scratch: Path, ended: Callable[[list[int]], bool]) -> dict[str, LightevalTaskConfig]:
-    """The task of each context, by the context's name. Tasks are named by number: lighteval parses their names."""
-    return {
-        context: LightevalTaskConfig(
-            name=f"spo_{index}",
-            prompt_function=_prompt,
-            hf_repo=str(scratch / QUESTIONS),
-            hf_subset="default",
-            hf_avail_splits=["test"],
-            evaluation_splits=["test"],
-            generation_size=length,
-            stop_sequence=[],
-            metrics=[_stopped(request.params.samples, ended)],
-        )
-        for index, (context, length) in enumerate(request.params.contexts.items())
-    }
+def make_task(request: Request, scratch: Path, ended: Callable[[list[int]], bool]) -> LightevalTaskConfig:
+    """``ended``: whether sampled token ids end with a stop token or string."""
+    return LightevalTaskConfig(
+        name=NAME,
+        prompt_function=_prompt,
+        hf_repo=str(scratch / QUESTIONS),
+        hf_subset="default",
+        hf_avail_splits=["test"],
+        evaluation_splits=["test"],
+        generation_size=request.context_length,
+        stop_sequence=[],
+        metrics=[_stopped(request.samples, ended)],
+    )
 
 
-def register_only(tasks: list[LightevalTaskConfig]) -> None:
-    """Make these the only tasks: lighteval imports all of its own, of which one downloads and another fails offline."""
-    table = {task.name: task for task in tasks}
-    Registry.load_all_task_configs = staticmethod(lambda custom_tasks=None, load_multilingual=False: table)
+def register_only(task: LightevalTaskConfig) -> None:
+    """Make this the only task: lighteval imports all of its own, of which one downloads and another fails offline."""
+    Registry.load_all_task_configs = staticmethod(lambda custom_tasks=None, load_multilingual=False: {task.name: task})
 
 
 def _prompt(row: dict[str, Any], task_name: str) -> Doc:

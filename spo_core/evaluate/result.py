@@ -1,4 +1,4 @@
-"""What an evaluation found: one cell a context, and all that is needed to repeat or compare it."""
+"""What the evaluation of one cell found, and all that is needed to repeat, trace or compare it."""
 
 from __future__ import annotations
 
@@ -14,58 +14,110 @@ class EvaluationError(SPOError):
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One checkpoint in one context. Shares are of all completions, between 0 and 1."""
+class Protocol:
+    """How a cell was measured. Only scores of the same protocol compare."""
 
+    problem_set: str
     context_length: int
     """Most tokens a completion may have, the stop token included."""
     questions: int
+    samples: int
+    """Completions of each question."""
+    temperature: float
+    top_p: float
+    prompt_digest: str
+    """SHA-256 over all prompts, in no particular order."""
+    answer_digest: str
+    """The same over prompts and gold answers."""
+    grader: str
+    """``verify.grader``."""
+    engine: str
+    """``transformers`` or ``vllm``."""
+    dtype: str
+    """In which the engine computes."""
+    versions: dict[str, str]
+    """Of what samples and what grades."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of a completion, its stop token included, over all completions."""
+
+    mean: float
+    median: float
+    p90: float
+    most: int
+    mean_correct: float | None
+    """Of the correct ones; None where none is."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCheck:
+    """The same completions graded by lighteval's extractive match, truncated ones too, as it does."""
+
     accuracy: float
-    """Mean over questions of the fraction of completions that are correct."""
+    standard_error: float | None
+    disagreements: int
+    """Completions that one of the two calls correct and the other does not."""
+    truncated_disagreements: int
+    """Those among them that were truncated: here never correct, by lighteval what their last number says."""
+    timeouts: int
+    """Completions that lighteval's metric did not finish with; they count as not correct there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellScore:
+    """One checkpoint in one cell. Shares are of all completions, between 0 and 1."""
+
+    model: str
+    """As it was named: warmup, final, best, a folder, a revision, a hub id."""
+    model_digest: str
+    """SHA-256 over the checkpoint's files."""
+    suite: str
+    cell: str
+    """Its name, ``<problem set>-<context>``."""
+    context: str
+    accuracy: float
+    """pass@1: mean over questions of the fraction of completions that are correct."""
     standard_error: float | None
     """Of the accuracy, over questions; None where one question was asked."""
+    interval: tuple[float, float] | None
+    """Of the accuracy, 95 %, by a bootstrap over the samples of each question, for these questions; None where one
+    completion of each was sampled."""
+    majority: float
+    """majority@n: fraction of questions whose most frequent answer is correct; a tie counts in parts."""
     truncated: float
     """Share that reached the limit without a stop token; they count as not correct."""
     no_answer: float
     unparsable: float
     timeout: float
     """Share whose answers took too long to compare."""
-    mean_completion_tokens: float
-    """The stop token counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    checkpoint: str
-    """Name of the checkpoint's folder."""
-    problem_set: str
-    samples: int
-    """Completions of each question."""
-    temperature: float
-    top_p: float
+    tokens: Tokens
+    cross_check: CrossCheck | None
+    """None where lighteval has no metric for the problem set's rule."""
+    protocol: Protocol
+    lighteval_prompt_hash: str
+    """lighteval's own hash of all prompts (``full_prompts`` in its results)."""
     seed: int
-    grader: str
-    """``verify.grader``."""
-    prompt_digest: str
-    """SHA-256 over all prompts in order; only evaluations with the same one compare."""
-    versions: dict[str, str]
-    """Of lighteval, torch, transformers, and what grades."""
     seconds: float
     """Wall time, the start of lighteval included."""
     generated_tokens: int
-    """In all cells; padding after a completion's end is not counted."""
-    cells: dict[str, Cell]
-    """By the context's name, in the order of ``evaluate.contexts``."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Evaluation:
+    def from_json(cls, text: str) -> CellScore:
         """Raises DataError for text that ``to_json`` did not write."""
         try:
             content: dict[str, Any] = json.loads(text)
-            cells = {name: Cell(**cell) for name, cell in content.pop("cells").items()}
-            return cls(**content, cells=cells)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"not an evaluation's JSON: {error}; evaluate again") from None
+            interval, check = content.pop("interval"), content.pop("cross_check")
+            return cls(
+                tokens=Tokens(**content.pop("tokens")),
+                protocol=Protocol(**content.pop("protocol")),
+                interval=None if interval is None else (float(interval[0]), float(interval[1])),
+                cross_check=None if check is None else CrossCheck(**check),
+                **content,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise DataError(f"not the JSON of an evaluated cell: {error}; evaluate again") from None

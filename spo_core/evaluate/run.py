@@ -1,26 +1,41 @@
-"""Evaluation of a published checkpoint: reused where nothing that decides it changed."""
+"""Evaluation of a cell: reused where nothing that decides it changed, and published where it belongs."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from spo_core.code import code_digest
-from spo_core.config import Params
+from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.lighteval_runner import DETAILS, evaluate_checkpoint, grading_versions
-from spo_core.evaluate.result import Evaluation
-from spo_core.files import file_digest, folder_digest, publish, write_text
+from spo_core.evaluate.lighteval_runner import DETAILS, check_positions, grading_versions, measure_cell
+from spo_core.evaluate.models import CHECKPOINTS, Model
+from spo_core.evaluate.result import CellScore
+from spo_core.evaluate.serving import vllm_version
+from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, suite_questions
+from spo_core.files import file_digest, publish, write_text
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
+from spo_core.problems.base import ProblemSet
 from spo_core.runs import open_run
 from spo_core.verify.rules import check_grader
 
-RESULT = "evaluation.json"
-CHECKPOINTS = ("warmup", "final")
+RESULT = "score.json"
 CODE = ("evaluate", "policy", "problems", "rollout/pieces", "rollout/seeds", "rollout/stops", "verify")
+SERVED = tuple(
+    f"rollout/{name}"
+    for name in ("engine", "vllm_client", "vllm_launch", "vllm_server", "vllm_settings", "vllm_worker")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A cell's score, and the file of its completions in the working directory."""
+
+    score: CellScore
+    details: Path
 
 
 def check_environment(paths: Paths) -> None:
@@ -29,57 +44,120 @@ def check_environment(paths: Paths) -> None:
         raise ConfigError(f"{paths.evaluation_python}: no lighteval environment here; make install creates it")
 
 
-def check_evaluation(params: Params, paths: Paths, checkpoint: str) -> None:
-    """Raise SPOError for whatever an evaluation would be refused for."""
+def chosen_cells(params: Params, name: str | None) -> list[Cell]:
+    """The cell of that name, or all of the suite."""
+    return cells(params) if name is None else [find_cell(params, name)]
+
+
+def is_own(model: str, suite: str | None) -> bool:
+    """Whether a run's checkpoint is evaluated in the run's own suite; its scores then stand among the run's metrics."""
+    return model in CHECKPOINTS and suite is None
+
+
+def check_evaluation(params: Params, paths: Paths, *, own: bool, cell: str | None = None) -> None:
+    """Raise SPOError for whatever an evaluation would be refused for, the model apart."""
     check_environment(paths)
-    if checkpoint not in CHECKPOINTS:
-        raise ConfigError(f"--checkpoint {checkpoint!r}: there are {' and '.join(CHECKPOINTS)}")
-    check_grader(problem_set(params.data), params.verify.grader)
-    folder, data = paths.checkpoint(checkpoint), paths.data(params.data.problem_set)
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no such checkpoint; train it with python -m flows.train, or pull it with dvc pull")
-    if not (data / "test.jsonl").is_file():
-        raise DataError(f"{data / 'test.jsonl'}: no such dataset; prepare it with python -m flows.prepare")
+    check_suite(params, own=own, cell=cell)
+    prepared = paths.data(params.data.problem_set) / "test.jsonl"
+    if own and not prepared.is_file():
+        raise DataError(f"{prepared}: no such dataset; prepare it with python -m flows.prepare")
 
 
-def evaluate_published(
-    params: Params, paths: Paths, checkpoint: str, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """Evaluate checkpoints/<checkpoint> and publish its metrics file; the same content as a dict."""
-    check_evaluation(params, paths, checkpoint)
-    folder, data = paths.checkpoint(checkpoint), paths.data(params.data.problem_set)
-    problem = problem_set(params.data)
+def check_suite(params: Params, *, own: bool, cell: str | None = None) -> None:
+    """Raise SPOError where a problem set of the suite cannot be asked or graded; ``own``: of the run's own policies,
+    which must be asked as they were in training."""
+    for name in dict.fromkeys(c.problem_set for c in chosen_cells(params, cell)):
+        problem = evaluated_set(params, name)
+        check_grader(problem, params.verify.grader)
+        if name != params.data.problem_set or not own:
+            _check_source(problem)
+        elif problem.template != problem_set(params.data).template:
+            raise ConfigError(
+                f"evaluate.template {problem.template.name} is not the template of training, "
+                f"{problem_set(params.data).template.name}; set it to null, or name the policy by its folder"
+            )
+
+
+def _check_source(problem: ProblemSet) -> None:
+    try:
+        problem.check_source()
+    except DataError as error:
+        files = f"--set 'evaluate.sources={{{problem.name}: FOLDER}}'"
+        raise DataError(f"{error}\nThe folder of its files is named by {files}") from None
+
+
+def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
+    """Raise ConfigError for a cell longer than the policy's positions, before another is sampled for hours."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model.folder).get_text_config()
+    for cell in chosen:
+        check_positions(cell, 1, getattr(config, "max_position_embeddings", None))
+
+
+def evaluate_cell(
+    params: Params,
+    paths: Paths,
+    model: Model,
+    cell: Cell,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluated:
+    """The score of a policy in a cell, from the working directory if it was measured before.
+
+    ``progress`` is called with the completions sampled so far and those in all.
+    """
+    problem = evaluated_set(params, cell.problem_set)
+    questions = suite_questions(params, paths, cell.problem_set)
+    chosen = params.evaluate.model_dump(
+        mode="json", include={"samples", "temperature", "top_p", "seed", "engine", "batch_size"}
+    )
+    served = isinstance(params.evaluate.engine, VllmEngineParams)
+    if served:
+        chosen["engine"] = {k: v for k, v in chosen["engine"].items() if k not in (*RESOURCES, "servers")}
     identity = {
-        "checkpoint": folder_digest(folder),
-        "questions": file_digest(data / "test.jsonl"),
-        "problem_set": params.data.problem_set,
+        "model": model.digest,
+        "questions": digest([[q.question_id, q.question, q.answer] for q in questions]),
+        "problem_set": cell.problem_set,
+        "context_length": cell.context_length,
         "prompts": problem.template.described() | {"rule": problem.rule},
         "verify": params.verify.model_dump(mode="json", include={"grader", "seconds"}),
-        "evaluate": params.evaluate.model_dump(mode="json"),
-        "seed": params.run.seed,
+        "evaluate": chosen,
         "threads": params.run.threads,
-        "code": code_digest(*CODE),
+        "code": code_digest(*CODE, *(SERVED if served else ())),
         "environment": file_digest(paths.evaluation_constraints),
         "grading": grading_versions(),
     }
+    if served:
+        identity["vllm"] = vllm_version()
     with open_run(paths.work, "evaluate", identity, paths.root) as run:
-        result = run.path / RESULT
-        if not (result.is_file() and (run.path / DETAILS).is_file()):
-            evaluation = evaluate_checkpoint(
-                folder,
-                data,
+        result, details = run.path / RESULT, run.path / DETAILS
+        if not (result.is_file() and details.is_file()):
+            measured = measure_cell(
+                model.folder,
+                cell,
+                questions,
                 problem,
                 params.evaluate,
                 params.verify,
-                seed=params.run.seed,
+                model=model.name,
+                model_digest=model.digest,
                 threads=params.run.threads,
                 python=paths.evaluation_python,
                 work_dir=run.path,
                 progress=progress,
             )
-            write_text(result, evaluation.to_json())
-        content = json.loads(Evaluation.from_json(result.read_text()).to_json()) | {"checkpoint": checkpoint}
-        target = paths.evaluation(checkpoint)
-        write_text(target, json.dumps(content, indent=2) + "\n")
-        publish(run.path / DETAILS, target.with_suffix(".parquet"))
-        return content
+            write_text(result, measured.to_json())
+        score = replace(  # the same measurement may have been made under other names
+            CellScore.from_json(result.read_text(encoding="utf-8")),
+            model=model.name,
+            suite=params.evaluate.suite,
+            cell=cell.name,
+            context=cell.context,
+        )
+        return Evaluated(score, details)
+
+
+def publish_cell(evaluated: Evaluated, target: Path) -> None:
+    """The score at ``target``, its completions beside it as Parquet."""
+    publish(evaluated.details, target.with_suffix(".parquet"))
+    write_text(target, evaluated.score.to_json())

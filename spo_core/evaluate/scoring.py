@@ -1,13 +1,18 @@
-"""From answers to graded samples, from samples to a cell, and the checks that both must pass."""
+"""From answers to graded samples, from samples to a score, and the checks that both must pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from spo_core.evaluate import statistics
+import numpy as np
+import xxhash
+
+from spo_core.evaluate import cross_check, statistics
 from spo_core.evaluate.details import Sample
-from spo_core.evaluate.exchange import Answers
-from spo_core.evaluate.result import Cell, EvaluationError
+from spo_core.evaluate.exchange import Answers, Report
+from spo_core.evaluate.result import CellScore, EvaluationError, Protocol, Tokens
+from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.verify import Outcome, Verdict
 from spo_core.verify.verifier import Verifier
@@ -16,72 +21,122 @@ TOLERANCE = 1e-9
 
 
 def grade_answers(
-    verifier: Verifier,
-    problem: ProblemSet,
-    rows: Sequence[Question],
-    answers: Sequence[Answers],
-    *,
-    contexts: Sequence[str],
-    samples: int,
-) -> dict[str, list[list[Sample]]]:
-    """Samples (questions, samples) of each context, the questions in the order of ``rows``.
+    verifier: Verifier, problem: ProblemSet, rows: Sequence[Question], answers: Sequence[Answers], *, samples: int
+) -> list[list[Sample]]:
+    """Samples (questions, samples), the questions in the order of ``rows``; lighteval has not graded them yet.
 
     A completion that did not stop is truncated, whatever answer it holds. Raises EvaluationError unless every question
-    has that many completions in every context.
+    has that many completions.
     """
-    found = {(row.context, row.question_id): row for row in answers}
-    asked = {(context, row.question_id) for context in contexts for row in rows}
-    if found.keys() != asked or len(found) != len(answers) or any(len(a.completions) != samples for a in answers):
+    found = {row.question_id: row for row in answers}
+    gold = {row.question_id: row.answer for row in rows}
+    if found.keys() != gold.keys() or len(found) != len(answers) or any(len(a.completions) != samples for a in answers):
         raise EvaluationError(
             f"lighteval answered {len(answers)} times, {sum(len(a.completions) for a in answers)} completions; asked "
-            f"were {len(asked)} questions with {samples} each"
+            f"were {len(gold)} questions with {samples} each"
         )
-    gold = {row.question_id: row.answer for row in rows}
+    ordered = [found[row.question_id] for row in rows]
     stated = [
         (text, gold[row.question_id])
-        for row in answers
+        for row in ordered
         for text, stopped in zip(row.completions, row.stopped, strict=True)
         if stopped
     ]
     verdicts = iter(verifier.grade(problem, stated))
     truncated = Verdict(Outcome.TRUNCATED, None)
-    graded: dict[tuple[str, str], list[Sample]] = {}
-    for row in answers:
+    graded = []
+    for row in ordered:
         columns = zip(row.completions, row.tokens, row.stopped, strict=True)
-        graded[row.context, row.question_id] = [
-            Sample(
-                row.question_id,
-                row.context,
-                number,
-                text,
-                (verdict := next(verdicts) if stopped else truncated).given,
-                verdict.outcome,
-                tokens,
-            )
-            for number, (text, tokens, stopped) in enumerate(columns)
-        ]
-    return {context: [graded[context, row.question_id] for row in rows] for context in contexts}
+        graded.append(
+            [
+                Sample(
+                    question_id=row.question_id,
+                    sample=number,
+                    completion=text,
+                    gold=gold[row.question_id],
+                    given=(verdict := next(verdicts) if stopped else truncated).given,
+                    outcome=verdict.outcome,
+                    lighteval=None,
+                    tokens=tokens,
+                )
+                for number, (text, tokens, stopped) in enumerate(columns)
+            ]
+        )
+    return graded
 
 
-def make_cell(context_length: int, questions: Sequence[Sequence[Sample]]) -> Cell:
-    """The cell of one context from its samples, (questions, samples). Raises ValueError if empty or ragged."""
-    means = statistics.question_means([[float(sample.correct) for sample in row] for row in questions])
+def with_lighteval(questions: Sequence[Sequence[Sample]], verdicts: Sequence[str]) -> list[list[Sample]]:
+    """The samples with lighteval's verdict on each, in their order. Raises EvaluationError for another number."""
+    asked = sum(len(row) for row in questions)
+    if len(verdicts) != asked:
+        raise EvaluationError(f"lighteval's metric gave {len(verdicts)} verdicts on {asked} completions")
+    found = iter(verdicts)
+    return [[replace(sample, lighteval=next(found)) for sample in row] for row in questions]
+
+
+def score_cell(
+    cell: Cell,
+    questions: Sequence[Sequence[Sample]],
+    protocol: Protocol,
+    *,
+    majority: float,
+    prompt_hash: str,
+    model: str,
+    model_digest: str,
+    suite: str,
+    seed: int,
+    seconds: float,
+) -> CellScore:
+    """The score of a cell from its samples, (questions, samples). Raises ValueError if empty or ragged."""
+    correct = [[float(sample.correct) for sample in row] for row in questions]
+    means = statistics.question_means(correct)
     flat = [sample for row in questions for sample in row]
 
     def share(outcome: Outcome) -> float:
         return statistics.mean([sample.outcome is outcome for sample in flat])
 
-    return Cell(
-        context_length=context_length,
-        questions=len(questions),
+    return CellScore(
+        model=model,
+        model_digest=model_digest,
+        suite=suite,
+        cell=cell.name,
+        context=cell.context,
         accuracy=statistics.mean(means),
         standard_error=statistics.standard_error(means),
+        interval=statistics.bootstrap_interval(correct, seed),
+        majority=majority,
         truncated=share(Outcome.TRUNCATED),
         no_answer=share(Outcome.NO_ANSWER),
         unparsable=share(Outcome.UNPARSABLE),
         timeout=share(Outcome.TIMEOUT),
-        mean_completion_tokens=statistics.mean([sample.tokens for sample in flat]),
+        tokens=count_tokens(flat),
+        cross_check=cross_check.summarize(questions),
+        protocol=protocol,
+        lighteval_prompt_hash=prompt_hash,
+        seed=seed,
+        seconds=round(seconds, 3),
+        generated_tokens=sum(sample.tokens for sample in flat),
     )
+
+
+def count_tokens(samples: Sequence[Sample]) -> Tokens:
+    """Raises ValueError where there is no sample."""
+    counts = [sample.tokens for sample in samples]
+    of_correct = [sample.tokens for sample in samples if sample.correct]
+    return Tokens(
+        mean=statistics.mean(counts),
+        median=float(np.median(counts)),
+        p90=float(np.percentile(counts, 90)),
+        most=max(counts),
+        mean_correct=statistics.mean(of_correct) if of_correct else None,
+    )
+
+
+def lighteval_prompt_hash(prompts: Sequence[str]) -> str:
+    """lighteval's hash of all prompts, as its published results have it (``hash_full_prompts`` of all tasks)."""
+    each = sorted(xxhash.xxh64(prompt).hexdigest() for prompt in prompts)
+    of_task = xxhash.xxh64("".join(each)).hexdigest()
+    return xxhash.xxh64(of_task).hexdigest()
 
 
 def check_prompts(answers: Sequence[Answers], expected: Mapping[str, Sequence[int]]) -> None:
@@ -96,11 +151,15 @@ def check_prompts(answers: Sequence[Answers], expected: Mapping[str, Sequence[in
             )
 
 
-def check_stopped(cells: Mapping[str, Cell], reported: Mapping[str, float]) -> None:
-    """Raise EvaluationError unless lighteval's own figure, the share that stopped, follows from its completions."""
-    for context, cell in cells.items():
-        if not abs(reported[context] - (1 - cell.truncated)) <= TOLERANCE:
-            raise EvaluationError(
-                f"context {context}: lighteval reports that {reported[context]} of the completions stopped, "
-                f"{1 - cell.truncated} of those it handed over did"
-            )
+def check_report(score: CellScore, report: Report) -> None:
+    """Raise EvaluationError unless what lighteval reports follows from its completions and from our prompts."""
+    if not abs(report.stopped - (1 - score.truncated)) <= TOLERANCE:
+        raise EvaluationError(
+            f"cell {score.cell}: lighteval reports that {report.stopped} of the completions stopped, "
+            f"{1 - score.truncated} of those it handed over did"
+        )
+    if report.prompt_hash != score.lighteval_prompt_hash:
+        raise EvaluationError(
+            f"cell {score.cell}: lighteval's hash of its prompts is {report.prompt_hash}, that of training's "
+            f"{score.lighteval_prompt_hash}"
+        )

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest, bootstrap
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_CHUNK = 1_000  # resamples that scipy holds in memory at once
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """b less a over the same questions."""
+
+    difference: float
+    standard_error: float | None
+    """Of the mean of the paired differences, over questions; None for a single question."""
+    interval: tuple[float, float] | None
+    """Of the difference, 95 %, by a bootstrap over questions; None for a single question."""
 
 
 def question_means(rewards: ArrayLike) -> NDArray[np.float64]:
@@ -30,3 +47,65 @@ def standard_error(means: ArrayLike) -> float | None:
     if flat.size < 2:
         return None
     return float(flat.std(ddof=1) / math.sqrt(flat.size))
+
+
+def bootstrap_interval(
+    correct: ArrayLike, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Percentile interval of pass@1 for these questions, from rewards of 0 and 1, (questions, samples).
+
+    The samples of each question are resampled with replacement, the questions stay; so it says what sampling again
+    would change, not what other questions would. None where one completion of each was sampled. Raises ValueError for
+    a ragged or empty table, and for other rewards.
+    """
+    table = _zeros_and_ones(correct)
+    questions, samples = table.shape
+    if samples == 1:
+        return None
+    # A question with k of n correct resamples to Binomial(n, k/n), and all m of them together to Binomial(mn, k/n).
+    rows = np.bincount(table.sum(axis=1).astype(int), minlength=samples + 1)
+    chances = np.arange(samples + 1) / samples
+    drawn = np.random.default_rng(seed).binomial(rows * samples, chances, (resamples, samples + 1)).sum(axis=1)
+    low, high = np.quantile(drawn / (questions * samples), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
+    """The difference of two measurements of the same questions, from their question means, both (questions,).
+
+    Raises ValueError unless these have one shape and are not empty.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"question means must be (questions,) twice, got shapes {first.shape} and {second.shape}")
+    differences = second - first
+    interval = None
+    if differences.size > 1:
+        found = bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            batch=_CHUNK,
+            confidence_level=LEVEL,
+            method="percentile",
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+        interval = float(found.low), float(found.high)
+    return Paired(mean(differences), standard_error(differences), interval)
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value of McNemar's exact test on rewards of 0 and 1, both (questions,); 1 where none differs.
+
+    Raises ValueError for other rewards or shapes.
+    """
+    first, second = _zeros_and_ones(np.stack([np.asarray(a), np.asarray(b)]))
+    won, lost = int((second > first).sum()), int((second < first).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def _zeros_and_ones(rewards: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(rewards, np.float64)
+    if table.ndim != 2 or table.size == 0 or not np.isin(table, (0.0, 1.0)).all():
+        raise ValueError(f"rewards must be 0 or 1, a table and not empty, got shape {table.shape}")
+    return table

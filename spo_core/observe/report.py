@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,14 +13,15 @@ from markupsafe import Markup
 from spo_core.config import flatten
 from spo_core.credit import Credit
 from spo_core.files import write_text
+from spo_core.observe.evaluation_section import section
+from spo_core.observe.evaluations import Evaluations
 from spo_core.observe.plots import Point, curves_svg
+from spo_core.observe.text import FILTERS, known
 from spo_core.observe.tree_view import Decode, tree_view
 from spo_core.tree import RolloutTree
 
 MOST_TREES = 4
 STEPS = ("rollout", "advantage", "train")
-NOT_MEASURED = "\N{EN DASH}"
-COMPARABLE = ("problem_set", "samples", "temperature", "top_p", "prompt_digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,9 @@ class ReportInputs:
     title: str
     """Name of the run."""
     summary: dict[str, Any]
-    """What ``summary.summarize`` gives: accuracy and standard error before and after, seconds a stage."""
-    evaluations: dict[str, dict[str, Any]]
-    """``warmup`` and ``final``: an evaluation's JSON (``evaluate.result.Evaluation``)."""
+    """What ``summary.summarize`` gives: accuracies before and after and their difference, seconds a stage."""
+    evaluations: Evaluations
+    """Of ``warmup``, ``final``, and ``best`` if it was evaluated."""
     iterations: list[dict[str, Any]]
     """Rows of metrics.jsonl."""
     warmup: list[dict[str, Any]]
@@ -50,13 +49,10 @@ def write_report(inputs: ReportInputs, folder: Path, decode: Decode) -> Path:
 
     Equal inputs give equal bytes.
     """
-    differences = caveats(inputs.evaluations)
     page = _environment().get_template("report.html")
     text = page.render(
         inputs=inputs,
-        verdict=verdict(inputs.summary, differences),
-        context=headline_context(inputs.summary),
-        cells=list(cell_rows(inputs.evaluations)),
+        evaluation=section(inputs.evaluations),
         curves=[Markup(svg) for svg in curves(inputs)],
         steps=list(step_rows(inputs.iterations)),
         trees=[tree_view(*tree, decode) for tree in inputs.trees[:MOST_TREES]],
@@ -75,92 +71,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": plain, "counted": counted}
+    environment.filters |= FILTERS
     return environment
-
-
-def _known(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-
-
-def number(value: float | None, places: int = 3) -> str:
-    """Rounded, thousands apart; a dash for what was not measured."""
-    if not _known(value):
-        return NOT_MEASURED
-    return f"{value:,.{places}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
-
-
-def signed(value: float | None) -> str:
-    """With its sign; what rounds to zero has no sign."""
-    if not _known(value):
-        return NOT_MEASURED
-    text = number(abs(value))
-    return text if float(f"{value:.3f}") == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{number(count, 0)} {noun}{'' if count == 1 else 's'}"
-
-
-def plain(value: Any) -> str:
-    """A param as it stands in its file."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def verdict(summary: dict[str, Any], differences: Sequence[str] = ()) -> str:
-    """What the two accuracies say, and no more; ``differences`` are those of ``caveats``."""
-    if differences:
-        return f"The evaluations do not compare, so this page claims no change: {'; '.join(differences)}."
-    before, after = summary.get("accuracy_before"), summary.get("accuracy_after")
-    error_before, error_after = summary.get("standard_error_before"), summary.get("standard_error_after")
-    if not _known(before) or not _known(after):
-        missing = [name for name, value in (("before", before), ("after", after)) if not _known(value)]
-        return f"There is no evaluation {' or '.join(missing)} training, so this page claims no change."
-    difference = after - before
-    if not _known(error_before) or not _known(error_after):
-        return f"Accuracy changed by {signed(difference)}; without standard errors that may be chance."
-    error = math.hypot(error_before, error_after)
-    change = f"{number(abs(difference))} ± {number(error)}"
-    if abs(difference) > 2 * error:
-        return f"Accuracy {'rose' if difference > 0 else 'fell'} by {change}, more than two standard errors."
-    return (
-        f"Accuracy changed by {signed(difference)} ± {number(error)}, no more than two standard errors: "
-        "this evaluation does not tell the policies apart."
-    )
-
-
-def headline_context(summary: dict[str, Any]) -> str:
-    """Name of the longest context, which the headline is about; empty where the summary has none."""
-    contexts = summary.get("contexts") or {}
-    return max(contexts, key=lambda name: contexts[name]["context_length"], default="")
-
-
-def caveats(evaluations: dict[str, dict[str, Any]]) -> list[str]:
-    """Why the evaluations must not be compared; empty where they may be."""
-    settings = {
-        name: {key: evaluation.get(key) for key in COMPARABLE}
-        | {
-            "contexts": {
-                c: [cell.get("context_length"), cell.get("questions")] for c, cell in evaluation["cells"].items()
-            }
-        }
-        for name, evaluation in evaluations.items()
-    }
-    found = []
-    for key in (*COMPARABLE, "contexts"):
-        values = {name: plain(chosen[key]) for name, chosen in settings.items()}
-        if len(set(values.values())) > 1:
-            found.append(f"{key} differs ({', '.join(f'{name}: {value}' for name, value in values.items())})")
-    return found
-
-
-def cell_rows(evaluations: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, dict[str, Any]]]:
-    """(context, checkpoint, cell), contexts together, so that checkpoints stand below each other."""
-    contexts = dict.fromkeys(name for evaluation in evaluations.values() for name in evaluation["cells"])
-    for context in contexts:
-        for checkpoint, evaluation in evaluations.items():
-            if context in evaluation["cells"]:
-                yield context, checkpoint, evaluation["cells"][context]
 
 
 def step_rows(iterations: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -212,4 +124,4 @@ def curves(inputs: ReportInputs) -> Iterable[str]:
 
 
 def _points(x: Sequence[float | None], rows: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    return [(at, row[key]) for at, row in zip(x, rows, strict=True) if at is not None and _known(row.get(key))]
+    return [(at, row[key]) for at, row in zip(x, rows, strict=True) if at is not None and known(row.get(key))]

@@ -13,54 +13,76 @@ from spo_core.config import Params
 from spo_core.credit import read_credits
 from spo_core.errors import DataError
 from spo_core.files import atomic_directory, read_json, write_json
+from spo_core.observe.evaluations import (
+    AFTER,
+    BEFORE,
+    Compared,
+    Evaluations,
+    compare_cells,
+    evaluation_files,
+    headline_cell,
+    read_evaluations,
+)
 from spo_core.observe.report import ReportInputs, write_report
 from spo_core.paths import Paths
 from spo_core.runs import read_rows
 from spo_core.tree import read_trees
 
-CHECKPOINTS = ("warmup", "final")
 
-
-def check_report(paths: Paths) -> None:
-    """Raise DataError where a stage has not published what the summary needs."""
-    needed = [paths.metrics("train"), paths.training / "metrics.jsonl", *(paths.evaluation(c) for c in CHECKPOINTS)]
+def check_report(params: Params, paths: Paths) -> None:
+    """Raise DataError naming the first file that a stage has not published and the summary needs."""
+    needed = [paths.metrics("train"), paths.training / "metrics.jsonl"]
+    needed += [path for checkpoint in (BEFORE, AFTER) for path in evaluation_files(params, paths, checkpoint)]
     for path in needed:
         if not path.is_file():
             raise DataError(f"{path}: missing; train and evaluate first (python -m flows.experiment, or dvc repro)")
 
 
-def summarize(paths: Paths) -> dict[str, Any]:
-    """Accuracy before and after in the longest context, each cell, seconds a stage, generated tokens."""
-    check_report(paths)
-    evaluations = {c: read_json(paths.evaluation(c)) for c in CHECKPOINTS}
-    longest = max(evaluations["final"]["cells"].items(), key=lambda item: item[1]["context_length"])[0]
+def summarize(paths: Paths, evaluations: Evaluations) -> dict[str, Any]:
+    """Accuracy before and after in the longest context of the first problem set, each cell, seconds a stage, tokens.
+
+    Differences are paired by question, and null where the two scores must not be compared.
+    """
+    compared = compare_cells(evaluations)
+    cells = {name: _cell(evaluations, compared[name], name) for name in evaluations[AFTER]}
+    headline = cells[headline_cell(evaluations[AFTER])]
     summary: dict[str, Any] = {}
-    for checkpoint, label in zip(CHECKPOINTS, ("before", "after"), strict=True):
-        cell = evaluations[checkpoint]["cells"][longest]
-        summary[f"accuracy_{label}"] = cell["accuracy"]
-        summary[f"standard_error_{label}"] = cell["standard_error"]
-    train = read_json(paths.metrics("train"))
-    summary["generated_tokens"] = train["generated_tokens"]
-    summary["contexts"] = {
-        name: {
-            "context_length": cell["context_length"],
-            "before": evaluations["warmup"]["cells"][name]["accuracy"],
-            "standard_error_before": evaluations["warmup"]["cells"][name]["standard_error"],
-            "after": cell["accuracy"],
-            "standard_error_after": cell["standard_error"],
-        }
-        for name, cell in sorted(evaluations["final"]["cells"].items(), key=lambda item: item[1]["context_length"])
-    }
+    for label in ("before", "after"):
+        summary[f"accuracy_{label}"] = headline[label]
+        summary[f"standard_error_{label}"] = headline[f"standard_error_{label}"]
+    summary |= {key: headline[key] for key in ("difference", "standard_error_difference")}
+    summary["generated_tokens"] = read_json(paths.metrics("train"))["generated_tokens"]
+    summary["cells"] = cells
     stages = {name: paths.metrics(name) for name in ("prepare", "warmup", "train")}
     seconds = {name: read_json(path)["seconds"] for name, path in stages.items() if path.is_file()}
-    seconds |= {f"evaluate {c}": round(e["seconds"], 2) for c, e in evaluations.items()}
+    for checkpoint in (BEFORE, AFTER):
+        spent = sum(evaluated.score.seconds for evaluated in evaluations[checkpoint].values())
+        seconds[f"evaluate {checkpoint}"] = round(spent, 2)
     summary["seconds"] = seconds
     return summary
 
 
+def _cell(evaluations: Evaluations, compared: Compared, name: str) -> dict[str, Any]:
+    before, after = (evaluations[checkpoint][name].score for checkpoint in (BEFORE, AFTER))
+    change = compared.comparison
+    return {
+        "problem_set": after.protocol.problem_set,
+        "context": after.context,
+        "context_length": after.protocol.context_length,
+        "before": before.accuracy,
+        "standard_error_before": before.standard_error,
+        "after": after.accuracy,
+        "standard_error_after": after.standard_error,
+        "difference": change.difference if change else None,
+        "standard_error_difference": change.standard_error if change else None,
+    }
+
+
 def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     """Write metrics/summary.json and report/index.html; the summary."""
-    summary = summarize(paths)
+    check_report(params, paths)
+    evaluations = read_evaluations(params, paths)
+    summary = summarize(paths, evaluations)
     tokenizer = AutoTokenizer.from_pretrained(paths.checkpoint("final"))
     sampled = read_trees(paths.training / "trees.parquet")
     credits = read_credits(paths.training / "credits.parquet", sampled)
@@ -70,7 +92,7 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     inputs = ReportInputs(
         title=title,
         summary=summary,
-        evaluations={c: read_json(paths.evaluation(c)) for c in CHECKPOINTS},
+        evaluations=evaluations,
         iterations=read_rows(paths.training / "metrics.jsonl"),
         warmup=_read_losses(paths),
         params=params.model_dump(mode="json"),
@@ -93,15 +115,21 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
     """The table a newcomer sees at the end, and where the page lies."""
     console = console or Console(highlight=False)
     summary = read_json(paths.metrics("summary"))
+    cells = summary["cells"].values()
+    several = len({cell["problem_set"] for cell in cells}) > 1
     accuracy = Table()
-    for column in ("context", "tokens", "before", "after"):
-        accuracy.add_column(column, justify="left" if column == "context" else "right")
-    for name, cell in summary["contexts"].items():
+    for column in (*(["problem set"] if several else []), "context"):
+        accuracy.add_column(column)
+    for column in ("tokens", "before", "after", "change"):
+        accuracy.add_column(column, justify="right")
+    for cell in cells:
         accuracy.add_row(
-            name,
+            *([cell["problem_set"]] if several else []),
+            cell["context"],
             str(cell["context_length"]),
             _with_error(cell["before"], cell["standard_error_before"]),
             _with_error(cell["after"], cell["standard_error_after"]),
+            _with_error(cell["difference"], cell["standard_error_difference"], sign="+"),
         )
     seconds = Table()
     for stage in summary["seconds"]:
@@ -113,8 +141,10 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
     console.print(f"Report: {_relative(paths.report / 'index.html')}")
 
 
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    if value is None:
+        return "not comparable"
+    return f"{value:{sign}.3f}" if error is None else f"{value:{sign}.3f} ± {error:.3f}"
 
 
 def _relative(path: Path) -> Path:

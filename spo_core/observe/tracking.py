@@ -37,17 +37,12 @@ class Tracker:
         try:
             import wandb
 
-            known = run_directory / "wandb.json"
-            run_id = read_json(known)["id"] if known.is_file() else secrets.token_hex(4)
-            write_json(known, {"id": run_id})
-            folder = root / "outputs" / "wandb"
-            folder.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
                 project=params.run.wandb.project,
-                id=run_id,
+                id=_run_id(run_directory),
                 name=name,
                 resume="allow",
-                dir=folder,
+                dir=_folder(root),
                 mode=mode,  # type: ignore[arg-type]
                 config=params.model_dump(mode="json"),
                 settings=wandb.Settings(silent=True, console="off"),
@@ -77,3 +72,53 @@ class Tracker:
             except Exception as error:
                 log.warning("W&B did not finish (%s)", error)
             self._run = None
+
+
+def log_evaluation(params: Params, run_directory: Path, root: Path, row: Mapping[str, float]) -> None:
+    """Add ``nightly/...`` numbers to a training run's W&B run, plotted against ``nightly/iteration``; never raises.
+
+    The training may be logging at the same time. Online this is therefore W&B's shared mode, which appends to a run,
+    whose end and files it leaves to the run's own process. Offline it is a folder of its own with the run's id.
+    """
+    mode = resolve_mode(params.run.wandb)
+    if mode == "disabled":
+        return
+    try:
+        import wandb
+
+        run: Any = wandb.init(
+            project=params.run.wandb.project,
+            id=_run_id(run_directory),
+            resume=None if mode == "online" else "allow",
+            dir=_folder(root),
+            mode="shared" if mode == "online" else mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=90,
+                x_primary=False,
+                x_label="nightly",
+                x_update_finish_state=False,
+                x_disable_stats=True,
+            ),
+        )
+        run.define_metric("nightly/iteration", hidden=True)
+        run.define_metric("nightly/*", step_metric="nightly/iteration")
+        run.log(dict(row))
+        run.finish()
+    except Exception as error:  # whatever W&B raises
+        log.warning("W&B did not take the evaluation (%s); the numbers are in reports/nightly", error)
+
+
+def _run_id(run_directory: Path) -> str:
+    """W&B's id of a run, chosen when it is first asked for."""
+    known = run_directory / "wandb.json"
+    if not known.is_file():
+        write_json(known, {"id": secrets.token_hex(4)})
+    return str(read_json(known)["id"])
+
+
+def _folder(root: Path) -> Path:
+    folder = root / "outputs" / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

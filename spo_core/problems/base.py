@@ -67,6 +67,10 @@ class ProblemSet(Protocol):
         """All splits, without a question in two of them. Raises DataError for a missing or malformed source."""
         ...
 
+    def test(self) -> list[Question]:
+        """The test split alone, as ``build`` has it. Raises DataError likewise."""
+        ...
+
     def prompt(self, question: str) -> str:
         """The text before the completion; :func:`spo_core.problems.templates.encode_prompt` gives its token ids."""
         ...
@@ -102,6 +106,12 @@ class Generated:
 
     def check_source(self) -> None:
         """There is none."""
+
+    def build(self) -> Splits:
+        raise NotImplementedError
+
+    def test(self) -> list[Question]:
+        return self.build()["test"]
 
     def prompt(self, question: str) -> str:
         return self.template.fill(question)

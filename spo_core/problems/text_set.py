@@ -120,6 +120,9 @@ class TextSet:
             train = self._questions("train")
         return split_up(self.data, train, test, self.source.validation)
 
+    def test(self) -> list[Question]:
+        return self._questions("test")[: self.data.test]
+
     def _folder(self) -> Path:
         return Path(self.data.source or "").expanduser()
 

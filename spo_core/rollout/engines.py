@@ -34,7 +34,16 @@ def make_engine(
             max_concurrency=rollout.max_concurrency,
             entropies=params.credit.partition.type == "entropy",
         )
-    settings = vllm_settings(rollout.engine, rollout, policy, stops, params.learn.dtype)
+    settings = vllm_settings(
+        rollout.engine,
+        policy,
+        stops,
+        context_length=rollout.longest_context,
+        max_concurrency=rollout.max_concurrency,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        dtype=params.learn.dtype,
+    )
     if rollout.engine.servers is None:
         return VllmEngine(settings, lambda: model.state_dict().items())
     return VllmGroup(settings, rollout.engine, lambda target: save_policy(model, tokenizer, target), folder)

@@ -197,7 +197,7 @@ def gpus(index: int, params: VllmEngineParams, visible: str) -> str:
     mine = names[first : first + params.tensor_parallel]
     if len(mine) < params.tensor_parallel:
         needed = params.first_gpu + (params.servers or 1) * params.tensor_parallel
-        raise EngineError(f"rollout.engine: the servers need {needed} GPUs, and {len(names)} are visible")
+        raise EngineError(f"engine vllm: the servers need {needed} GPUs, and {len(names)} are visible")
     return ",".join(mine)
 
 

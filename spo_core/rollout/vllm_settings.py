@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spo_core.config import RolloutParams, VllmEngineParams
+from spo_core.config import VllmEngineParams
 from spo_core.rollout.engine import Request
 
 CPU_BLOCK = 32  # vLLM's cache blocks on CPUs are multiples of it
@@ -64,16 +64,28 @@ class VllmSettings:
 
 
 def vllm_settings(
-    engine: VllmEngineParams, rollout: RolloutParams, policy: Path, stop_ids: tuple[int, ...], dtype: str = "float32"
+    engine: VllmEngineParams,
+    policy: Path,
+    stop_ids: tuple[int, ...],
+    *,
+    context_length: int,
+    max_concurrency: int,
+    temperature: float,
+    top_p: float,
+    dtype: str = "float32",
 ) -> VllmSettings:
-    """Settings for the policy in a folder; ``dtype`` is the trainer's; ``rollout.engine.options`` overrule."""
+    """Settings for the policy in a folder.
+
+    ``context_length``: most tokens of a request and its completion together; ``max_concurrency``: requests decoded at
+    once; ``dtype``: of weights and cache unless ``engine.dtype`` says another; ``engine.options`` overrule all.
+    """
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
         "model": str(policy),
         "dtype": engine.dtype or dtype,  # vLLM's "auto" makes half precision of float32 checkpoints
         "seed": 0,  # every request has its own
-        "max_model_len": rollout.longest_context,
-        "max_num_seqs": rollout.max_concurrency,
+        "max_model_len": context_length,
+        "max_num_seqs": max_concurrency,
         "enable_prefix_caching": True,
         "enforce_eager": engine.enforce_eager or not on_gpu,
         "logprobs_mode": "raw_logprobs",  # which the worker extension scales by the temperature
@@ -87,7 +99,7 @@ def vllm_settings(
         arguments["enable_sleep_mode"] = engine.sleep
     else:
         # With per-request seeds vLLM fails on CPUs where a prompt is computed in parts.
-        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, rollout.longest_context)}
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, context_length)}
         arguments["block_size"] = CPU_BLOCK
     if engine.block_size is not None:
         arguments["block_size"] = engine.block_size
@@ -97,7 +109,7 @@ def vllm_settings(
     return VllmSettings(
         arguments=arguments | engine.options,
         stop_ids=stop_ids,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        context_length=rollout.longest_context,
+        temperature=temperature,
+        top_p=top_p,
+        context_length=context_length,
     )

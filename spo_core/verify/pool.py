@@ -10,25 +10,36 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from spo_core.errors import GradingError
+from spo_core.verify.forked import READY
 from spo_core.verify.outcome import Outcome
-from spo_core.verify.worker import READY
 
 Task = tuple[str, str, str]  # (rule, answer given, gold answer)
-START_SECONDS = 120.0  # for importing sympy on a busy machine
+START_SECONDS = 300.0  # for importing on a busy machine
 
 
 class WorkerPool:
-    """Starts with the first comparison. A worker that dies is replaced, and what it was comparing is a timeout.
+    """Starts with the first comparison, unless ``begin`` did before. A worker that dies is replaced, and what it was
+    comparing is a timeout.
 
-    ``module`` is run by the process that forks the workers.
+    ``module`` is run by the process that forks the workers (``spo_core.verify.forked``), with interpreter ``python``
+    and environment ``env``: by default those of this process.
     """
 
-    def __init__(self, workers: int, seconds: float, module: str = "spo_core.verify.worker") -> None:
-        self.workers, self.seconds, self.module = workers, seconds, module
+    def __init__(
+        self,
+        workers: int,
+        seconds: float,
+        module: str = "spo_core.verify.worker",
+        *,
+        python: Path = Path(sys.executable),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.workers, self.seconds, self.module, self.python, self.env = workers, seconds, module, python, env
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lines: list[socket.socket] = []  # of each worker
@@ -78,14 +89,16 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers; a later comparison starts new ones."""
-        for line in self._lines:
+        served, self._lines = self._lines, []
+        for line in served:
             line.close()
-        self._lines = []
         if self._control is not None:
             self._control.close()  # the process kills its workers and ends
             self._control = None
         if self._process is None:
             return
+        if not served:  # it has no workers yet, and may still be importing
+            self._process.kill()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -93,19 +106,26 @@ class WorkerPool:
             self._process.wait()
         self._process = None
 
-    def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None and self._lines:
+    def begin(self) -> None:
+        """Start the process that forks the workers and do not wait for it; nothing where it runs."""
+        if self._process is not None and self._process.poll() is None:
             return
         self.close()
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(theirs.fileno())],
+                [os.path.abspath(self.python), "-m", self.module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # an interrupt from the keyboard is not theirs
-                env=os.environ | {"PYTHONHASHSEED": "0"},  # the same verdicts in every process
+                env={**(os.environ if self.env is None else self.env), "PYTHONHASHSEED": "0"},  # the same verdicts
             )
+
+    def _start(self) -> None:
+        self.begin()
+        if self._lines:
+            return
+        assert self._control is not None
         self._control.settimeout(START_SECONDS)
         try:
             ready = self._control.recv(len(READY))

@@ -2,11 +2,14 @@
 
 import ast
 import subprocess
+import sys
 
 import pytest
 import yaml
 
-from spo_core.config import NAMESPACES
+from flows.evaluate import STAGES as STAGED
+from spo_core.config import NAMESPACES, load_params
+from spo_core.evaluate.suite import cells
 from spo_core.paths import Paths
 from tests.conftest import ROOT
 from tests.contracts.test_rooms import imports
@@ -17,13 +20,21 @@ FLOWS = {"prepare": "prepare", "warmup": "warmup", "train": "train", "evaluate":
 
 
 def stage(name: str) -> dict:
-    return STAGES[name].get("do", STAGES[name])
+    return STAGES[name]
 
 
-def outputs(name: str, item: str = "final") -> set[str]:
+def filled(text: str, checkpoint: str = "final") -> str:
+    """As DVC does for one instance of a stage."""
+    values = {"item.checkpoint": checkpoint, "item.problem_set": "arithmetic", "item.context": "long"}
+    for name, value in (values | {"data.problem_set": "arithmetic"}).items():
+        text = text.replace(f"${{{name}}}", value)
+    return text
+
+
+def outputs(name: str, checkpoint: str = "final") -> set[str]:
     entries = [*stage(name).get("outs", []), *stage(name).get("metrics", []), *stage(name).get("plots", [])]
     names = [next(iter(e)) if isinstance(e, dict) else e for e in entries]
-    return {n.replace("${item}", item).replace("${data.problem_set}", "arithmetic") for n in names}
+    return {filled(n, checkpoint) for n in names}
 
 
 def relative(*paths) -> set[str]:
@@ -35,8 +46,19 @@ def relative(*paths) -> set[str]:
     [
         ("prepare", relative(PATHS.data("arithmetic"), PATHS.metrics("prepare"))),
         ("warmup", relative(PATHS.checkpoint("warmup"), PATHS.metrics("warmup"), PATHS.plots("warmup"))),
-        ("train", relative(PATHS.checkpoint("final"), PATHS.training, PATHS.metrics("train"), PATHS.plots("train"))),
-        ("evaluate", relative(PATHS.evaluation("final"), PATHS.evaluation("final").with_suffix(".parquet"))),
+        (
+            "train",
+            relative(
+                *(PATHS.checkpoint(name) for name in ("final", "best")),
+                PATHS.training,
+                PATHS.metrics("train"),
+                PATHS.plots("train"),
+            ),
+        ),
+        (
+            "evaluate",
+            relative(*(PATHS.evaluation("final", "arithmetic-long").with_suffix(s) for s in (".json", ".parquet"))),
+        ),
         ("report", relative(PATHS.report, PATHS.metrics("summary"))),
     ],
 )
@@ -47,7 +69,21 @@ def test_outputs_are_the_paths_the_code_publishes(name, published):
 def test_commands_repeat_no_param():
     for name in FLOWS:
         arguments = stage(name)["cmd"].removeprefix(f"python -m flows.{name}").split()
-        assert arguments in ([], ["--checkpoint", "${item}"])
+        one = ["--model", "${item.checkpoint}", "--cell", "${item.problem_set}-${item.context}"]
+        assert arguments == (one if name == "evaluate" else [])
+
+
+def test_the_instances_of_evaluate_are_the_cells_of_the_suite():
+    """Each cell is a stage of its own, under the name that the flow commits."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    names = {f"evaluate@{checkpoint}-{cell.name}" for checkpoint in STAGED for cell in cells(load_params(ROOT))}
+    assert {name for name in listed if name.startswith("evaluate@")} == names
 
 
 def first_party(module: str, seen: set[str]) -> set[str]:
@@ -70,16 +106,24 @@ def first_party(module: str, seen: set[str]) -> set[str]:
 # run by name in lighteval's environment
 CHILDREN = [
     f"spo_core.evaluate.{name}"
-    for name in ("lighteval_child", "lighteval_model", "lighteval_pipeline", "lighteval_tasks")
+    for name in (
+        "lighteval_child",
+        "lighteval_grader",
+        "lighteval_model",
+        "lighteval_pipeline",
+        "lighteval_served",
+        "lighteval_tasks",
+    )
 ]
 # What may change without a result changing: plumbing, display, the command line, and files other stages answer for.
 PLUMBING = {
     "flows/cli.py",
+    "tasks/limits.py",
     "tasks/records.py",
     "tasks/versioning.py",
     *(
         f"spo_core/config/{name}.py"
-        for name in ("base", "credit", "data", "engine", "learn", "load", "namespaces", "params", "verify")
+        for name in ("base", "credit", "data", "engine", "evaluate", "learn", "load", "namespaces", "params", "verify")
     ),
     "spo_core/command_line.py",
     "spo_core/errors.py",
@@ -90,6 +134,7 @@ PLUMBING = {
     "spo_core/processes.py",
     "spo_core/observe/dry_run.py",
     "spo_core/observe/progress.py",
+    "spo_core/observe/scores.py",
     "spo_core/observe/tracking.py",
 }
 
@@ -107,14 +152,14 @@ def test_code_that_decides_a_stage_is_among_its_dependencies(name):
 def test_dependencies_exist_or_are_made_by_a_stage(name):
     made = set().union(*(outputs(s, i) for s in FLOWS for i in ("warmup", "final")))
     for entry in stage(name)["deps"]:
-        dep = entry.replace("${data.problem_set}", "arithmetic").replace("${item}", "final")
-        assert (ROOT / dep).exists() or dep in made, dep
+        dep = filled(entry)
+        assert (ROOT / dep).exists() or any(out == dep or out.startswith(f"{dep}/") for out in made), dep
 
 
 def namespaces_read(name: str) -> set[str]:
     """``params.<namespace>`` in the files that decide a stage."""
     found = set()
-    for file in first_party(f"flows.{name}", set()):
+    for file in first_party(f"flows.{name}", set()) - PLUMBING:
         for node in ast.walk(ast.parse((ROOT / file).read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, (ast.Name, ast.Attribute)):
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
@@ -150,7 +195,7 @@ def test_declared_params_stand_in_their_file(name):
             params = yaml.safe_load((ROOT / file).read_text())
             for key in keys:
                 found = params
-                for part in key.split("."):
+                for part in filled(key).split("."):
                     assert part in found, f"{name} declares {key}, which {file} does not set"
                     found = found[part]
 

@@ -1,8 +1,8 @@
-"""Evaluation of a small random policy, through the real lighteval where its environment exists."""
+"""Evaluation of a small random policy in a cell, through the real lighteval where its environment exists."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,34 +10,32 @@ from tokenizers.processors import TemplateProcessing
 
 from spo_core.config import DataParams, EvaluateParams, ScratchPolicy, VerifyParams
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.details import read_details
-from spo_core.evaluate.exchange import Request
-from spo_core.evaluate.lighteval_runner import DETAILS, LOG, evaluate_checkpoint
-from spo_core.evaluate.result import Evaluation, EvaluationError
+from spo_core.evaluate.cross_check import summarize
+from spo_core.evaluate.details import by_question, read_details
+from spo_core.evaluate.exchange import Request, Servers
+from spo_core.evaluate.lighteval_runner import DETAILS, LOG, check_positions, measure_cell
+from spo_core.evaluate.result import CellScore, EvaluationError
+from spo_core.evaluate.suite import Cell
 from spo_core.policy import make_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
-from spo_core.problems.base import write_split
 from spo_core.verify import Outcome
+from tests.flows.conftest import EVALUATION_PYTHON, needs_evaluation
 
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("SPO_EVAL_PYTHON") or ROOT / ".venv-evaluate" / "bin" / "python")
-PARAMS = EvaluateParams(contexts={"short": 6, "long": 24}, samples=5, questions=7, batch_size=16)
-SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16, "max_positions": 64}
+SHORT, LONG = Cell("own", "short", 6), Cell("own", "long", 24)
+PARAMS = EvaluateParams(suite="small", contexts={"short": 6, "long": 24}, samples=5, seed=3, batch_size=16)
+SIZES = {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 16, "max_positions": 64}  # heads vLLM knows
+QUESTIONS = problem_set(DataParams(train=1, validation=1, test=10)).test()[:7]
+OWN = DataParams.model_validate(  # the prompts of arithmetic, with a string that ends completions
+    {
+        "problem_set": "own",
+        "jsonl": {"test": "unused", "template": "{question}=?\n", "answer_form": "hashes", "stop": ("7",)},
+    }
+)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    splits = problem_set(DataParams(train=1, validation=1, test=10)).build()
-    write_split(folder / "test.jsonl", splits["test"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def save_random_policy(folder: Path) -> Path:
     """Has a second stop token, and defaults that must not reach the evaluation: top_k, a chat template, a first token
     that its tokenizer adds."""
-    folder = tmp_path_factory.mktemp("policies") / "random"
     tokenizer = make_tokenizer("characters", problem_set(DataParams()))
     model = make_policy(ScratchPolicy(type="scratch", tokenizer="characters", **SIZES), tokenizer, seed=0)
     model.generation_config.top_k = 1
@@ -49,22 +47,29 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-OWN = DataParams.model_validate(  # the prompts of arithmetic, with a string that ends completions
-    {
-        "problem_set": "own",
-        "jsonl": {"test": "unused", "template": "{question}=?\n", "answer_form": "hashes", "stop": ("7",)},
-    }
-)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_random_policy(tmp_path_factory.mktemp("policies") / "random")
 
 
-def run(checkpoint: Path, data: Path, work_dir: Path, python: Path = PYTHON, progress=None) -> Evaluation:
-    return evaluate_checkpoint(
+def measure(
+    checkpoint: Path,
+    cell: Cell,
+    work_dir: Path,
+    python: Path = EVALUATION_PYTHON,
+    params: EvaluateParams = PARAMS,
+    progress=None,
+) -> CellScore:
+    work_dir.mkdir(exist_ok=True)
+    return measure_cell(
         checkpoint,
-        data,
+        cell,
+        QUESTIONS,
         problem_set(OWN),
-        PARAMS,
+        params,
         VerifyParams(),
-        seed=3,
+        model="random",
+        model_digest="0" * 64,
         threads=1,
         python=python,
         work_dir=work_dir,
@@ -72,31 +77,40 @@ def run(checkpoint: Path, data: Path, work_dir: Path, python: Path = PYTHON, pro
     )
 
 
-def test_missing_environment(checkpoint, data, tmp_path):
+def test_missing_environment(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="make install"):
-        run(checkpoint, data, tmp_path, python=tmp_path / "bin" / "python")
+        measure(checkpoint, LONG, tmp_path, python=tmp_path / "bin" / "python")
 
 
-def test_missing_checkpoint_and_data(checkpoint, data, tmp_path):
-    python = script(tmp_path, "exit 0")
+def test_missing_checkpoint(tmp_path):
     with pytest.raises(DataError, match="no checkpoint"):
-        run(tmp_path, data, tmp_path, python)
-    with pytest.raises(DataError, match="no such dataset"):
-        run(checkpoint, tmp_path, tmp_path, python)
+        measure(tmp_path, LONG, tmp_path, script(tmp_path, "exit 0"))
 
 
-def test_a_failing_child_is_told_in_one_line(checkpoint, data, tmp_path):
+def test_a_failing_child_is_told_in_one_line(checkpoint, tmp_path):
     with pytest.raises(EvaluationError) as error:
-        run(checkpoint, data, tmp_path, script(tmp_path, "echo 'a.ValueError: no luck' >&2; exit 1"))
+        measure(checkpoint, LONG, tmp_path, script(tmp_path, "echo 'a.ValueError: no luck' >&2; exit 1"))
     assert str(error.value) == f"lighteval failed: a.ValueError: no luck (see {tmp_path / LOG})"
-    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / "scratch").exists() and not (tmp_path / DETAILS).exists()
 
 
-def test_contexts_must_fit_the_positions():
-    request = Request(PARAMS, [], 0, 1, 1)
-    assert request.max_length(10, 34) == request.max_length(10, None) == 34
+def test_a_cell_must_fit_the_positions(checkpoint, tmp_path):
+    for positions in (34, None):
+        check_positions(LONG, 10, positions)
     with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long"):
-        request.max_length(10, 33)
+        check_positions(LONG, 10, 33)
+    with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long: 60 tokens .* 64 positions"):  # before any child
+        measure(checkpoint, replace(LONG, context_length=60), tmp_path, script(tmp_path, "exit 1"))
+
+
+def test_a_request_reads_as_it_was_written(tmp_path):
+    servers = Servers((80, 81), 4, 60.0, (2, 5), 0.6, 0.95, 40)
+    plain = Request(24, 34, 5, 1.0, 1.0, 3, 16, ("7", "\n\n"), 1, 1)
+    for number, request in enumerate((plain, replace(plain, servers=servers))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        request.write(folder, {"q0": "1+2=?\n"})
+        assert Request.read(folder) == request
 
 
 def script(folder: Path, text: str) -> Path:
@@ -107,40 +121,53 @@ def script(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON.is_file(), reason=f"no lighteval environment at {PYTHON}; make install creates it")
-def test_end_to_end(checkpoint, data, tmp_path):
+@needs_evaluation
+def test_end_to_end(checkpoint, tmp_path):
     """Counts, limits, stops, tracing; that the prompts are those of training and lighteval's figure follows from the
     completions is checked by every evaluation."""
     files = sorted(checkpoint.rglob("*"))
     progress: list[tuple[int, int]] = []
-    first = run(checkpoint, data, tmp_path / "a", progress=lambda *counts: progress.append(counts))
-    samples = read_details(tmp_path / "a" / DETAILS)
+    scores = {
+        "short": measure(checkpoint, SHORT, tmp_path / "short"),
+        "long": measure(checkpoint, LONG, tmp_path / "long", progress=lambda *counts: progress.append(counts)),
+    }
+    samples = {name: read_details(tmp_path / name / DETAILS) for name in scores}
 
     assert sorted(checkpoint.rglob("*")) == files, "lighteval wrote into the checkpoint"
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [DETAILS, LOG]
-    assert progress[-1] == (70, 70)
-    assert Evaluation.from_json(first.to_json()) == first
-    assert len(samples) == 2 * 7 * 5
-    assert first.generated_tokens == sum(sample.tokens for sample in samples)
+    assert sorted(path.name for path in (tmp_path / "long").iterdir()) == [DETAILS, LOG]
+    assert progress[-1] == (35, 35)
+    short = {(s.question_id, s.sample): s.completion for s in samples["short"]}
+    for name, score in scores.items():
+        check_score(score, samples[name], SHORT if name == "short" else LONG)
+        assert score.truncated < 1 and (score.truncated > 0 or name == "long")
+    for sample in samples["long"]:
+        assert sample.completion.startswith(short[sample.question_id, sample.sample])
+    assert len({s.completion for s in samples["long"]}) > 20, "samples of a question are not distinct"
+    a, b = scores["short"].protocol, scores["long"].protocol
+    assert a == replace(b, context_length=a.context_length)
 
-    completions = {(s.context, s.question_id, s.sample): s for s in samples}
-    assert len(completions) == len(samples)
-    for (context, question, number), sample in completions.items():
-        limit = PARAMS.contexts[context]
-        assert 1 <= sample.tokens <= limit
-        assert sample.tokens == limit or sample.outcome is not Outcome.TRUNCATED
+    again = measure(checkpoint, LONG, tmp_path / "again")
+    assert replace(again, seconds=0.0) == replace(scores["long"], seconds=0.0)
+    assert read_details(tmp_path / "again" / DETAILS) == samples["long"]
+
+
+def check_score(score: CellScore, samples: list, cell: Cell) -> None:
+    """What must hold of every evaluation of QUESTIONS with OWN and PARAMS, whatever samples."""
+    assert CellScore.from_json(score.to_json()) == score
+    assert [(s.question_id, s.sample) for s in samples] == [(q.question_id, n) for q in QUESTIONS for n in range(5)]
+    gold = {q.question_id: q.answer for q in QUESTIONS}
+    for sample in samples:
+        assert sample.gold == gold[sample.question_id]
+        assert 1 <= sample.tokens <= cell.context_length
+        assert sample.tokens == cell.context_length or sample.outcome is not Outcome.TRUNCATED
         assert "+" not in sample.completion[:-1], "the second stop token did not stop"
         assert "7" not in sample.completion[:-1], "the stop string did not stop"
-        if context == "long":
-            assert sample.completion.startswith(completions["short", question, number].completion)
-    assert len({s.completion for s in samples if s.context == "long"}) > 20, "samples of a question are not distinct"
-    for name, cell in first.cells.items():
-        rows = [s for s in samples if s.context == name]
-        truncated = sum(s.outcome is Outcome.TRUNCATED for s in rows)
-        assert (cell.questions, cell.context_length) == (7, PARAMS.contexts[name])
-        assert cell.truncated == pytest.approx(truncated / len(rows))
-        assert (name == "short") <= truncated < len(rows)
-
-    again = run(checkpoint, data, tmp_path / "b")
-    assert again.cells == first.cells
-    assert read_details(tmp_path / "b" / DETAILS) == samples
+    assert score.generated_tokens == sum(sample.tokens for sample in samples)
+    assert score.truncated == pytest.approx(sum(s.outcome is Outcome.TRUNCATED for s in samples) / 35)
+    assert score.accuracy == pytest.approx(sum(s.correct for s in samples) / 35)
+    assert score.cross_check is not None and score.cross_check == summarize(by_question(samples))
+    assert (score.cell, score.context, score.suite, score.seed) == (cell.name, cell.context, "small", 3)
+    protocol = score.protocol
+    assert (protocol.problem_set, protocol.context_length, protocol.questions) == ("own", cell.context_length, 7)
+    assert {"lighteval", "torch", "transformers", "math-verify"} <= protocol.versions.keys()
+    assert (score.model, score.model_digest) == ("random", "0" * 64)

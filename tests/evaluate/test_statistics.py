@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
-from scipy.stats import sem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import sem, ttest_rel
 
 from spo_core.evaluate import statistics
 
@@ -47,3 +50,125 @@ def test_refuses_what_is_not_a_table(rewards):
         statistics.question_means(rewards)
     with pytest.raises(ValueError):
         statistics.mean([])
+
+
+def rewards(questions, samples, seed=0, chances=None):
+    rng = np.random.default_rng([questions, samples, seed])
+    return (rng.random((questions, samples)) < (rng.random((questions, 1)) if chances is None else chances)).astype(int)
+
+
+def naive_bootstrap(table, resamples, seed):
+    """Samples drawn anew within each question, one resample after the other."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(resamples):
+        means = [sum(rng.choices(row, k=len(row))) / len(row) for row in table]
+        found.append(sum(means) / len(means))
+    return np.quantile(found, [0.025, 0.975])
+
+
+@pytest.mark.parametrize(("questions", "samples"), [(5, 4), (20, 8), (1, 16)])
+def test_bootstrap_agrees_with_a_naive_loop(questions, samples):
+    table = rewards(questions, samples)
+    expected = naive_bootstrap(table.tolist(), 4000, seed=1)
+    assert statistics.bootstrap_interval(table, seed=1) == pytest.approx(expected, abs=1.01 / (questions * samples))
+
+
+@pytest.mark.parametrize(("questions", "samples"), [(500, 16), (1319, 4), (200, 64)])
+def test_bootstrap_agrees_with_the_normal_approximation(questions, samples):
+    table = rewards(questions, samples)
+    p = table.mean(axis=1)
+    error = math.sqrt((p * (1 - p) / samples).sum()) / questions
+    low, high = statistics.bootstrap_interval(table, seed=0)
+    assert [low, high] == pytest.approx([p.mean() - 1.96 * error, p.mean() + 1.96 * error], abs=0.1 * error)
+
+
+def test_bootstrap_holds_questions_fixed():
+    assert statistics.bootstrap_interval([[1, 1], [0, 0], [0, 0], [0, 0]], seed=0) == (0.25, 0.25)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    table=st.integers(2, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), min_size=1))
+)
+def test_bootstrap_holds_the_accuracy_and_depends_on_no_order(table):
+    low, high = statistics.bootstrap_interval(table, seed=3, resamples=2000)
+    assert 0 <= low <= np.mean(table) <= high <= 1
+    assert statistics.bootstrap_interval([row[::-1] for row in table[::-1]], seed=3, resamples=2000) == (low, high)
+    inner = statistics.bootstrap_interval(table, seed=3, resamples=2000, level=0.5)
+    assert low <= inner[0] <= inner[1] <= high
+
+
+def test_one_sample_has_no_bootstrap_interval():
+    assert statistics.bootstrap_interval([[1], [0], [1]], seed=0) is None
+
+
+@pytest.mark.parametrize("table", [[], [[]], [1, 0], [[1], [1, 0]], [[0.5, 1]], [[math.nan, 1]]])
+def test_bootstrap_refuses_what_are_no_rewards(table):
+    with pytest.raises(ValueError):
+        statistics.bootstrap_interval(table, seed=0)
+
+
+def test_paired_error_agrees_with_scipy_and_undercuts_the_unpaired_one():
+    a = statistics.question_means(rewards(400, 4))
+    b = np.clip(a + np.random.default_rng(1).choice([0, 0, 0.25], 400), 0, 1)
+    found = statistics.paired(a, b, seed=0)
+    assert found.difference == pytest.approx(b.mean() - a.mean(), abs=1e-15)
+    assert found.standard_error == pytest.approx(sem(b - a), rel=1e-12)
+    test = ttest_rel(b, a)
+    assert found.difference / found.standard_error == pytest.approx(test.statistic, rel=1e-12)
+    interval = test.confidence_interval(0.95)
+    assert found.interval == pytest.approx((interval.low, interval.high), abs=0.15 * found.standard_error)
+    assert found.standard_error < math.hypot(sem(a), sem(b)) / 3
+
+
+def test_paired_is_mirrored_when_the_two_change_places():
+    a, b = (statistics.question_means(rewards(30, 4, seed)) for seed in (1, 2))
+    there, back = statistics.paired(a, b, seed=5), statistics.paired(b, a, seed=5)
+    assert back.difference == -there.difference and back.standard_error == there.standard_error
+    assert back.interval == pytest.approx((-there.interval[1], -there.interval[0]), abs=1e-15)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("a", "b"), [([0.5, 0.25], [0.75, 0.5]), ([1 / 3, 2 / 3, 0], [2 / 3, 1, 1 / 3]), ([0, 0], [0, 0])]
+)
+def test_paired_differences_that_are_all_the_same(a, b):
+    found = statistics.paired(a, b, seed=0)
+    assert found.standard_error == pytest.approx(0, abs=1e-15)
+    assert found.interval == pytest.approx((found.difference, found.difference), abs=1e-15)
+
+
+def test_paired_of_one_question_is_a_difference_alone():
+    assert statistics.paired([0.25], [1.0], seed=0) == statistics.Paired(0.75, None, None)
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([0.5], [0.5, 0.5]), ([[0.5]], [[0.5]])])
+def test_paired_refuses_other_shapes(a, b):
+    with pytest.raises(ValueError):
+        statistics.paired(a, b, seed=0)
+
+
+def test_mcnemar_of_a_table_by_hand():
+    """10 questions that b alone gets right, 2 that a alone does: 2 * (1 + 12 + 66) / 2^12."""
+    a, b = [0] * 10 + [1] * 2 + [1] * 30 + [0] * 8, [1] * 10 + [0] * 2 + [1] * 30 + [0] * 8
+    assert statistics.mcnemar(a, b) == pytest.approx(158 / 4096, rel=1e-12)
+    assert statistics.mcnemar(b, a) == statistics.mcnemar(a, b)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_of_those_that_differ(pairs):
+    a, b = zip(*pairs, strict=True)
+    won, lost = pairs.count((0, 1)), pairs.count((1, 0))
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost)
+    assert statistics.mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+
+
+def test_mcnemar_where_nothing_differs():
+    assert statistics.mcnemar([1, 0, 1], [1, 0, 1]) == 1.0
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([0.5], [1]), ([1, 0], [1])])
+def test_mcnemar_refuses_what_are_no_rewards(a, b):
+    with pytest.raises(ValueError):
+        statistics.mcnemar(a, b)

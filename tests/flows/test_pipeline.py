@@ -35,11 +35,17 @@ def rows_without_timing(project: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows]
 
 
+def scores(output: Path, checkpoint: str) -> dict[str, dict]:
+    """Of every cell, without what depends on the machine."""
+    files = sorted((output / "metrics" / "evaluate" / checkpoint).glob("*.json"))
+    return {f.stem: {k: v for k, v in json.loads(f.read_text()).items() if k != "seconds"} for f in files}
+
+
 def test_the_table_and_the_summary_say_the_same(demo):
     project, printed = demo
     summary = json.loads((project / "metrics" / "summary.json").read_text())
     assert f"{summary['accuracy_after']:.3f}" in printed and "report/index.html" in printed
-    assert list(summary["contexts"]) == ["short", "medium", "long"]
+    assert list(summary["cells"]) == ["arithmetic-short", "arithmetic-medium", "arithmetic-long"]
     assert {"prepare", "warmup", "train", "evaluate warmup", "evaluate final"} == set(summary["seconds"])
     rows = rows_without_timing(project)
     assert (
@@ -75,6 +81,60 @@ def test_dvc_has_something_true_to_show(demo, environment):
     assert "train:" in stale and "warmup:" not in stale
     plots = run_module(project, environment, "dvc", "plots", "show", "--json").stdout
     assert "plots/train.csv" in plots and "plots/warmup.csv" in plots
+
+
+def test_another_context_length_runs_one_cell_of_each_checkpoint(demo, environment):
+    project, _ = demo
+    params = project / "params" / "evaluate.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("medium: 64", "medium: 60"))
+    try:
+        stale = json.loads(run_module(project, environment, "dvc", "status", "--json").stdout)
+    finally:
+        params.write_text(text)
+    assert {s for s in stale if s.startswith("evaluate")} == {
+        "evaluate@warmup-arithmetic-medium",
+        "evaluate@final-arithmetic-medium",
+    }
+    assert set(stale) - {"report"} == {s for s in stale if s.startswith("evaluate")}
+
+
+def test_any_policy_in_any_suite_and_two_of_them_compared(demo, environment):
+    """A folder, a git revision that DVC has, and the run's best; what was measured before is not measured again."""
+    project, _ = demo
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "-A"], [*identity, "commit", "-qm", "trained"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    before = sorted(project.glob("work/evaluate-*"))
+    compared = run_module(
+        project,
+        environment,
+        "flows.evaluate",
+        "--cell",
+        "arithmetic-long",
+        "--compare",
+        "warmup",
+        "HEAD:checkpoints/final",
+    )
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "arithmetic-long" in compared.stdout and sorted(project.glob("work/evaluate-*")) == before
+    again = run_module(
+        project, environment, "flows.evaluate", "--model", "HEAD:checkpoints/final", "--cell", "arithmetic-long"
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    (foreign,) = project.glob("outputs/evaluations/HEAD-checkpoints-final-*/embedded/arithmetic-long.json")
+    theirs, ours = json.loads(foreign.read_text()), scores(project, "final")["arithmetic-long"]
+    assert {k: v for k, v in theirs.items() if k not in ("seconds", "model")} == {
+        k: v for k, v in ours.items() if k != "model"
+    }
+    lock = (project / "dvc.lock").read_text()
+    shorter = ["--set", "evaluate.samples=1", "--set", "evaluate.questions=4"]
+    folder = run_module(project, environment, "flows.evaluate", "--model", "checkpoints/best", *shorter)
+    assert folder.returncode == 0, folder.stdout + folder.stderr
+    assert len(list(project.glob("outputs/evaluations/checkpoints-best-*/embedded/*.json"))) == 3
+    assert (project / "dvc.lock").read_text() == lock
+    (policy, digest), *_ = {(ours["model"], ours["model_digest"])}
+    assert digest == folder_digest(project / "checkpoints" / policy), "a score leads to the weights it is of"
 
 
 def test_three_tasks_an_iteration_stand_in_prefect(demo, environment):
@@ -145,8 +205,7 @@ def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environ
             straight / "checkpoints" / checkpoint
         )
     assert rows_without_timing(project) == rows_without_timing(straight)
-    a, b = (json.loads((p / "metrics" / "evaluate" / "final.json").read_text()) for p in (project, straight))
-    assert a["cells"] == b["cells"]
+    assert scores(project, "final") == scores(straight, "final")
     status = run_module(project, environment, "dvc", "status")
     assert "up to date" in status.stdout, status.stdout
 
@@ -181,7 +240,12 @@ def test_gsm8k_goes_through_every_stage(new_project, environment, gsm8k_files):
         assert row["rollout/truncated_share"] > 0.5 and row["rollout/no_answer_share"] > 0
         assert row["rollout/reward"] == 0 and row["train/skipped"] == 1
         assert f"iteration {row['iteration']}: no segment has an advantage" in result.stderr
-    cells = json.loads((output / "metrics" / "evaluate" / "final.json").read_text())["cells"]
-    assert [c["context_length"] for c in cells.values()] == [16, 32, 64] and cells["long"]["questions"] == 8
+    cells = scores(output, "final")
+    assert [cells[f"gsm8k-{name}"]["protocol"]["context_length"] for name in ("short", "medium", "long")] == [
+        16,
+        32,
+        64,
+    ]
+    assert cells["gsm8k-long"]["protocol"]["questions"] == 8
     assert (output / "checkpoints" / "final.dvc").is_file(), "the run's policy was not versioned"
     assert not (project / "checkpoints").exists() and not (project / "dvc.lock").exists(), "the main run was touched"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from spo_core.config import CreditParams
 from spo_core.credit import Credit, assign_credit
+from spo_core.evaluate.details import Sample, by_question
+from spo_core.evaluate.result import CellScore, CrossCheck, Protocol, Tokens
+from spo_core.evaluate.statistics import bootstrap_interval, standard_error
+from spo_core.observe.evaluations import EvaluatedCell
 from spo_core.observe.report import ReportInputs
 from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.verify import Outcome
 
 TREE = CreditParams.model_validate(
     {
@@ -76,32 +83,102 @@ def chain_tree() -> tuple[RolloutTree, Credit, str]:
     return tree, assign_credit(tree, CHAIN), "1+1=?"
 
 
-def evaluation(checkpoint: str, accuracy: float) -> dict:
-    cell = {
-        "context_length": 80,
-        "questions": 250,
-        "accuracy": accuracy,
-        "standard_error": 0.0213,
-        "truncated": 0.0614,
-        "no_answer": 0.0728,
-        "unparsable": 0.0036,
-        "timeout": 0.0012,
-        "mean_completion_tokens": 51.27,
-    }
-    return {
-        "checkpoint": checkpoint,
-        "problem_set": "arithmetic",
-        "samples": 4,
+VERSIONS = {"lighteval": "0.13.0", "torch": "2.11.0"}
+OUTCOMES = (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSABLE, Outcome.TIMEOUT, Outcome.TRUNCATED)
+
+
+def completions(seed: int, correct: float, questions: int = 50, samples: int = 4) -> list[Sample]:
+    """Drawn at random; lighteval agrees with most of them."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for question in range(questions):
+        for number in range(samples):
+            outcome = Outcome.CORRECT if rng.random() < correct else OUTCOMES[rng.integers(len(OUTCOMES))]
+            agrees = rng.random() < 0.9
+            other = "correct" if (outcome is Outcome.CORRECT) == agrees else ("wrong", "timeout")[rng.integers(2)]
+            given = None if outcome is Outcome.NO_ANSWER else f"{rng.integers(100)}"
+            tokens = int(rng.integers(20, 80))
+            drawn.append(
+                Sample(f"test-{question:03}", number, f"= {given}", f"gold {question}", given, outcome, other, tokens)
+            )
+    return drawn
+
+
+def cell(
+    samples: list[Sample],
+    model: str = "final",
+    *,
+    problem_set: str = "arithmetic",
+    context: str = "long",
+    context_length: int = 80,
+    prompt_hash: str = "0123456789abcdef",
+    seed: int = 0,
+    **protocol,
+) -> EvaluatedCell:
+    """Scored from its completions; ``protocol`` replaces fields of it."""
+    rows = [[sample.correct for sample in row] for row in by_question(samples)]
+    theirs = [[sample.lighteval == "correct" for sample in row] for row in by_question(samples)]
+    means, n = np.mean(rows, axis=1), len(samples)
+    shares = {o: sum(sample.outcome is o for sample in samples) / n for o in Outcome}
+    tokens = [sample.tokens for sample in samples]
+    differing = [sample for sample in samples if sample.disagrees]
+    graded = any(sample.lighteval is not None for sample in samples)
+    check = CrossCheck(
+        accuracy=float(np.mean(theirs)),
+        standard_error=standard_error(np.mean(theirs, axis=1)),
+        disagreements=len(differing),
+        truncated_disagreements=sum(sample.outcome is Outcome.TRUNCATED for sample in differing),
+        timeouts=sum(sample.lighteval == "timeout" for sample in samples),
+    )
+    settings = {
+        "questions": len(rows),
+        "samples": len(rows[0]),
         "temperature": 1.0,
         "top_p": 1.0,
-        "seed": 0,
-        "grader": "corrected",
         "prompt_digest": "3f8a" * 16,
-        "versions": {"lighteval": "0.13.0"},
-        "seconds": 41.2,
-        "generated_tokens": 51270,
-        "cells": {"long": cell},
+        "answer_digest": "77c1" * 16,
+        "grader": "corrected",
+        "engine": "transformers",
+        "dtype": "float32",
+        "versions": VERSIONS,
     }
+    score = CellScore(
+        model=model,
+        model_digest=(model[:1] * 64),
+        suite="embedded",
+        cell=f"{problem_set}-{context}",
+        context=context,
+        accuracy=float(np.mean(means)),
+        standard_error=standard_error(means),
+        interval=bootstrap_interval(np.array(rows, float), seed),
+        majority=float(np.mean(means >= 0.5)),
+        truncated=shares[Outcome.TRUNCATED],
+        no_answer=shares[Outcome.NO_ANSWER],
+        unparsable=shares[Outcome.UNPARSABLE],
+        timeout=shares[Outcome.TIMEOUT],
+        tokens=Tokens(
+            float(np.mean(tokens)), float(np.median(tokens)), float(np.quantile(tokens, 0.9)), max(tokens), None
+        ),
+        cross_check=check if graded else None,
+        protocol=Protocol(problem_set=problem_set, context_length=context_length, **settings | protocol),
+        lighteval_prompt_hash=prompt_hash,
+        seed=seed,
+        seconds=20.625,
+        generated_tokens=sum(tokens),
+    )
+    return EvaluatedCell(score, samples, f"metrics/evaluate/{model}/{problem_set}-{context}.parquet")
+
+
+def evaluation(checkpoint: str, correct: float) -> dict[str, EvaluatedCell]:
+    """Two contexts of one problem set."""
+    short = cell(completions(1, correct / 2), checkpoint, context="short", context_length=56)
+    long = cell(completions(2, correct), checkpoint)
+    return {evaluated.score.cell: evaluated for evaluated in (short, long)}
+
+
+def changed(evaluated: EvaluatedCell, **protocol) -> EvaluatedCell:
+    """The same figures, measured in another way."""
+    return replace(evaluated, score=replace(evaluated.score, protocol=replace(evaluated.score.protocol, **protocol)))
 
 
 def inputs() -> ReportInputs:
@@ -125,19 +202,20 @@ def inputs() -> ReportInputs:
         }
         for i in range(1, 9)
     ]
+    evaluations = {"warmup": evaluation("warmup", 0.4), "final": evaluation("final", 0.7)}
+    before, after = (evaluations[name]["arithmetic-long"].score for name in ("warmup", "final"))
     summary = {
-        "accuracy_before": 0.4123,
-        "standard_error_before": 0.0213,
-        "accuracy_after": 0.6557,
-        "standard_error_after": 0.0213,
-        "contexts": {"long": {"context_length": 80}},
+        "accuracy_before": before.accuracy,
+        "standard_error_before": before.standard_error,
+        "accuracy_after": after.accuracy,
+        "standard_error_after": after.standard_error,
         "generated_tokens": 400_000,
         "seconds": {"warmup": 71.24, "train": 333.25},
     }
     return ReportInputs(
         title="tree run",
         summary=summary,
-        evaluations={"warmup": evaluation("warmup", 0.4123), "final": evaluation("final", 0.6557)},
+        evaluations=evaluations,
         iterations=iterations,
         warmup=[{"iteration": i, "warmup/loss": 2.0 / i} for i in range(1, 9)],
         params={"learn": {"learning_rate": 0.0003, "kl_coefficient": 0.0001}, "run": {"name": None}},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from spo_core.config import RolloutParams, VllmEngineParams
+from spo_core.config import VllmEngineParams
 from spo_core.policy import make_policy, save_policy
 from spo_core.rollout.engine import Request
 from spo_core.rollout.vllm_settings import VllmSettings, vllm_settings
@@ -32,11 +32,10 @@ def sharp_policy(params, tokenizer):
     return policy
 
 
-def settings_for(policy, tokenizer, folder, engine: VllmEngineParams, **rollout) -> VllmSettings:
+def settings_for(policy, tokenizer, folder, engine: VllmEngineParams, **changes) -> VllmSettings:
     save_policy(policy, tokenizer, folder)
-    chosen = {"questions": 1, "branch_factors": (1,), "context_length": CONTEXT, "max_concurrency": 64}
-    chosen |= {"temperature": TEMPERATURE, "top_p": TOP_P} | rollout
-    return vllm_settings(engine, RolloutParams(engine=engine, **chosen), folder, stop_ids=(2,))
+    chosen = {"context_length": CONTEXT, "max_concurrency": 64, "temperature": TEMPERATURE, "top_p": TOP_P}
+    return vllm_settings(engine, folder, (2,), **chosen | changes)
 
 
 def request(number, ids=PROMPT, **options) -> Request:

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 
+from spo_core.verify import worker
+from spo_core.verify.forked import MEMORY, serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES
-from spo_core.verify.worker import MEMORY, main
 
 
 def sleep(given: str, gold: str) -> Outcome:
@@ -43,4 +43,4 @@ def pid(given: str, gold: str) -> Outcome:
 
 if __name__ == "__main__":
     RULES.update(sleep=sleep, tower=tower, die=die, grab=grab, warm=warm, pid=pid)
-    main(socket.socket(fileno=int(sys.argv[1])))
+    serve(worker.warm, worker.compare)

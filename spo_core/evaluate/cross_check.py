@@ -1,0 +1,84 @@
+"""A second opinion: the same completions graded by lighteval's metric, in killable workers of its environment."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from spo_core.evaluate import statistics
+from spo_core.evaluate.child_environment import child_environment
+from spo_core.evaluate.details import Sample
+from spo_core.evaluate.result import CrossCheck
+from spo_core.problems.base import ProblemSet
+from spo_core.verify import Outcome
+from spo_core.verify.pool import WorkerPool
+
+Kind = Literal["latex", "expr"]
+SECONDS = 30.0  # for one completion; lighteval's own limits, 5 s a step, do not interrupt a long call of C
+
+
+def metric_kind(problem: ProblemSet) -> Kind | None:
+    """How lighteval reads gold answers of a problem set: as LaTeX or as expressions; None where it has no metric."""
+    if problem.rule != "math":
+        return None
+    return "latex" if problem.template.answer == "boxed" else "expr"
+
+
+class LightevalMetric:
+    """Use it as a context. ``python`` is the interpreter of lighteval's environment, ``seconds`` the limit of one
+    completion."""
+
+    def __init__(self, python: Path, workers: int, seconds: float = SECONDS) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
+        environment = child_environment(Path(self._scratch.name), threads=1)
+        self._pool = WorkerPool(workers, seconds, "spo_core.evaluate.lighteval_grader", python=python, env=environment)
+
+    def begin(self) -> None:
+        """Start its process and return at once: it imports for seconds, which ``grade`` would wait for."""
+        self._pool.begin()
+
+    def grade(self, kind: Kind, answers: Sequence[tuple[str, str]]) -> list[str]:
+        """correct, wrong or timeout for each (completion, gold answer); timeout where the metric took too long, too
+        much memory, or raised an error.
+
+        Each different pair is graded once. Raises GradingError where workers cannot be started.
+        """
+        tasks = [(kind, text, f"${gold}$" if kind == "latex" else gold) for text, gold in answers]
+        distinct = list(dict.fromkeys(tasks))
+        found = dict(zip(distinct, self._pool.compare(distinct), strict=True))
+        return [found[task].value for task in tasks]
+
+    def close(self) -> None:
+        self._pool.close()
+        self._scratch.cleanup()
+
+    def __enter__(self) -> LightevalMetric:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+
+def summarize(questions: Sequence[Sequence[Sample]]) -> CrossCheck | None:
+    """Of graded samples, (questions, samples); None where lighteval graded none of them.
+
+    Raises ValueError where it graded some only, or where they are empty or ragged.
+    """
+    flat = [sample for row in questions for sample in row]
+    graded = [sample for sample in flat if sample.lighteval is not None]
+    if flat and not graded:
+        return None
+    if len(graded) < len(flat):
+        raise ValueError(f"lighteval graded {len(graded)} of {len(flat)} completions")
+    means = statistics.question_means([[float(s.lighteval == "correct") for s in row] for row in questions])
+    differ = [sample for sample in flat if sample.disagrees]
+    return CrossCheck(
+        accuracy=statistics.mean(means),
+        standard_error=statistics.standard_error(means),
+        disagreements=len(differ),
+        truncated_disagreements=sum(sample.outcome is Outcome.TRUNCATED for sample in differ),
+        timeouts=sum(sample.lighteval == "timeout" for sample in flat),
+    )

@@ -1,0 +1,106 @@
+"""What can be evaluated: a run's checkpoint, a folder, a checkpoint of a git revision that DVC has, a hub id."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spo_core.errors import ConfigError, DataError
+from spo_core.files import folder_digest
+from spo_core.paths import Paths
+
+CHECKPOINTS = ("warmup", "final", "best")
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_SHARDS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A policy on this machine. ``name`` is how it was asked for, ``label`` a folder's name for its scores."""
+
+    name: str
+    folder: Path
+    label: str
+    digest: str
+    """SHA-256 over the folder's files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a named policy is to be found; ``place`` is a folder, or a hub id, or a path in a git revision."""
+
+    name: str
+    kind: Literal["checkpoint", "folder", "revision", "hub"]
+    place: str
+    revision: str | None = None
+
+
+def refer(name: str, paths: Paths) -> Reference:
+    """Read ``final``, ``work/x/policy``, ``v1.2:checkpoints/final``, ``owner/name@revision``; nothing is fetched.
+
+    Raises ConfigError for what is none of these, and DataError for a checkpoint or revision that is not there.
+    """
+    if name in CHECKPOINTS:
+        folder = paths.checkpoint(name)
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"{folder}: no such checkpoint; train it with python -m flows.train, or pull it with dvc pull"
+            )
+        return Reference(name, "checkpoint", str(folder))
+    if (paths.root / name).is_dir():  # an absolute path too
+        _check_policy(paths.root / name)
+        return Reference(name, "folder", str(paths.root / name))
+    revision, colon, path = name.partition(":")
+    if colon and path:
+        command = [
+            "git",
+            "-C",
+            str(paths.root),
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            f"{revision}^{{commit}}",
+        ]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode != 0:
+            raise DataError(f"{name}: git knows no revision {revision!r} here")
+        return Reference(name, "revision", path, found.stdout.strip())
+    if _HUB_ID.fullmatch(name):
+        place, _, revision = name.partition("@")
+        return Reference(name, "hub", place, revision or None)
+    raise ConfigError(
+        f"{name!r}: neither one of {', '.join(CHECKPOINTS)}, nor a folder, nor REVISION:PATH, nor a hub id OWNER/NAME"
+    )
+
+
+def folder_model(name: str, folder: Path) -> Model:
+    """The policy in a folder; DataError where there is none, or none in safetensors."""
+    _check_policy(folder)
+    digest = folder_digest(folder)
+    return Model(name, folder.resolve(), f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-.')}-{digest[:8]}", digest)
+
+
+def download(reference: Reference) -> Path:
+    """A hub model's folder in the hub's cache. Raises DataError where the hub does not give it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            reference.place, revision=reference.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # of many kinds, and long
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{reference.name}: no folder here, and the hub does not give it: {words[0]}") from None
+    return Path(found)
+
+
+def _check_policy(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
+    if not any((folder / name).is_file() for name in _SHARDS):
+        raise DataError(f"{folder}: its weights are not in safetensors, the one format that is read")

@@ -1,0 +1,68 @@
+"""The cells of a suite, problem sets × contexts, and the questions of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spo_core.config import DataParams, Params
+from spo_core.errors import ConfigError, DataError
+from spo_core.paths import Paths
+from spo_core.problems import problem_set
+from spo_core.problems.base import ProblemSet, Question, read_split
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One problem set in one context."""
+
+    problem_set: str
+    context: str
+    context_length: int
+    """Most tokens a completion may have, the stop token included."""
+
+    @property
+    def name(self) -> str:
+        """As in ``metrics/evaluate/<checkpoint>/<name>.json``."""
+        return f"{self.problem_set}-{self.context}"
+
+
+def cells(params: Params) -> list[Cell]:
+    """All of a suite, problem set by problem set, contexts in the order of ``evaluate.contexts``."""
+    names = params.evaluate.problem_sets or (params.data.problem_set,)
+    return [Cell(name, context, n) for name in names for context, n in params.evaluate.contexts.items()]
+
+
+def find_cell(params: Params, name: str) -> Cell:
+    """The cell of that name; ConfigError naming those there are."""
+    known = {cell.name: cell for cell in cells(params)}
+    if name not in known:
+        raise ConfigError(f"--cell {name}: suite {params.evaluate.suite} has no such cell, but {', '.join(known)}")
+    return known[name]
+
+
+def evaluated_set(params: Params, name: str) -> ProblemSet:
+    """The problem set of a cell, asked with the suite's template, or else with that of training.
+
+    Raises ConfigError for an unknown set or template.
+    """
+    data, template = params.data, params.evaluate.template
+    if name != data.problem_set:
+        source = params.evaluate.sources.get(name)
+        data = DataParams(
+            problem_set=name, source=source, template=template or data.template, arithmetic=data.arithmetic
+        )
+    elif template is not None and data.jsonl is None:
+        data = data.model_copy(update={"template": template})
+    return problem_set(data)
+
+
+def suite_questions(params: Params, paths: Paths, name: str) -> list[Question]:
+    """Test questions of a problem set: of the run's own those prepared, if they are, else as its files or the hub have
+    them. Raises DataError where they cannot be read."""
+    if name == params.data.problem_set and (paths.data(name) / "test.jsonl").is_file():
+        rows = read_split(paths.data(name), "test")
+    else:
+        rows = evaluated_set(params, name).test()
+    if not rows:
+        raise DataError(f"{name}: its test split holds no question")
+    return rows[: params.evaluate.questions]

@@ -1,0 +1,55 @@
+"""Numbers and words as pages show them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, TypeGuard
+
+NOT_MEASURED = "\N{EN DASH}"
+MOST_CHARACTERS = 60
+_VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, places: int = 3) -> str:
+    """Rounded, thousands apart; a dash for what was not measured."""
+    if not known(value):
+        return NOT_MEASURED
+    return f"{value:,.{places}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float | None, places: int = 3) -> str:
+    """With its sign; what rounds to zero has no sign."""
+    if not known(value):
+        return NOT_MEASURED
+    text = number(abs(value), places)
+    return text if float(f"{value:.{places}f}") == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+def probability(value: float | None) -> str:
+    """Three decimals; what rounds to none of them is said to be less."""
+    return "< 0.001" if known(value) and value < 0.0005 else number(value)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{number(count, 0)} {noun}{'' if count == 1 else 's'}"
+
+
+def plain(value: Any) -> str:
+    """A param as it stands in its file."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def one_line(text: str | None) -> str:
+    """What someone else wrote, on one line: cut short, and what would not print is shown as a sign or as U+FFFD."""
+    if text is None:
+        return NOT_MEASURED
+    cut = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+    return "".join(c if c.isprintable() else _VISIBLE.get(c, "\N{REPLACEMENT CHARACTER}") for c in cut)
+
+
+FILTERS = {f.__name__: f for f in (number, signed, probability, plain, counted, one_line)}
