@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.local_server import local_server
 from spo_core.command_line import run
 
+DRAIN_SECONDS = 10
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
 Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME instead of the main outputs.")]
@@ -30,6 +37,27 @@ RolloutsOnly = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all params and an estimate; start and write nothing.")]
 
 
+@contextmanager
+def served() -> Iterator[None]:
+    """For the flows of one command: the server that Prefect is set to, else one of our own.
+
+    Prefect's ephemeral one is in reach of an interrupt from the keyboard, after which a flow waits for it for minutes,
+    and outlives a flow that is killed.
+    """
+    if PREFECT_API_URL.value() is not None:
+        yield
+        return
+    with (
+        local_server(Path.cwd()) as environment,
+        temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}),
+    ):
+        try:
+            yield
+        finally:
+            for worker in (EventsWorker, APILogWorker):  # what they still hold would be sent to a server that is gone
+                worker.drain_all(timeout=DRAIN_SECONDS)
+
+
 def main(command: Callable[..., Any]) -> None:
     """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
     handler = logging.StreamHandler()  # on the logger itself: Prefect stops extra loggers from propagating
@@ -37,4 +65,4 @@ def main(command: Callable[..., Any]) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     for name in ("spo_core", "tasks"):
         logging.getLogger(name).addHandler(handler)
-    run(command, interrupted="interrupted; the same command continues from the last checkpoint")
+    run(command, interrupted="interrupted; the same command goes on from what is finished")

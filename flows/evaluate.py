@@ -13,7 +13,7 @@ from spo_core.evaluate.comparison import Comparison, compare
 from spo_core.evaluate.details import read_details
 from spo_core.evaluate.models import refer
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.run import check_contexts, check_evaluation, chosen_cells, is_own
+from spo_core.evaluate.run import check_contexts, check_evaluation, chosen_cells
 from spo_core.observe.scores import print_comparisons, print_scores
 from tasks.evaluation import measure, publish_score
 from tasks.records import RunSpec
@@ -31,8 +31,8 @@ def evaluate(
     suite: str | None = None,
     cell: str | None = None,
 ) -> list[CellScore]:
-    spec = RunSpec.here(preset, overrides, name, suite=suite)
-    check_evaluation(spec.params, spec.paths, own=is_own(model, suite), cell=cell)
+    spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
+    check_evaluation(spec.params, spec.paths, own=spec.owns(model), cell=cell)
     found = find_model(spec, refer(model, spec.paths))
     chosen = chosen_cells(spec.params, cell)
     check_contexts(found, chosen)
@@ -41,7 +41,7 @@ def evaluate(
         evaluated = measure(spec, found, one)
         publish_score(spec, found, evaluated)
         scores.append(evaluated.score)
-    if model in STAGES and is_own(model, suite):
+    if model in STAGES and spec.owns(model):
         record_outputs(spec, *(f"evaluate@{model}-{score.cell}" for score in scores))
     return scores
 
@@ -57,9 +57,9 @@ def compare_models(
     cell: str | None = None,
     force: bool = False,
 ) -> list[Comparison]:
-    spec = RunSpec.here(preset, overrides, name, suite=suite)
+    spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
     for model in (a, b):
-        check_evaluation(spec.params, spec.paths, own=is_own(model, suite), cell=cell)
+        check_evaluation(spec.params, spec.paths, own=spec.owns(model), cell=cell)
     models, chosen = [find_model(spec, refer(model, spec.paths)) for model in (a, b)], chosen_cells(spec.params, cell)
     for found in models:
         check_contexts(found, chosen)
@@ -89,16 +89,17 @@ def command(
     """Score a policy through lighteval, with the prompts and the verifier of training."""
     if force and compare is None:
         raise ConfigError("--force goes with --compare")
-    spec = RunSpec.here(preset, set_ or (), name, suite=suite)
+    spec = RunSpec.here(preset, set_ or (), name, suite=suite, evaluates=True)
     params = spec.params
     chosen_cells(params, cell)  # refuses an unknown one
     for reference in compare or (model,):
         refer(reference, spec.paths)
-        check_evaluation(params, spec.paths, own=is_own(reference, suite), cell=cell)
-    if compare is None:
-        print_scores(evaluate(model, preset, spec.overrides, name, suite, cell))
-    else:
-        print_comparisons(compare_models(*compare, preset, spec.overrides, name, suite, cell, force))
+        check_evaluation(params, spec.paths, own=spec.owns(reference), cell=cell)
+    with cli.served():
+        if compare is None:
+            print_scores(evaluate(model, preset, spec.overrides, name, suite, cell))
+        else:
+            print_comparisons(compare_models(*compare, preset, spec.overrides, name, suite, cell, force))
 
 
 if __name__ == "__main__":

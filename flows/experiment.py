@@ -21,6 +21,7 @@ from tasks.records import RunSpec
 
 @flow(name="experiment")
 def experiment(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
+    name = RunSpec.here(preset, overrides, name).run_name  # the same for evaluations, whatever is overridden
     run: dict[str, Any] = {"preset": preset, "overrides": overrides, "name": name}
     prepare(**run)
     warmup(**run)
@@ -38,7 +39,8 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     check_suite(spec.params, own=True)
     if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
         check_training(spec.params, spec.paths)
-    experiment(preset, spec.overrides, name)
+    with cli.served():
+        experiment(preset, spec.overrides, name)
     print_summary(spec.paths)
 
 

@@ -25,7 +25,7 @@ from tasks.records import RunSpec
 def nightly(
     preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None, suite: str | None = None
 ) -> State:
-    spec, night = RunSpec.here(preset, overrides, name, suite=suite), this_night()
+    spec, night = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True), this_night()
     params, paths, limits = spec.params, spec.paths, spec.params.evaluate.nightly
     if night.hours_late > limits.max_late_hours:
         return ended(
@@ -78,9 +78,10 @@ def command(
     suite: Annotated[str | None, typer.Option(help="One of params/suites instead of the run's own.")] = None,
 ) -> None:
     """Evaluate the newest complete checkpoint of all training runs in work/, if no report has it yet."""
-    spec = RunSpec.here(preset, set_ or (), name, suite=suite)
+    spec = RunSpec.here(preset, set_ or (), name, suite=suite, evaluates=True)
     check_evaluation(spec.params, spec.paths, own=False)
-    state: State = nightly(preset, spec.overrides, name, suite, return_state=True)
+    with cli.served():
+        state: State = nightly(preset, spec.overrides, name, suite, return_state=True)
     if state.is_completed():
         print(f"{state.name}: {state.message}")
     else:

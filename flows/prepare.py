@@ -45,7 +45,8 @@ def command(
         overrides += (f"data.source={json.dumps(source)}",)
     spec = RunSpec.here(preset, overrides, name)
     check_source(spec.params)
-    counts = prepare(preset, overrides, name)
+    with cli.served():
+        counts = prepare(preset, overrides, name)
     print(f"prepared {spec.paths.data(spec.params.data.problem_set)}", *describe(counts), sep="\n")
 
 

@@ -23,7 +23,8 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     """Write the summary and the report of a run that was trained and evaluated."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_report(spec.params, spec.paths)
-    report(preset, spec.overrides, name)
+    with cli.served():
+        report(preset, spec.overrides, name)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def command(
         return
     spec = RunSpec.here(preset, set_ or (), name, replay, rollouts_only)
     check_training(spec.params, spec.inputs, replay=replay, rollouts_only=rollouts_only)
-    result = train(preset, spec.overrides, name, replay, rollouts_only)
+    with cli.served():
+        result = train(preset, spec.overrides, name, replay, rollouts_only)
     if rollouts_only:
         print(f"rollouts of {result['iterations']} iterations: {result['folder']}; train on them with --replay")
 

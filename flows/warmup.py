@@ -23,7 +23,8 @@ def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Nam
     """Initialise the policy and train it on the problem set's demonstrations."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_warmup(spec.params, spec.paths)
-    warmup(preset, tuple(set_ or ()), name)
+    with cli.served():
+        warmup(preset, spec.overrides, name)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import typer
@@ -14,15 +15,21 @@ from spo_core.errors import DataError, SPOError
 def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
     """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+
+    @wraps(command)
+    def interruptible(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:  # typer itself would end without a word
+            print(interrupted, file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    app.command()(interruptible)
     try:
         app()
     except SPOError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        sys.exit(130)
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str, str]]:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from spo_core.config import digest
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.run import Evaluated, evaluate_cell, is_own, publish_cell
+from spo_core.evaluate.run import Evaluated, evaluate_cell, publish_cell
 from spo_core.evaluate.suite import Cell
 from spo_core.observe.progress import bar
 from tasks.limits import gpu_slot
@@ -42,7 +42,7 @@ def publish_score(spec: RunSpec, model: Model, evaluated: Evaluated) -> Path:
 
 
 def score_file(spec: RunSpec, model: Model, score: CellScore) -> Path:
-    if is_own(model.name, spec.suite):
+    if spec.owns(model.name):
         return spec.paths.evaluation(model.name, score.cell)
     changed = f"-{digest(spec.overrides)[:8]}" if spec.overrides else ""
     return spec.paths.foreign_evaluation(model.label, f"{score.suite}{changed}", score.cell)

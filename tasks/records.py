@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spo_core.config import Params, digest, load_params
+from spo_core.evaluate.models import CHECKPOINTS
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
+
+EVALUATION = ("evaluate.", "verify.")  # what overrides begin with that evaluation alone, or evaluation too, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class RunSpec:
     """Which params and which outputs: all a flow is told. Without overrides it is the main run, which DVC records.
 
     ``replay`` is a directory of recorded rollouts to train on; ``rollouts_only`` samples and trains nothing; ``suite``
-    replaces that of the params.
+    replaces that of the params. Of a spec that ``evaluates``, overrides of evaluation alone make no other run.
     """
 
     root: str
@@ -26,6 +29,7 @@ class RunSpec:
     replay: str | None = None
     rollouts_only: bool = False
     suite: str | None = None
+    evaluates: bool = False
 
     @classmethod
     def here(
@@ -36,9 +40,10 @@ class RunSpec:
         replay: str | None = None,
         rollouts_only: bool = False,
         suite: str | None = None,
+        evaluates: bool = False,
     ) -> RunSpec:
         """A run of the project in the current folder, as for DVC and Prefect; its params are validated at once."""
-        spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite)
+        spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite, evaluates)
         problem_set(spec.params.data)
         return spec
 
@@ -49,10 +54,17 @@ class RunSpec:
     @property
     def run_name(self) -> str | None:
         """Name below outputs/runs; None for the main run. Replays have ``replay`` behind, so as to replace no run."""
-        changed = digest(self.overrides)[:8] if self.overrides else ""
+        decide = tuple(o for o in self.overrides if not (self.evaluates and o.startswith(EVALUATION)))
+        changed = digest(decide)[:8] if decide else ""
         chosen = (self.name,) if self.name else (self.preset, changed)
         debugging = "replay" if self.replay is not None else "rollouts" if self.rollouts_only else ""
         return "-".join(part for part in (*chosen, debugging) if part) or None
+
+    def owns(self, model: str) -> bool:
+        """Whether this evaluates one of the run's checkpoints as the run itself does: its scores then stand among the
+        run's metrics, else below outputs/evaluations."""
+        other = self.suite is not None or (self.name is None and any(o.startswith(EVALUATION) for o in self.overrides))
+        return model in CHECKPOINTS and not other
 
     @property
     def paths(self) -> Paths:

@@ -165,7 +165,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     )
     for number, column in enumerate(COLUMNS):
         figures = 3 <= number <= 8
-        table.add_column(column, justify="right" if figures else "left", no_wrap=number >= 3, overflow="fold")
+        table.add_column(column, justify="right" if figures else "left", no_wrap=number not in (1, 2), overflow="fold")
     for cells in to_rows(comparisons):
         table.add_row(*map(escape, cells))
     return table

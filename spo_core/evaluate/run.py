@@ -11,7 +11,7 @@ from spo_core.code import code_digest
 from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.lighteval_runner import DETAILS, check_positions, grading_versions, measure_cell
-from spo_core.evaluate.models import CHECKPOINTS, Model
+from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.serving import vllm_version
 from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, suite_questions
@@ -47,11 +47,6 @@ def check_environment(paths: Paths) -> None:
 def chosen_cells(params: Params, name: str | None) -> list[Cell]:
     """The cell of that name, or all of the suite."""
     return cells(params) if name is None else [find_cell(params, name)]
-
-
-def is_own(model: str, suite: str | None) -> bool:
-    """Whether a run's checkpoint is evaluated in the run's own suite; its scores then stand among the run's metrics."""
-    return model in CHECKPOINTS and suite is None
 
 
 def check_evaluation(params: Params, paths: Paths, *, own: bool, cell: str | None = None) -> None:
@@ -147,6 +142,8 @@ def evaluate_cell(
                 progress=progress,
             )
             write_text(result, measured.to_json())
+        elif progress:  # measured before
+            progress(len(questions) * params.evaluate.samples, len(questions) * params.evaluate.samples)
         score = replace(  # the same measurement may have been made under other names
             CellScore.from_json(result.read_text(encoding="utf-8")),
             model=model.name,

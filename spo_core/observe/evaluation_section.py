@@ -167,6 +167,7 @@ def _told(score: CellScore) -> dict[str, Any]:
         "lighteval's prompt hash": score.lighteval_prompt_hash,
         "grader": protocol.grader,
         "engine": protocol.engine,
+        "dtype": protocol.dtype,
         "samples": protocol.samples,
         "temperature": protocol.temperature,
         "top-p": protocol.top_p,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spo_core.evaluate.comparison import Comparison, comparison_table
@@ -34,22 +35,25 @@ def print_scores(scores: Sequence[CellScore], console: Console | None = None) ->
             row.model,
             with_error(row.published, row.published_error),
             with_error(row.ours, row.ours_error),
-            f"{row.difference:+.3f}",
-            "" if row.standard_errors is None else f"{row.standard_errors:+.1f}",
+            "" if row.not_comparable else f"{row.difference:+.3f}",
+            "" if row.not_comparable or row.standard_errors is None else f"{row.standard_errors:+.1f}",
         )
     console.print(table)
-    notes = [
-        f"{score.cell} and {row.model} do not compare: {'; '.join(row.not_comparable)}"
-        for score, row in rows
-        if row.not_comparable
-    ]
-    for line in dict.fromkeys([*notes, *(row.note for _, row in rows if row.note)]):
-        console.print(line)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for score, row in rows:
+        if row.not_comparable:
+            reasons.setdefault((score.cell, "; ".join(row.not_comparable)), []).append(row.model)
+    for (cell, why), models in reasons.items():
+        console.print(escape(f"{cell} does not compare with {', '.join(models)}: {why}."))
+    for name, note in dict.fromkeys((score.protocol.problem_set, row.note) for score, row in rows if row.note):
+        console.print(escape(f"{name}: {note}"))
 
 
 def score_table(scores: Sequence[CellScore]) -> Table:
     table = Table(
-        title=f"{scores[0].model}: pass@1 ± standard error over questions", title_justify="left", box=SIMPLE_HEAD
+        title=escape(f"{scores[0].model}: pass@1 ± standard error over questions"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
     )
     table.add_column("cell", no_wrap=True)
     samples = scores[0].protocol.samples
@@ -78,4 +82,4 @@ def print_comparisons(comparisons: Sequence[Comparison]) -> None:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else LINE, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else LINE, highlight=False)

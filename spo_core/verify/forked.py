@@ -36,7 +36,10 @@ def serve(warm: Callable[[], None], compare: Compare) -> None:
     workers: dict[bytes, int] = {}
     try:
         while True:
-            number, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+            try:
+                number, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+            except ConnectionError:  # whoever asked was killed
+                break
             if not number:
                 break
             _kill(workers.pop(number, None))

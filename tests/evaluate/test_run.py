@@ -10,7 +10,7 @@ import pytest
 from spo_core.config import load_params
 from spo_core.evaluate import run as run_module
 from spo_core.evaluate.models import folder_model
-from spo_core.evaluate.run import evaluate_cell, is_own, publish_cell
+from spo_core.evaluate.run import evaluate_cell, publish_cell
 from spo_core.evaluate.suite import cells
 from spo_core.paths import Paths
 from tests.conftest import ROOT
@@ -102,8 +102,3 @@ def test_published_score_and_completions_stand_together(paths, measured, tmp_pat
     publish_cell(evaluated, target)
     assert json.loads(target.read_text()) == json.loads(evaluated.score.to_json())
     assert target.with_suffix(".parquet").read_text() == evaluated.details.read_text()
-
-
-def test_only_a_run_s_checkpoint_in_its_own_suite_stands_among_its_metrics():
-    assert is_own("final", None) and is_own("best", None)
-    assert not is_own("final", "embedded") and not is_own("checkpoints/final", None)

@@ -210,6 +210,31 @@ def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environ
     assert "up to date" in status.stdout, status.stdout
 
 
+def test_an_interrupt_from_the_keyboard_ends_it_at_once(demo, environment):
+    """It reaches the whole process group; the server, of the flow's own here, must be there to be told."""
+    project, _ = demo
+    alone = {k: v for k, v in environment.items() if k != "PREFECT_API_URL"}
+    options = ["--model", "final", "--cell", "arithmetic-long", "--set", "evaluate.samples=200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.evaluate", *options],
+        cwd=project,
+        env=alone,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    started = time.monotonic()
+    while not any(project.glob("work/evaluate-*/scratch/request.json")):
+        assert process.poll() is None and time.monotonic() - started < 300
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from what is finished" in errors and "Traceback" not in errors
+
+
 @pytest.fixture
 def gsm8k_files(tmp_path) -> Path:
     """GSM8K's own files where they lie beside the checkout, else rows of the same form."""
