@@ -131,7 +131,7 @@ def test_any_policy_in_any_suite_and_two_of_them_compared(demo, environment):
     shorter = ["--set", "evaluate.samples=1", "--set", "evaluate.questions=4"]
     folder = run_module(project, environment, "flows.evaluate", "--model", "checkpoints/best", *shorter)
     assert folder.returncode == 0, folder.stdout + folder.stderr
-    assert len(list(project.glob("outputs/evaluations/checkpoints-best-*/embedded/*.json"))) == 3
+    assert len(list(project.glob("outputs/evaluations/checkpoints-best-*/embedded-*/*.json"))) == 3
     assert (project / "dvc.lock").read_text() == lock
     (policy, digest), *_ = {(ours["model"], ours["model_digest"])}
     assert digest == folder_digest(project / "checkpoints" / policy), "a score leads to the weights it is of"
