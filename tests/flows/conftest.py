@@ -1,4 +1,4 @@
-"""A copy of the project with params small enough to run whole, and one real Prefect server for all flow tests."""
+"""A copy of the project with params small enough to run whole, and a real Prefect server for each file of tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_evaluation = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Environment of every command: a Prefect server on loopback, W&B offline, two waiting threads at most."""
     home = tmp_path_factory.mktemp("prefect")

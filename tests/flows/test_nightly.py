@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -66,18 +65,9 @@ def project(new_project, environment) -> Path:
     return folder
 
 
-def make_limit(environment: dict) -> None:
-    """Unless another test has left it on the server."""
-    try:
-        ask(environment, "v2/concurrency_limits/", {"name": "gpu", "limit": 1})
-    except urllib.error.HTTPError as error:
-        if error.code != 409:
-            raise
-
-
 def train_in_turn(project: Path, environment: dict) -> None:
     """Training waits for the GPU, says so, and then has it to itself."""
-    make_limit(environment)
+    ask(environment, "v2/concurrency_limits/", {"name": "gpu", "limit": 1})
     ask(environment, "v2/concurrency_limits/increment", GPU)
     log = project.parent / "train.log"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -91,7 +81,8 @@ def train_in_turn(project: Path, environment: dict) -> None:
         )
 
     def said() -> bool:
-        return any("waiting for a slot" in row["message"] for row in ask(environment, "logs/filter", {}))
+        rows = ask(environment, "logs/filter", {"sort": "TIMESTAMP_DESC"})
+        return any("waiting for a slot" in row["message"] for row in rows)
 
     wait_for(said, log)
     assert not list(project.glob("work/train-*")) and training.poll() is None
