@@ -50,6 +50,7 @@ def test_no_engine_process_outlives_the_flow(project, environment, tmp_path, end
         stdout=log,
         stderr=log,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a job that runs in the background
     )
     started = time.monotonic()
     while not any(project.glob(moment)):
