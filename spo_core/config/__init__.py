@@ -1,6 +1,5 @@
 """Pydantic models of ``params/*.yaml``, one namespace a file, and how they are read. Importable without torch."""
 
-from spo_core.config.cluster import DaskRunner, LocalRunner, RayRunner, TaskRunnerParams
 from spo_core.config.credit import (
     CUT_TYPES,
     AdaptiveMonteCarlo,
@@ -52,7 +51,6 @@ __all__ = [
     "BestOfKProgress",
     "CreditParams",
     "Cutpoints",
-    "DaskRunner",
     "DataParams",
     "DeepSpeedBackend",
     "Delimiter",
@@ -66,7 +64,6 @@ __all__ = [
     "KLPenalty",
     "LearnParams",
     "LeaveOneOut",
-    "LocalRunner",
     "LowProbability",
     "MonteCarlo",
     "NightlyParams",
@@ -75,11 +72,9 @@ __all__ = [
     "PolicyParams",
     "PolicyShape",
     "PretrainedPolicy",
-    "RayRunner",
     "RewardParams",
     "RolloutParams",
     "ScratchPolicy",
-    "TaskRunnerParams",
     "TorchBackend",
     "TransformersEngineParams",
     "TreeMean",
