@@ -85,7 +85,7 @@ def test_the_options_of_the_command_line_are_overrides():
     """In a process of its own, as Prefect takes over the loggers of the one that imports it."""
     options = json.dumps([options for options, _, _ in OPTIONS])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, options], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", SCRIPT, options], cwd=ROOT, capture_output=True, text=True, check=True, timeout=500
     )
     printed = done.stdout.splitlines()
     expected = [[given.get("preset"), overrides, name] for given, overrides, name in OPTIONS]
