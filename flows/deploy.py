@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -19,22 +22,40 @@ from pydantic import ValidationError
 from flows import cli
 from spo_core.config import load_params
 from spo_core.errors import ConfigError, SPOError
+from tasks.versioning import DVC_LIMIT
 
-DVC_LIMIT = "dvc"  # who writes to the DVC repository
+OURS = "spo"  # tag of every deployment; names of pools and automations begin with it
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A work pool as prefect.yaml describes it."""
+
+    name: str
+    type: str
+    description: str
+    template: dict[str, Any]
+    """Base job template; empty: the worker's own."""
 
 
 def command() -> None:
     """Create on Prefect's server what prefect.yaml and automations.yaml say; what is there is brought up to date."""
     root = Path.cwd()
     check_server()
+    pools = read_pools(root)
+    deployments = read_yaml(root / "prefect.yaml", "deployments")
+    automations = read_yaml(root / "automations.yaml", "automations")
     with get_client(sync_client=True) as client:
-        for pool in work_pools(root):
+        for pool in pools:
             create_pool(client, pool)
         for limit in (load_params(root).run.gpu_limit, DVC_LIMIT):
             create_limit(client, limit)
-        for automation in read_yaml(root / "automations.yaml", "automations"):
+        for automation in automations:
             create_automation(client, automation)
-    deploy_all(root)
+        deploy_all(root)
+        for deployment in deployments:
+            print(f"deployment {deployment['entrypoint'].split('.')[-1]}/{deployment['name']}: as prefect.yaml has it")
+        tell_leftovers(client, pools, deployments, automations)
 
 
 def check_server() -> None:
@@ -48,23 +69,56 @@ def check_server() -> None:
         raise SPOError(f"no Prefect server answers at {url} ({problem}); start one with make ui, or export another")
 
 
-def read_yaml(path: Path, key: str) -> list[dict[str, Any]]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))[key]
-
-
-def work_pools(root: Path) -> list[str]:
-    """Names, each once."""
-    return list(dict.fromkeys(d["work_pool"]["name"] for d in read_yaml(root / "prefect.yaml", "deployments")))
-
-
-def create_pool(client: SyncPrefectClient, name: str) -> None:
-    """One for processes, unless there is a pool of that name."""
+def read_yaml(path: Path, key: str) -> Any:
+    """What a file has under a key; ConfigError where there is no such thing."""
     try:
-        client.read_work_pool(name)
-        print(f"work pool {name}: there")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))[key]
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the project's folder") from None
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: {key} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def read_pools(root: Path) -> list[Pool]:
+    """The work pools of prefect.yaml; raises ConfigError for one, or its template, that cannot be read."""
+    pools = []
+    for name, pool in read_yaml(root / "prefect.yaml", "definitions")["pools"].items():
+        if not {"type", "description"} <= pool.keys():
+            raise ConfigError(f"prefect.yaml: work pool {name} needs a type and a description")
+        template = {}
+        if "template" in pool:
+            path = root / pool["template"]
+            try:
+                template = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{path}: the template of work pool {name} cannot be read: {error}") from None
+        pools.append(Pool(name, pool["type"], pool["description"], template))
+    return pools
+
+
+def create_pool(client: SyncPrefectClient, pool: Pool) -> None:
+    """Create it, or bring description and template up to date; raises ConfigError where its type is another."""
+    try:
+        found = client.read_work_pool(pool.name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        print(f"work pool {name}: created; make worker runs what is due")
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=pool.name, type=pool.type, description=pool.description, base_job_template=pool.template
+            )
+        )
+        print(f"work pool {pool.name}: created, {pool.type}")
+        return
+    if found.type != pool.type:
+        raise ConfigError(
+            f"work pool {pool.name} is of type {found.type} on the server, {pool.type} in prefect.yaml; "
+            f"prefect work-pool delete {pool.name}, then deploy again"
+        )
+    template = pool.template or found.base_job_template
+    if (found.description, found.base_job_template) == (pool.description, template):
+        print(f"work pool {pool.name}: there, {pool.type}")
+        return
+    client.update_work_pool(pool.name, WorkPoolUpdate(description=pool.description, base_job_template=template))
+    print(f"work pool {pool.name}: brought up to date")
 
 
 def create_limit(client: SyncPrefectClient, name: str | None) -> None:
@@ -92,17 +146,48 @@ def create_automation(client: SyncPrefectClient, content: dict[str, Any]) -> Non
                 return
             action["block_document_id"] = identifier
         actions.append(action)
+    automation = read_automation({**content, "actions": actions})
+    known = client.read_automations_by_name(name)
+    if not known:
+        client.create_automation(automation)
+        print(f"automation {name}: created")
+        return
+    there = AutomationCore.model_validate(known[0].model_dump(exclude={"id"}))
+    if "enabled" not in content:
+        automation = automation.model_copy(update={"enabled": there.enabled})
+    if there == automation:  # an update would have the server forget the runs that it watches
+        print(f"automation {name}: there")
+        return
+    client.update_automation(known[0].id, automation)
+    print(f"automation {name}: brought up to date")
+
+
+def read_automation(content: dict[str, Any]) -> AutomationCore:
+    """Raises ConfigError for what Prefect refuses, and for a key that it would not heed: a trigger with a misspelt
+    condition holds for everything."""
+    place = f"automations.yaml, {content.get('name')}"
     try:
-        automation = AutomationCore.model_validate({**content, "actions": actions})
+        automation = AutomationCore.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"automations.yaml, {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    known = client.read_automations_by_name(name)
-    if known:
-        client.update_automation(known[0].id, automation)
-    else:
-        client.create_automation(automation)
-    print(f"automation {name}: {'brought up to date' if known else 'created'}")
+        raise ConfigError(f"{place}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if (unknown := _unheeded(content, automation.model_dump())) is not None:
+        raise ConfigError(f"{place}: unknown key {unknown}; remove it or correct its name")
+    return automation
+
+
+def _unheeded(given: Any, read: Any) -> str | None:
+    """The first key of nested mappings that the other side does not have."""
+    if isinstance(given, list) and isinstance(read, list):
+        return next((key for pair in zip(given, read, strict=False) if (key := _unheeded(*pair)) is not None), None)
+    if not (isinstance(given, dict) and isinstance(read, dict)):
+        return None
+    for key, value in given.items():
+        if key not in read:
+            return str(key)
+        if (inner := _unheeded(value, read[key])) is not None:
+            return f"{key}.{inner}"
+    return None
 
 
 def block_id(client: SyncPrefectClient, name: str) -> str | None:
@@ -127,8 +212,30 @@ def deploy_all(root: Path) -> None:
     if result.returncode:
         lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
         raise SPOError(f"prefect deploy failed: {lines[-1] if lines else 'no output'}")
-    for deployment in read_yaml(root / "prefect.yaml", "deployments"):
-        print(f"deployment {deployment['entrypoint'].split('.')[-1]}/{deployment['name']}: as prefect.yaml has it")
+
+
+def tell_leftovers(
+    client: SyncPrefectClient, pools: list[Pool], deployments: list[dict[str, Any]], automations: list[dict[str, Any]]
+) -> None:
+    """Say what an earlier ``make deploy`` created and the files no longer have; nothing is deleted."""
+    wanted = {pool.name for pool in pools}
+    for pool in client.read_work_pools():
+        if pool.name.split("-")[0] == OURS and pool.name not in wanted:
+            leftover("work pool", pool.name, f"work-pool delete {pool.name}")
+    wanted = {automation["name"] for automation in automations}
+    for automation in client.read_automations():
+        if automation.name.startswith(f"{OURS}-") and automation.name not in wanted:
+            leftover("automation", automation.name, f"automation delete {automation.name}")
+    kept = {(deployment["entrypoint"], deployment["name"]) for deployment in deployments}
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[OURS]))
+    for deployment in client.read_deployments(deployment_filter=tagged, limit=200):
+        if (deployment.entrypoint, deployment.name) not in kept:
+            name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
+            leftover("deployment", name, f"deployment delete {name}")
+
+
+def leftover(kind: str, name: str, how: str) -> None:
+    print(f"{kind} {name}: no longer in the project's files; if nothing else uses it, prefect {how}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from spo_core.evaluate.models import refer
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.run import check_contexts, check_evaluation, chosen_cells
 from spo_core.observe.scores import print_comparisons, print_scores
+from tasks.cluster import cluster
 from tasks.evaluation import measure, publish_score
 from tasks.records import RunSpec
 from tasks.versioning import find_model, record_outputs
@@ -32,15 +33,15 @@ def evaluate(
     cell: str | None = None,
 ) -> list[CellScore]:
     spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
-    check_evaluation(spec.params, spec.paths, own=spec.owns(model), cell=cell)
+    check_evaluation(spec.params, spec.inputs, own=spec.owns(model), cell=cell)
     found = find_model(spec, refer(model, spec.paths))
     chosen = chosen_cells(spec.params, cell)
     check_contexts(found, chosen)
     scores = []
-    for one in chosen:
-        evaluated = measure(spec, found, one)
-        publish_score(spec, found, evaluated)
-        scores.append(evaluated.score)
+    with cluster(spec.params.run.task_runner) as workers:
+        for evaluated in workers.map(measure, [{"spec": spec, "model": found, "cell": one} for one in chosen]):
+            publish_score(spec, found, evaluated)
+            scores.append(evaluated.score)
     if model in STAGES and spec.owns(model):
         record_outputs(spec, *(f"evaluate@{model}-{score.cell}" for score in scores))
     return scores
@@ -59,13 +60,15 @@ def compare_models(
 ) -> list[Comparison]:
     spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
     for model in (a, b):
-        check_evaluation(spec.params, spec.paths, own=spec.owns(model), cell=cell)
+        check_evaluation(spec.params, spec.inputs, own=spec.owns(model), cell=cell)
     models, chosen = [find_model(spec, refer(model, spec.paths)) for model in (a, b)], chosen_cells(spec.params, cell)
     for found in models:
         check_contexts(found, chosen)
+    calls = [{"spec": spec, "model": found, "cell": one} for one in chosen for found in models]
+    with cluster(spec.params.run.task_runner) as workers:
+        measured = list(workers.map(measure, calls))
     comparisons = []
-    for one in chosen:
-        first, second = (measure(spec, model, one) for model in models)
+    for first, second in zip(measured[::2], measured[1::2], strict=True):
         samples = [read_details(evaluated.details) for evaluated in (first, second)]
         comparisons.append(compare(first.score, samples[0], second.score, samples[1], force=force))
     return comparisons
@@ -94,7 +97,7 @@ def command(
     chosen_cells(params, cell)  # refuses an unknown one
     for reference in compare or (model,):
         refer(reference, spec.paths)
-        check_evaluation(params, spec.paths, own=spec.owns(reference), cell=cell)
+        check_evaluation(params, spec.inputs, own=spec.owns(reference), cell=cell)
     with cli.served():
         if compare is None:
             print_scores(evaluate(model, preset, spec.overrides, name, suite, cell))

@@ -10,16 +10,17 @@ from flows import cli
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.observe.dry_run import print_dry_run
-from spo_core.observe.progress import bar
-from spo_core.observe.tracking import Tracker
 from spo_core.session import open_session
 from spo_core.training_run import check_training
 from tasks.advantages import assign_advantages
+from tasks.cluster import cluster
 from tasks.limits import gpu_slot
+from tasks.progress import watched
+from tasks.provenance import publish_provenance
 from tasks.records import Iteration, RunSpec
-from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts
+from tasks.rollouts import collect_rollouts, keep_rollouts, part_mapper, recorded_rollouts
 from tasks.training import publish_training, update_policy
-from tasks.versioning import record_outputs
+from tasks.versioning import record_outputs, version_milestones
 
 
 @flow(name="train")
@@ -31,33 +32,31 @@ def train(
     rollouts_only: bool = False,
 ) -> dict:
     spec = RunSpec.here(preset, overrides, name, replay, rollouts_only)
-    params, paths = spec.params, spec.paths
+    params = spec.params
     with (
         gpu_slot(params.run.gpu_limit),
-        open_session(params, spec.inputs, replay=replay, rollouts_only=rollouts_only) as session,
-        Tracker(params, session.run.path, paths.root, spec.run_name or "main") as tracker,
-        bar("train", params.run.iterations, unit="it") as progress,
+        cluster(params.run.task_runner) as workers,
+        open_session(
+            params, spec.inputs, replay=replay, rollouts_only=rollouts_only, map_parts=part_mapper(workers)
+        ) as session,
+        watched(spec, session) as tell,
     ):
-        progress.update(session.iteration)
+        version_milestones(spec, session.run, params.run.milestone_every)  # a killed flow may have left some
         while not session.finished:
             iteration = Iteration(str(session.run.path), session.iteration + 1)
             collect_rollouts(iteration)
             assign_advantages(iteration)
             metrics = keep_rollouts(iteration) if rollouts_only else update_policy(iteration)
-            tracker.log(metrics, step=iteration.number)
-            progress.set_postfix(shown(metrics), refresh=False)
-            progress.update(1)
+            tell(metrics)
+            if session.at_milestone:
+                version_milestones(spec, session.run, params.run.milestone_every)
         if rollouts_only:
             return recorded_rollouts(session)
+        version_milestones(spec, session.run, params.run.milestone_every)
         final = publish_training(session, spec)
+        publish_provenance(session, spec)
     record_outputs(spec, "train")
     return final
-
-
-def shown(metrics: dict) -> dict[str, str]:
-    """Beside the progress: the reward, and the share of answers that could not be compared if there is one."""
-    failed = metrics.get("rollout/failed_share", 0.0)
-    return {"reward": f"{metrics['rollout/reward']:.3f}"} | ({"failed": f"{failed:.1%}"} if failed else {})
 
 
 def command(

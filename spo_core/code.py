@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+RACES = 100
 
 
 def code_digest(*names: str) -> str:
@@ -16,9 +18,22 @@ def code_digest(*names: str) -> str:
         path = PACKAGE / name
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
         for file in files:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            total.update(f"{file.relative_to(PACKAGE).as_posix()}\0{ast.dump(_without_docstrings(tree))}\n".encode())
+            meaning = _meaning(file.read_text(encoding="utf-8"))
+            total.update(f"{file.relative_to(PACKAGE).as_posix()}\0{meaning}\n".encode())
     return total.hexdigest()
+
+
+@cache
+def _meaning(source: str) -> str:
+    """What stays of a file when comments, docstrings and layout are gone."""
+    for attempt in range(RACES):
+        try:
+            tree = ast.parse(source)
+            break
+        except SystemError:  # Python 3.11 before .9, while another thread parses too, as Prefect's do: gh-106905
+            if attempt + 1 == RACES:
+                raise
+    return ast.dump(_without_docstrings(tree))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

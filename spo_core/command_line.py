@@ -10,10 +10,11 @@ from typing import Any
 import typer
 
 from spo_core.errors import DataError, SPOError
+from spo_core.files import disk_error
 
 
 def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
-    """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
+    """Run a typer command; a refusal, or a full disk, is one or two lines on standard error and exit status 2."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(command)
@@ -27,8 +28,11 @@ def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
     app.command()(interruptible)
     try:
         app()
-    except SPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        refusal = error if isinstance(error, SPOError) else disk_error(error)
+        if refusal is None:
+            raise
+        print(f"error: {refusal}", file=sys.stderr)
         sys.exit(2)
 
 

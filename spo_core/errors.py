@@ -17,6 +17,10 @@ class RunError(SPOError):
     """A run directory that is locked, incomplete or made with other params."""
 
 
+class DiskError(SPOError):
+    """A place where nothing more can be written: no space, a quota, a limit on the size of files."""
+
+
 class TrainingError(SPOError):
     """A training run that must stop: non-finite numbers, or token ids that do not match their log-probs."""
 

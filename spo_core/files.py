@@ -1,51 +1,106 @@
-"""Writing that is never half done: temporary sibling, then an atomic rename."""
+"""Writing that is never half done: temporary sibling, then an atomic rename; and what is said when a disk is full."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from spo_core.errors import DiskError
+
+ADVICE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+
+
+@contextmanager
+def room_at(path: Path) -> Iterator[None]:
+    """Raise DiskError where the block fails for want of room; it names the file where one is known, else ``path``."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        refusal = disk_error(error, path)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def disk_error(error: Exception, path: Path | None = None) -> DiskError | None:
+    """What to say of a failure for want of room; None for any other. Libraries put the system's words in their own
+    exceptions, often without its number."""
+    for number, advice in ADVICE.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            named = getattr(error, "filename", None)
+            if path is not None and not (named and _stands_apart(Path(named), path)):
+                named = path
+            return DiskError(f"{named or 'a file'}: {os.strerror(number)}; {advice} and run the same command again")
+    return None
+
+
+def _stands_apart(named: Path, path: Path) -> bool:
+    """Whether a file tells more than ``path``: it lies below, or elsewhere altogether, as in /dev/shm or /tmp."""
+    return named.is_relative_to(path) or (named.is_absolute() and not named.is_relative_to(path.parent))
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary sibling to fill; on success it takes the target's place, on an error it is removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    """Give a temporary sibling to fill; on success it takes the target's place, on an error it is removed and
+    the target is what it was."""
+    temporary, replaced = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
     try:
-        yield temporary
-        replaced = target.with_name(f".{target.name}.old")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        temporary.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with room_at(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            shutil.rmtree(replaced, ignore_errors=True)
+            if target.exists():
+                target.rename(replaced)
+            temporary.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
+        with suppress(OSError):
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _atomic_file(target: Path) -> Iterator[Path]:
+    """The same for a file."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with room_at(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            yield temporary
+            os.replace(temporary, target)
+    finally:  # still there after an error, and where both were links to one file
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def publish(source: Path, target: Path) -> None:
     """Put a finished file or folder at its published place: hard links where the file system allows, then a rename."""
     if source.is_dir():
-        with atomic_directory(target) as temporary:
-            shutil.copytree(source, temporary, copy_function=_link_or_copy, dirs_exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary_file = target.with_name(f".{target.name}.tmp")
-    temporary_file.unlink(missing_ok=True)
-    _link_or_copy(str(source), str(temporary_file))
-    os.replace(temporary_file, target)
-    temporary_file.unlink(missing_ok=True)  # still there where both were links to one file
+        with atomic_directory(target) as folder:
+            shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    else:
+        with _atomic_file(target) as file:
+            _link_or_copy(str(source), str(file))
 
 
 def _link_or_copy(source: str, target: str) -> str:
@@ -57,10 +112,8 @@ def _link_or_copy(source: str, target: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with _atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,37 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Whole
 from spo_core.credit import assign_credit, read_credits, write_credits
 from spo_core.errors import RunError
 from spo_core.files import read_json, write_json, write_text
-from spo_core.problems.base import Question
 from spo_core.questions import draw_questions
-from spo_core.rollout.pieces import token_pieces
-from spo_core.rollout.probe import check_gap, probe
-from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
-from spo_core.rollout.stops import stop_at
 from spo_core.runs import COMPLETE
 from spo_core.session import Best, Session
-from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
-from spo_core.verify import Outcome, Verdict
+from spo_core.tree import RolloutTree, read_trees, write_trees
+from spo_core.verify import Outcome
 from spo_core.verify.verifier import check_failures, failed_share
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-VALIDATION = CreditParams(  # whole responses
-    partition=Whole(type="whole"),
-    value=NoValue(type="none"),
-    advantage=LeaveOneOut(type="leave_one_out"),
-    mask=AllTokens(type="all"),
-)
 
 
 def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
@@ -44,36 +32,23 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     params = session.params
     folder = session.run.start_iteration(iteration)
     rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
-    prompts = [session.prompt(row) for row in rows]
-    asked = {row.question_id: row for row in rows}
-    synced = sync_policy(session, prompts)
-    sampler = Sampler(
-        session.engine,
-        session.rollout_params(iteration),
-        params.credit,
-        seed=params.run.seed,
-        iteration=iteration,
-        version=session.trainer.step,
-        pieces=lambda ids: token_pieces(session.tokenizer, ids),
-        reward=lambda question, ids, finish: grade_one(session, ids, finish, asked[question]),
-        stop=stop_at(session.tokenizer, session.problem.template.stop),
-    )
-    grown = sampler.grow(prompts, progress)
-    session.engine.sleep()
-    sampled = time.perf_counter()
-    trees = grade_trees(session, grown, rows)
+    sampled = session.sample(rows, iteration, progress=progress)
+    trees, counts = sampled.trees, sampled.counts
     write_trees(folder / "trees.parquet", trees)
     write_json(folder / "questions.json", [asdict(row) for row in rows])
     failed = check_graded(session, iteration, trees)
     seconds = time.perf_counter() - started
-    metrics = rollout_metrics(trees) | synced
-    metrics |= {
-        "rollout/cache_hit_rate": sampler.cached_tokens / sampler.prefix_tokens,
-        "rollout/engine_restarts": session.engine.restarts,
+    metrics = rollout_metrics(trees) | {
+        "sync/logprob_gap_mean": counts.gap_mean,
+        "sync/logprob_gap_max": counts.gap_max,
+        "timing/sync": counts.sync,
+        "timing/probe": counts.probe,
+        "rollout/cache_hit_rate": counts.cached_tokens / counts.prefix_tokens,
+        "rollout/engine_restarts": counts.engine_restarts,
         "rollout/failed_share": failed,
         "timing/rollout": seconds,
-        "timing/grading": time.perf_counter() - sampled,
-        "timing/generated_tokens_per_second": sampler.generated_tokens / seconds,
+        "timing/grading": counts.grading,
+        "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
     }
     write_json(folder / "rollout.json", metrics)
     return metrics
@@ -119,47 +94,10 @@ def keep_step(session: Session, iteration: int) -> dict[str, Any]:
     return row
 
 
-def sync_policy(session: Session, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Have the engine serve the trainer's present weights, and stop the run where a probe says that it does not."""
-    started = time.perf_counter()
-    version, rollout = session.trainer.step, session.params.rollout
-    session.engine.policy_changed(version)
-    synced = time.perf_counter()
-    gap = probe(
-        session.engine,
-        session.model,
-        prompts,
-        context_length=rollout.shortest_context,
-        temperature=rollout.temperature,
-        seed=session.params.run.seed,
-    )
-    check_gap(gap, session.params.learn.max_logprob_gap, version)
-    return {
-        "sync/logprob_gap_mean": gap.mean,
-        "sync/logprob_gap_max": gap.largest,
-        "timing/sync": synced - started,
-        "timing/probe": time.perf_counter() - synced,
-    }
-
-
 def validate(session: Session, iteration: int) -> dict[str, float]:
     """Accuracy on the validation split at the training temperature, one response a question."""
     started = time.perf_counter()
-    rollout = session.rollout_params(iteration).model_copy(update={"branch_factors": (1,)})
-    prompts = [session.prompt(row) for row in session.validation]
-    sync_policy(session, prompts)
-    sampler = Sampler(
-        session.engine,
-        rollout,
-        VALIDATION,
-        seed=session.params.run.seed,
-        iteration=-iteration,
-        version=iteration,
-        stop=stop_at(session.tokenizer, session.problem.template.stop),
-    )
-    trees = sampler.grow(prompts)
-    session.engine.sleep()
-    graded = grade_trees(session, trees, session.validation)
+    graded = session.sample(session.validation, iteration, validation=True).trees
     outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
     correct = np.array([outcome is Outcome.CORRECT for outcome in outcomes], float)
     return {
@@ -177,37 +115,6 @@ def find_best(session: Session) -> Best:
         session.keep_if_best(validate(session, session.iteration)["eval/validation_accuracy"])
     assert session.best is not None
     return session.best
-
-
-def grade_trees(session: Session, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
-    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
-    leaves = [(tree, row, leaf) for tree, row in zip(trees, rows, strict=True) for leaf in tree.leaves]
-    verdicts = iter(_grade(session, [(t.completion(leaf), t.nodes[leaf].finish, row) for t, row, leaf in leaves]))
-    rewarded = []
-    for tree in trees:
-        outcomes = {leaf: next(verdicts).outcome for leaf in tree.leaves}
-        rewarded.append(tree.with_rewards({i: (session.verifier.reward(o), str(o)) for i, o in outcomes.items()}))
-    return rewarded
-
-
-def grade_one(session: Session, token_ids: np.ndarray, finish: Finish, row: Question) -> float:
-    """Reward of one completion, int32 [n]; adaptive value rollouts are graded while sampling."""
-    (verdict,) = _grade(session, [(token_ids, finish, row)])
-    return session.verifier.reward(verdict.outcome)
-
-
-def _grade(session: Session, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
-    """All at once, so that the verifier's workers share them."""
-    completions = list(completions)
-    skip = session.params.rollout.truncated == "zero"
-    cut_off = [skip and finish is Finish.LENGTH for _, finish, _ in completions]
-    asked = [
-        (session.tokenizer.decode(ids, skip_special_tokens=True), row.answer)
-        for (ids, _, row), truncated in zip(completions, cut_off, strict=True)
-        if not truncated
-    ]
-    graded = iter(session.verifier.grade(session.problem, asked))
-    return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
@@ -277,6 +184,6 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     write_json(folder / "metrics.json", row)
     write_text(folder / COMPLETE, "")
     session.run.append_metrics(row)
-    if iteration % session.params.run.checkpoint_every == 0 or session.finished:
+    if session.checkpoint_due:
         session.save()
     return row

@@ -30,6 +30,11 @@ class Paths:
         """``warmup``, ``final``, or ``best`` by validation accuracy."""
         return self.output / "checkpoints" / name
 
+    def milestone(self, run: str, iteration: int) -> Path:
+        """Policy of a milestone, by the name of its run's working directory; outside every stage's outputs, so that DVC
+        can version it while the stage runs."""
+        return self.root / "outputs" / "milestones" / run / f"{iteration:06d}"
+
     def metrics(self, name: str) -> Path:
         return self.output / "metrics" / f"{name}.json"
 

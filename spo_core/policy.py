@@ -121,7 +121,9 @@ def check_policy(path: str | Path) -> None:
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(path, revision=revision))
+    return cast(
+        PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    )
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,14 @@ def die_with(parent: int) -> None:
     die_with_parent()
     if os.getppid() != parent:
         raise SystemExit("the process that asked for this is gone")
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have TCP notice within about a minute that the other machine is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # macOS has not all of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def last_words(log: Path, status: int) -> str:

@@ -5,6 +5,7 @@ work/<stage>-<fingerprint or name>/
   manifest.json            identity (all that decides the weights) and provenance (code revision, versions)
   iterations/000007/       what the tasks of one iteration exchange
   checkpoints/000010/      a resumable state; COMPLETE is written last and lists every file with its size
+    MILESTONE, VERSIONED   in one that is kept for good, and where DVC has its policy
   best/000008/             policy/ with the highest validation accuracy so far, and COMPLETE
   metrics.jsonl            one line an iteration
 """
@@ -19,7 +20,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +28,13 @@ from typing import Any, TextIO
 
 from spo_core.config import digest, flatten
 from spo_core.errors import RunError
-from spo_core.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from spo_core.files import atomic_directory, read_json, read_jsonl, room_at, write_json, write_text
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
+NOT_CODE = (":!dvc.lock", ":!metrics", ":!plots", ":!outputs")  # in git, and written by the stages before
+MILESTONE = "MILESTONE"
+VERSIONED = "VERSIONED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,43 @@ class RunDirectory:
         folder.mkdir(parents=True)
         return folder
 
-    def save_checkpoint(self, number: int, write: Callable[[Path], None], keep: int) -> Path:
-        """Let ``write`` fill a checkpoint, make it complete in one rename, then delete all but the newest ``keep``."""
+    def save_checkpoint(
+        self, number: int, write: Callable[[Path], None], keep: int, milestone_every: int | None = None
+    ) -> Path:
+        """Let ``write`` fill a checkpoint and make it complete in one rename; only then delete those before it, but for
+        the newest ``keep`` and the milestones. What was saved as a milestone stays one, whatever the param is later."""
         target = self.checkpoint(number)
-        _fill(target, write)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(self.checkpoint(old))
+
+        def fill(folder: Path) -> None:
+            write(folder)
+            if is_milestone(number, milestone_every):
+                write_text(folder / MILESTONE, "")
+
+        if self.metrics_file.is_file():
+            _flush(self.metrics_file)  # a power cut takes no row of an iteration that is not done again
+        _fill(target, fill)
+        kept, folders = self.checkpoints()[-keep:], list(target.parent.iterdir())
+        for left_over in (p for p in folders if p.suffix in (".tmp", ".old")):  # by a kill
+            shutil.rmtree(left_over)
+        for old in (p for p in folders if p.name.isdigit() and int(p.name) < number):
+            if int(old.name) not in kept and not self._for_good(int(old.name), milestone_every):
+                # a new name first: half deleted under its own it would stand there as a damaged checkpoint
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
         return target
+
+    def milestones(self, every: int | None) -> list[int]:
+        """Numbers of the complete checkpoints that are kept for good, rising."""
+        return [number for number in self.checkpoints() if self._for_good(number, every)]
+
+    def _for_good(self, number: int, every: int | None) -> bool:
+        return is_milestone(number, every) or (self.checkpoint(number) / MILESTONE).is_file()
+
+    def is_versioned(self, number: int) -> bool:
+        """Whether DVC was given the policy of this very checkpoint, not of one of that number that it replaced."""
+        return (self.checkpoint(number) / VERSIONED).is_file()
+
+    def mark_versioned(self, number: int) -> None:
+        write_text(self.checkpoint(number) / VERSIONED, "")
 
     def save_best(self, number: int, write: Callable[[Path], None]) -> None:
         """Let ``write`` fill the folder of a best policy, which replaces one of that number as a whole."""
@@ -100,6 +134,14 @@ class RunDirectory:
         numbers = self.checkpoints()
         return numbers[-1] if numbers else None
 
+    def resume_point(self) -> int | None:
+        """The newest complete checkpoint; None for a run that has saved none yet. Raises RunError where all are
+        damaged: to begin anew would drop the metrics and iterations that are there."""
+        number, folder = self.latest_checkpoint(), self.path / "checkpoints"
+        if number is None and folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir()):
+            raise RunError(f"{folder}: all checkpoints are damaged; put one back, or delete them to start over")
+        return number
+
     def read_metrics(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_file) if self.metrics_file.is_file() else []
 
@@ -126,18 +168,39 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for _, line in read_jsonl(path)]
 
 
+def is_milestone(iteration: int, every: int | None) -> bool:
+    """By ``run.milestone_every``."""
+    return every is not None and iteration % every == 0
+
+
 def _fill(target: Path, write: Callable[[Path], None]) -> None:
-    """Complete in one rename; COMPLETE lists what ``write`` wrote."""
+    """Complete in one rename, and on the disk, so that a power cut does not undo it after its predecessor is deleted;
+    COMPLETE lists what ``write`` wrote."""
     with atomic_directory(target) as folder:
         write(folder)
-        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
         write_json(folder / COMPLETE, sizes)
+        for path in [*folder.rglob("*"), folder]:
+            _flush(path)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system can do it for a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _complete(folder: Path) -> bool:
     try:
         sizes = read_json(folder / COMPLETE)
     except (OSError, ValueError):
+        if folder.is_dir():
+            log.warning("%s is damaged (%s), so it counts for nothing", folder, COMPLETE)
         return False
     for name, size in sizes.items():
         path = folder / name
@@ -154,11 +217,11 @@ def open_run(
     """Lock and open the working directory of a run, made if it is new.
 
     ``identity`` holds all that decides the result; it names the directory unless ``name`` does. Raises RunError where
-    another process owns the directory, or where a named one was made with another identity (and says which keys).
+    another process owns the directory, or where a named one was made with another identity (and says which keys);
+    DiskError for whatever fails inside for want of room.
     """
     path = run_path(work, stage, identity, name)
-    path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with room_at(path), _locked(path):
         manifest = path / "manifest.json"
         if manifest.is_file():
             _refuse_other_identity(manifest, identity)
@@ -172,7 +235,7 @@ def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None
     path = run_path(work, stage, identity, name)
     if (path / "manifest.json").is_file():
         _refuse_other_identity(path / "manifest.json", identity)
-        with (path / "lock").open() as file:
+        with (path / "lock").open("r+") as file:  # NFS locks only what may be written
             _take(file, path)
     return RunDirectory(path)
 
@@ -183,6 +246,7 @@ def run_path(work: Path, stage: str, identity: dict[str, Any], name: str | None)
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.mkdir(parents=True, exist_ok=True)
     with (path / "lock").open("a+") as file:
         _take(file, path)
         file.seek(0)
@@ -199,6 +263,10 @@ def _take(file: TextIO, path: Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "another process"
         raise RunError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
+    except OSError as error:
+        raise RunError(
+            f"{path}: files cannot be locked on its file system ({error.strerror}); set SPO_WORK_DIR to another one"
+        ) from None
 
 
 def _refuse_other_identity(manifest: Path, identity: dict[str, Any]) -> None:
@@ -222,7 +290,7 @@ def provenance(root: Path) -> dict[str, Any]:
 
     return {
         "code_revision": git("rev-parse", "HEAD") or "unknown",
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "prefect", "dvc")},
     }

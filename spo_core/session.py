@@ -6,37 +6,42 @@ Tasks exchange paths and small records; models stay here. A task names its sessi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from spo_core.config import LearnParams, Params, RolloutParams
+from spo_core.config import LearnParams, Params
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import read_json, write_json
 from spo_core.learn.backend import Learner, TorchBackend
 from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
+from spo_core.parts import MapParts, Parts
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet, Question, read_split
-from spo_core.problems.templates import encode_prompt, encode_prompts
+from spo_core.problems.templates import encode_prompts
 from spo_core.recorded import Recorded, complete_iterations
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.engines import make_engine
-from spo_core.rollout.sampler import Prompt
-from spo_core.runs import RunDirectory, open_run
+from spo_core.rollout.sampler import Progress
+from spo_core.runs import RunDirectory, is_milestone, open_run
+from spo_core.sampling import Sampled, Site, sample
 from spo_core.training_run import check_length, training_run
 from spo_core.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
 _OPEN: dict[Path, Session] = {}
+UNREADABLE = (DataError, OSError, ValueError, SafetensorError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,9 @@ class Session:
     validation: list[Question]
     model: Any
     tokenizer: Any
-    engine: Engine
+    engine: Engine | None
+    """None where questions are sampled in parts elsewhere."""
+    parts: Parts | None
     trainer: Learner
     replay: ReplayBuffer
     iteration: int = 0
@@ -74,15 +81,27 @@ class Session:
         budget = self.params.run.max_generated_tokens
         return self.iteration >= self.params.run.iterations or (budget is not None and self.generated_tokens >= budget)
 
-    def prompt(self, row: Question) -> Prompt:
-        """Token ids of a question's prompt."""
-        ids = encode_prompt(self.problem.template, self.tokenizer, row.question)
-        return Prompt(row.question_id, tuple(ids))
+    @property
+    def at_milestone(self) -> bool:
+        """Whether the last finished iteration is one whose checkpoint is kept for good."""
+        return is_milestone(self.iteration, self.params.run.milestone_every)
 
-    def rollout_params(self, iteration: int) -> RolloutParams:
-        """Those of an iteration: its context length."""
-        rollout = self.params.rollout
-        return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the last finished iteration is one to save."""
+        return self.iteration % self.params.run.checkpoint_every == 0 or self.at_milestone or self.finished
+
+    def sample(
+        self, rows: Sequence[Question], iteration: int, *, validation: bool = False, progress: Progress | None = None
+    ) -> Sampled:
+        """Graded trees of the present policy, sampled here or in parts elsewhere; see ``sampling.sample``."""
+        version = self.trainer.step
+        more: Any = {"iteration": iteration, "version": version, "validation": validation, "progress": progress}
+        if self.parts is not None:
+            return self.parts.sample(self.model, rows, **more)
+        assert self.engine is not None
+        site = Site(self.params, self.problem, self.verifier, self.model, self.tokenizer, self.engine)
+        return sample(site, rows, **more)
 
     def fit_prompts(self) -> None:
         """Leave out questions beyond ``data.max_question_tokens``, and say how many; raise DataError where too few are
@@ -128,8 +147,13 @@ class Session:
 
     def save(self) -> None:
         """A resumable checkpoint of the last finished iteration. A best policy goes when no checkpoint names it."""
-        self.run.save_checkpoint(self.iteration, self._write, self.params.run.keep_checkpoints)
-        states = [self._state(number) for number in self.run.checkpoints()]
+        run = self.params.run
+        self.run.save_checkpoint(self.iteration, self._write, run.keep_checkpoints, run.milestone_every)
+        try:
+            states = [self._state(number) for number in self.run.checkpoints()]
+        except RunError as error:  # which best policy it names is not known: none is deleted
+            log.warning("all best policies are kept: %s", error)
+            return
         self.run.keep_bests({state["best"]["iteration"] for state in states if state.get("best")})
 
     def _write_policy(self, folder: Path) -> None:
@@ -146,7 +170,13 @@ class Session:
         write_json(folder / "state.json", state)
 
     def _state(self, number: int) -> dict[str, Any]:
-        return read_json(self.run.checkpoint(number) / "state.json")
+        path = self.run.checkpoint(number) / "state.json"
+        try:
+            return read_json(path)
+        except UNREADABLE as error:
+            raise RunError(
+                f"{path}: cannot be read ({error}); delete its folder to go on from the checkpoint before"
+            ) from None
 
     def _restore(self, number: int) -> None:
         folder, state = self.run.checkpoint(number), self._state(number)
@@ -157,10 +187,14 @@ class Session:
                     f"{self.run.best(self.best.iteration)}: the best policy so far is missing or damaged, and {folder} "
                     f"names it; put it back, or delete {folder} to go on from the checkpoint before"
                 )
-        policy, _ = load_policy(folder / "policy")
-        self.model.load_state_dict(policy.state_dict())
-        self.trainer.load(folder / "trainer")
-        self.replay.load(folder / "replay")
+        try:
+            policy, _ = load_policy(folder / "policy")
+            self.model.load_state_dict(policy.state_dict())
+            self.trainer.load(folder / "trainer")
+            self.replay.load(folder / "replay")
+        except UNREADABLE as error:  # of the right size, but not what was written
+            why = str(error).partition("\n")[0]
+            raise RunError(f"{folder}: cannot be read ({why}); delete it to go on from the one before") from error
         self.generated_tokens = state["generated_tokens"]
         self.iteration = state["iteration"]
         log.info("resumed after iteration %d from %s", self.iteration, folder)
@@ -183,21 +217,31 @@ def session(directory: str) -> Session:
 
 @contextmanager
 def open_session(
-    params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False
+    params: Params,
+    paths: Paths,
+    *,
+    replay: str | None = None,
+    rollouts_only: bool = False,
+    map_parts: MapParts | None = None,
 ) -> Iterator[Session]:
     """Lock the run's directory and load what it needs, from its newest complete checkpoint if it has one.
 
     ``replay`` is the directory of recorded rollouts to train on; with ``rollouts_only`` the policy stays as it is.
+    ``map_parts`` has questions sampled in parts: by the cluster that ``run.task_runner`` names.
     """
+    if (map_parts is None) != (params.run.task_runner.type == "local"):
+        raise ConfigError(
+            f"run.task_runner {params.run.task_runner.type}: open the session with a cluster of that type"
+        )
     planned = training_run(params, paths, replay=replay, rollouts_only=rollouts_only)
     torch.set_num_threads(params.run.threads)
     with open_run(paths.work, planned.stage, planned.identity, paths.root, params.run.name) as run:
         check_length(run, params)
-        current = _load(params, paths, run, planned.learn)
+        current = _load(params, paths, run, planned.learn, map_parts)
         try:
             current.recorded = planned.recorded
             current.fit_prompts()
-            number = run.latest_checkpoint()
+            number = run.resume_point()
             if number is not None:
                 current._restore(number)
             elif rollouts_only:
@@ -208,11 +252,12 @@ def open_session(
         finally:
             _OPEN.pop(run.path, None)
             with ExitStack() as closing:  # each, whatever becomes of the others
-                for part in (current.trainer, current.engine, current.verifier):
-                    closing.callback(part.close)
+                for part in (current.trainer, current.engine, current.parts, current.verifier):
+                    if part is not None:
+                        closing.callback(part.close)
 
 
-def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -> Session:
+def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, map_parts: MapParts | None) -> Session:
     problem = problem_set(params.data)
     rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
@@ -224,14 +269,19 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams) -
             f"rollout.context_length {params.rollout.longest_context} exceeds the policy's {longest} positions"
         )
     policy = paths.checkpoint("warmup")
-    engine = make_engine(params, model, tokenizer, policy=policy, folder=run.path / "engine")
+    parts = engine = None
+    if map_parts is not None:
+        parts = Parts(run.path, params, policy, map_parts)
+    else:
+        engine = make_engine(params, model, tokenizer, policy=policy, folder=run.path / "engine")
     try:
         trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, run)
     except BaseException:
-        engine.close()
+        if engine is not None:
+            engine.close()
         raise
     verifier, replay = Verifier(params.verify), ReplayBuffer(params.learn)
-    return Session(params, run, problem, verifier, rows, validation, model, tokenizer, engine, trainer, replay)
+    return Session(params, run, problem, verifier, rows, validation, model, tokenizer, engine, parts, trainer, replay)
 
 
 def _learner(params: Params, policy: Path, model: PreTrainedModel, run: RunDirectory) -> Learner:

@@ -10,6 +10,7 @@ from spo_core.code import code_digest
 from spo_core.config import RESOURCES, LearnParams, Params, VllmEngineParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import folder_digest, read_json
+from spo_core.learn.hostfile import read_hostfile
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.recorded import Recorded, read_recorded
@@ -17,7 +18,20 @@ from spo_core.runs import RunDirectory, check_run, run_path
 from spo_core.verify.rules import check_grader
 
 # what decides the trained weights, given params, data and the first policy
-CODE = ("credit", "iteration", "learn", "policy", "problems", "questions", "rollout", "session", "tree", "verify")
+CODE = (
+    "credit",
+    "iteration",
+    "learn",
+    "parts",
+    "policy",
+    "problems",
+    "questions",
+    "rollout",
+    "sampling",
+    "session",
+    "tree",
+    "verify",
+)
 NO_LIMIT = 1e9  # nats a token
 
 
@@ -41,9 +55,14 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     if isinstance(params.rollout.engine, VllmEngineParams):
         for key in RESOURCES:  # free to change when a run is resumed
             del chosen["rollout"]["engine"][key]
+    backend = params.learn.backend
+    if backend.type == "deepspeed" and backend.hostfile is not None:
+        read_hostfile(paths.root / backend.hostfile, backend.ranks)  # refuses one that cannot be used
+    chosen["learn"]["backend"].pop("hostfile", None)  # which machines, not how many ranks
+    run = params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"})
     return {
         **chosen,
-        "run": params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"}),
+        "run": run | {"parts": params.run.task_runner.parts},  # batches of other sizes round differently
         "problem_set": params.data.problem_set,
         "prompts": problem.template.described() | {"rule": problem.rule},
         "max_question_tokens": params.data.max_question_tokens,

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from spo_core.errors import SPOError
@@ -19,9 +20,12 @@ def is_repository(root: Path) -> bool:
     return (root / ".dvc").is_dir() and (root / ".git").exists()
 
 
-def run_dvc(root: Path, *arguments: str) -> str:
-    """Run one DVC command and return its output; raises SPOError with DVC's own words where it fails."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+def run_dvc(root: Path, *arguments: str, patient: bool = True) -> str:
+    """Run one DVC command and return its output; raises SPOError with DVC's own words where it fails.
+
+    ``patient`` waits for the repository's lock however long it is held; otherwise for about a minute.
+    """
+    command = [sys.executable, "-m", "dvc", *(["--wait-for-lock"] if patient else []), *arguments]
     for delay in (*DELAYS, None):
         result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         output = (result.stdout + result.stderr).strip()
@@ -42,6 +46,16 @@ def commit_stages(root: Path, *stages: str) -> None:
 def add_output(root: Path, path: Path) -> None:
     """Version one output of a run with overrides; the stages' lock is not touched."""
     run_dvc(root, "add", str(path.relative_to(root)))
+
+
+def add_milestones(root: Path, paths: Sequence[Path]) -> None:
+    """Version policies of a run under way, which no stage has among its outputs. Training waits meanwhile."""
+    run_dvc(root, "add", *(str(path.relative_to(root)) for path in paths), patient=False)
+
+
+def is_added(path: Path) -> bool:
+    """Whether DVC's file of an output that was added on its own is there."""
+    return path.with_name(f"{path.name}.dvc").is_file()
 
 
 def fetch(root: Path, revision: str, path: str, target: Path) -> None:

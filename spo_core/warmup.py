@@ -20,6 +20,7 @@ from spo_core.paths import Paths
 from spo_core.policy import check_policy, initial_policy, load_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import read_split
+from spo_core.provenance import Caller, record_attempt, record_policy
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import RunDirectory, open_run
 
@@ -27,7 +28,9 @@ CODE = ("learn/muon", "learn/state", "learn/warmup", "policy", "problems", "roll
 CHECKPOINT_EVERY = 100  # optimizer steps
 
 
-def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None] | None = None) -> list[dict[str, Any]]:
+def warm_up(
+    params: Params, paths: Paths, progress: Callable[[int, float], None] | None = None, caller: Caller | None = None
+) -> list[dict[str, Any]]:
     """Train, or continue, and publish checkpoints/warmup; the loss of every step. ``progress(step, loss)``."""
     folder = paths.data(params.data.problem_set)
     rows = read_split(folder, "train")
@@ -55,6 +58,7 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
 
         done = _restore(run, warmup, steps)
         run.rewind_metrics(done)
+        record_attempt(run.path, paths.root, done + 1, caller or Caller())
         for number in range(done, steps):
             started = time.perf_counter()
             rng = np.random.default_rng(derive_seed(params.policy.seed, "warmup", number))
@@ -74,6 +78,7 @@ def warm_up(params: Params, paths: Paths, progress: Callable[[int, float], None]
         if run.latest_checkpoint() != steps:
             run.save_checkpoint(steps, write, keep=1)
         publish(run.checkpoint(steps) / "policy", paths.checkpoint("warmup"))
+        record_policy(run.path, "warmup", steps, paths.checkpoint("warmup"))
         return run.read_metrics()
 
 
@@ -95,7 +100,7 @@ def _pretrained_digest(init: ScratchPolicy | PretrainedPolicy) -> str | None:
 
 def _restore(run: RunDirectory, warmup: Warmup, steps: int) -> int:
     """Continue from the newest complete checkpoint; the number of steps done."""
-    number = run.latest_checkpoint()
+    number = run.resume_point()
     if number is None:
         return 0
     folder = run.checkpoint(number)

@@ -30,7 +30,7 @@ def measure(spec: RunSpec, model: Model, cell: Cell, wait_seconds: float | None 
             progress.total = total
             progress.update(done - progress.n)
 
-        return evaluate_cell(params, spec.paths, model, cell, show)
+        return evaluate_cell(params, spec.inputs, model, cell, show)
 
 
 @task(name="publish score", cache_policy=NO_CACHE, persist_result=False)

@@ -73,16 +73,15 @@ class RunSpec:
 
     @property
     def inputs(self) -> Paths:
-        """Where its dataset and first policy lie: an ordinary run has its own.
+        """Where its dataset and first policy lie: its own, else those of its preset, else of the main run; the first
+        that are there and for which the params are the same. So a run that changes only how it learns needs no other.
 
-        For a replay and for rollouts alone nothing is prepared. They read those of the run they are named after, else
-        of its preset, else of the main run: the first that is there and was made with the same params.
-        """
+        As with the main run's own, nothing tells whether they were made before the params were last edited: DVC does,
+        and the run's manifest has their digests."""
         own = replace(self, replay=None, rollouts_only=False)
-        if own != self:
-            for spec in (own, RunSpec(self.root, self.preset), RunSpec(self.root)):
-                if (spec.paths.checkpoint("warmup") / "config.json").is_file() and own._prepared_as(spec):
-                    return spec.paths
+        for spec in (own, RunSpec(self.root, self.preset), RunSpec(self.root)):
+            if (spec.paths.checkpoint("warmup") / "config.json").is_file() and own._prepared_as(spec):
+                return spec.paths
         return own.paths
 
     def _prepared_as(self, other: RunSpec) -> bool:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from prefect import task
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spo_core.observe.summary import publish_report
+from tasks.progress import artifact_key
 from tasks.records import RunSpec
+
+log = logging.getLogger(__name__)
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def build_report(spec: RunSpec) -> dict:
     """Publish metrics/summary.json and report/index.html from what the other stages published."""
-    return publish_report(spec.params, spec.paths, title=spec.run_name or "main")
+    name = spec.run_name or "main"
+    summary = publish_report(spec.params, spec.paths, title=name)
+    link_report(spec.paths.report / "index.html", name)
+    return summary
+
+
+def link_report(page: Path, name: str) -> None:
+    """Among the artifacts of the present flow run; outside one nothing is written, and no error stops anything."""
+    if FlowRunContext.get() is None:
+        return
+    place = page.resolve()
+    # browsers open no file:// link on another machine's page, so the path stands there too, to be copied
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            create_link_artifact(
+                place.as_uri(), str(place), key=artifact_key("report", name), description=f"Report of {name}: `{place}`"
+            )
+    except Exception as error:  # whatever the client raises
+        log.warning("Prefect's server does not take the link to %s: %s", place, error)

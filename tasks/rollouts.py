@@ -7,7 +7,9 @@ from prefect.cache_policies import NO_CACHE
 
 from spo_core.iteration import keep_step, replay_step, rollout_step
 from spo_core.observe.progress import bar
+from spo_core.parts import MapParts, Part, PartDone, sample_part
 from spo_core.session import Session, session
+from tasks.cluster import Cluster
 from tasks.records import Iteration
 
 
@@ -24,6 +26,19 @@ def collect_rollouts(iteration: Iteration) -> dict:
             progress.update(tokens - progress.n)
 
         return rollout_step(current, iteration.number, show)
+
+
+@task(name="sample part", cache_policy=NO_CACHE, persist_result=False)
+def collect_part(part: Part) -> PartDone:
+    """A worker's share of an iteration's questions; see ``spo_core.parts``."""
+    return sample_part(part)
+
+
+def part_mapper(workers: Cluster) -> MapParts | None:
+    """How a session has its questions sampled by a cluster; None where it samples them itself."""
+    if workers.runner is None:
+        return None
+    return lambda parts: workers.map(collect_part, [{"part": part} for part in parts])
 
 
 @task(name="keep", cache_policy=NO_CACHE, persist_result=False)

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from spo_core.files import write_csv, write_json
 from spo_core.observe.progress import bar
 from spo_core.warmup import warm_up
+from tasks.provenance import caller
 from tasks.records import RunSpec
 
 
@@ -21,7 +22,7 @@ def warm_up_policy(spec: RunSpec) -> dict:
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(step - progress.n)
 
-        rows = warm_up(params, paths, show)
+        rows = warm_up(params, paths, show, caller(spec))
     final = {"steps": len(rows), "loss": rows[-1]["warmup/loss"]} if rows else {"steps": 0}
     write_json(paths.metrics("warmup"), final | {"seconds": round(sum(row["timing/step"] for row in rows), 2)})
     write_csv(paths.plots("warmup"), [{"step": r["iteration"], "loss": r["warmup/loss"]} for r in rows])

@@ -214,7 +214,7 @@ def test_each_kind_of_run_has_a_directory_of_its_own(project):
         check_training(named, project, replay=str(ordinary), rollouts_only=True)
 
 
-def test_debugging_reads_what_its_run_was_prepared_with_and_publishes_beside_it(tmp_path, monkeypatch):
+def test_a_run_reads_what_was_prepared_with_its_params_and_publishes_to_a_place_of_its_own(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "params", tmp_path / "params")
     monkeypatch.chdir(tmp_path)
 
@@ -237,7 +237,10 @@ def test_debugging_reads_what_its_run_was_prepared_with_and_publishes_beside_it(
     assert RunSpec.here(None, steps, "slow", replay="x").run_name == "slow-replay"
     other = RunSpec.here(None, steps, rollouts_only=True)
     assert other.inputs == replace(other, rollouts_only=False).paths, "other data must be prepared first"
-    assert RunSpec.here(None, epochs).inputs == RunSpec.here(None, epochs).paths
+    ordinary = RunSpec.here(None, epochs)
+    assert ordinary.inputs.output == main and ordinary.paths.output != main, "overrides of learning need no other data"
+    assert make(ordinary.run_name) == ordinary.inputs.output, "its own come first"
+    assert RunSpec.here(None, steps).inputs == RunSpec.here(None, steps).paths
     assert yaml.safe_load((ROOT / "params/data.yaml").read_text())["data"]["arithmetic"]["steps"] != [2, 3]
 
 

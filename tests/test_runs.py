@@ -1,6 +1,8 @@
 """The working directory: one owner, one identity, complete checkpoints only."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import pytest
 
 from spo_core.errors import RunError
 from spo_core.files import atomic_directory, publish
-from spo_core.runs import check_run, open_run
+from spo_core.runs import check_run, open_run, provenance
 
 IDENTITY = {"learn": {"learning_rate": 0.1}, "seed": 1}
 
@@ -61,7 +63,17 @@ def test_only_complete_checkpoints_count_and_the_oldest_go_last(tmp_path):
         (run.checkpoint(20) / "policy").mkdir(parents=True)  # killed before COMPLETE
         assert run.latest_checkpoint() == 15
         (run.checkpoint(15) / "weights").write_text("a")  # truncated
-        assert run.latest_checkpoint() == 10
+        assert run.latest_checkpoint() == run.resume_point() == 10
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    with open_run(tmp_path, "train", IDENTITY, tmp_path) as run:
+        assert run.resume_point() is None
+        for number in (5, 10):
+            run.save_checkpoint(number, write_one, keep=2)
+            (run.checkpoint(number) / "weights").write_text("a")
+        with pytest.raises(RunError, match="all checkpoints are damaged"):
+            run.resume_point()
 
 
 def test_a_failed_checkpoint_leaves_the_ones_before(tmp_path):
@@ -127,3 +139,46 @@ def test_the_manifest_says_where_a_run_comes_from(tmp_path):
     with open_run(tmp_path, "train", IDENTITY, tmp_path) as run:
         manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["identity"] == IDENTITY and {"code_revision", "torch", "python"} <= set(manifest["provenance"])
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(RunError, match=r"train-\w+: files cannot be locked .*No locks available.*SPO_WORK_DIR"),
+        open_run(tmp_path, "train", IDENTITY, tmp_path),
+    ):
+        pass
+
+
+def test_the_lock_is_taken_on_a_file_that_may_be_written(tmp_path, monkeypatch):
+    """NFS gives an exclusive lock on no other."""
+    opened = []
+    monkeypatch.setattr("fcntl.flock", lambda file, how: opened.append(file.writable()))
+    with open_run(tmp_path, "train", IDENTITY, tmp_path):
+        pass
+    check_run(tmp_path, "train", IDENTITY, None)
+    assert opened == [True, True]
+
+
+def test_a_checkpoint_without_its_list_of_files_counts_for_nothing_and_is_named(tmp_path, caplog):
+    with open_run(tmp_path, "train", IDENTITY, tmp_path) as run:
+        for number in (5, 10):
+            run.save_checkpoint(number, write_one, keep=2)
+        (run.checkpoint(10) / "COMPLETE").write_text('{"weig')
+        assert run.latest_checkpoint() == 5 and run.has_best(10) is False
+    assert caplog.messages == [f"{run.checkpoint(10)} is damaged (COMPLETE), so it counts for nothing"]
+
+
+def test_what_earlier_stages_published_is_no_uncommitted_change_of_the_code(tmp_path):
+    for name in ("dvc.lock", "metrics/prepare.json", "spo_core/tree.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    for name, changed in (("dvc.lock", False), ("metrics/prepare.json", False), ("spo_core/tree.py", True)):
+        (tmp_path / name).write_text("2")
+        assert provenance(tmp_path)["uncommitted_changes"] is changed, name

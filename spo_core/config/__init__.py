@@ -1,5 +1,6 @@
 """Pydantic models of ``params/*.yaml``, one namespace a file, and how they are read. Importable without torch."""
 
+from spo_core.config.cluster import DaskRunner, LocalRunner, RayRunner, TaskRunnerParams
 from spo_core.config.credit import (
     CUT_TYPES,
     AdaptiveMonteCarlo,
@@ -51,6 +52,7 @@ __all__ = [
     "BestOfKProgress",
     "CreditParams",
     "Cutpoints",
+    "DaskRunner",
     "DataParams",
     "DeepSpeedBackend",
     "Delimiter",
@@ -64,6 +66,7 @@ __all__ = [
     "KLPenalty",
     "LearnParams",
     "LeaveOneOut",
+    "LocalRunner",
     "LowProbability",
     "MonteCarlo",
     "NightlyParams",
@@ -72,9 +75,11 @@ __all__ = [
     "PolicyParams",
     "PolicyShape",
     "PretrainedPolicy",
+    "RayRunner",
     "RewardParams",
     "RolloutParams",
     "ScratchPolicy",
+    "TaskRunnerParams",
     "TorchBackend",
     "TransformersEngineParams",
     "TreeMean",

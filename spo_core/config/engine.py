@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from spo_core.config.base import Namespace
+
+SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # last words of a secret's name
+
+
+REFUSED = {  # options, with dashes for underscores too
+    "load_format": "weights are read from safetensors alone",
+    "trust_remote_code": "code that comes with a policy is not run",
+}
+
+
+def _allowed(option: str) -> str:
+    name = option.lower().replace("-", "_")
+    if name.split("_")[-1] in SECRET:
+        raise ValueError(f"{option} is a secret; name it in the environment instead, as HF_TOKEN")
+    if name in REFUSED:
+        raise ValueError(f"{option} cannot be chosen: {REFUSED[name]}; remove it")
+    return option
+
+
+OptionName = Annotated[str, AfterValidator(_allowed)]
 
 
 class TransformersEngineParams(Namespace):
@@ -41,8 +61,9 @@ class VllmEngineParams(Namespace):
     """Time a server has to load the policy and answer."""
     request_seconds: float = Field(default=1800.0, gt=0)
     """Time a server has for one request; it is sent again after that."""
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Further engine arguments, by vLLM's names, as ``max_num_batched_tokens: 16384``."""
+    options: dict[OptionName, str | int | float | bool] = Field(default_factory=dict)
+    """Further engine arguments, by vLLM's names, as ``max_num_batched_tokens: 16384``. No secrets: manifests, reports
+    and W&B have all params."""
 
     @model_validator(mode="after")
     def _parallel(self) -> VllmEngineParams:

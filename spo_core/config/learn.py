@@ -79,6 +79,8 @@ class DeepSpeedBackend(Namespace):
     """Processes, one a device."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What ZeRO divides among ranks: nothing, optimizer state, gradients too, weights too."""
+    hostfile: str | None = None
+    """DeepSpeed's list of machines and their slots; null: this machine. All must see the working directory."""
     offload_optimizer: bool = False
     """Keep the optimizer state in the memory of the CPU; needs zero_stage 1 or more."""
 

@@ -23,7 +23,7 @@ from spo_core.config.params import Params
 from spo_core.errors import ConfigError
 
 NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
-UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend", "engine")
+UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend", "engine", "task_runner")
 
 
 def load_params(
@@ -45,7 +45,7 @@ def load_params(
     layers = _preset(root / "params" / "presets", preset) if preset else []
     if suite is not None:
         layers = [(path, {k: v for k, v in overlay.items() if k != "evaluate"}) for path, overlay in layers]
-    asked = [(f"--set {override}", _override(override)) for override in overrides]
+    asked = [(_origin(override), _override(override)) for override in overrides]
     named = suite or _named_suite([*layers, *asked])
     if named not in (None, tree["evaluate"].get("suite")):
         path = _suite(root / "params" / "suites", named)
@@ -80,12 +80,17 @@ def _check_positions(params: Params) -> None:
         )
 
 
+def _origin(override: str) -> str:
+    """How messages name an override: without what was given, which may be a secret that belongs elsewhere."""
+    return f"--set {override.partition('=')[0]}"
+
+
 def _override(text: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {text!r}: write it as namespace.key=value")
-    tree = _parse(f"--set {text}", value)
+    tree = _parse(_origin(text), value)
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
@@ -126,7 +131,7 @@ def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
         return Params.model_validate_json(json.dumps(tree))  # as JSON, strictness lets a list be a tuple
     except ValidationError as error:
         first = error.errors()[0]
-        loc = [str(part) for part in first["loc"]]
+        loc = [str(part) for part in first["loc"] if part != "[key]"]  # what pydantic adds where a name is wrong
         for at in range(len(loc) - 1, 0, -1):
             if loc[at - 1] in UNIONS and at < len(loc) - 1:
                 del loc[at]  # pydantic names the chosen member of a union there
@@ -154,7 +159,9 @@ def _parse(where: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{where}: not valid YAML: {problem or type(error).__name__}{at}") from None
     return _floats(value)
 
 

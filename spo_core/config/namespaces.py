@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.base import Namespace
+from spo_core.config.cluster import LocalRunner, TaskRunnerParams
 from spo_core.config.engine import EngineParams, TransformersEngineParams
 
 
@@ -15,6 +16,10 @@ class WandbParams(Namespace):
     """``auto``: online where a key is found, offline otherwise."""
     project: str = "spo"
     """W&B project."""
+    trees_every: int | None = Field(default=10, ge=1)
+    """Iterations between tables of sampled trees; null: none."""
+    trees: int = Field(default=2, ge=1)
+    """Trees of one table, the iteration's first."""
 
 
 class RunParams(Namespace):
@@ -31,12 +36,17 @@ class RunParams(Namespace):
     checkpoint_every: int = Field(default=10, ge=1)
     """Iterations between resumable checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Resumable checkpoints kept in the working directory."""
+    """The newest resumable checkpoints kept in the working directory."""
+    milestone_every: int | None = Field(default=None, ge=1)
+    """Iterations between milestones: checkpoints that are kept for good, and whose policies DVC versions while the run
+    goes on; null: none."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch. Results are bit-identical only for the same number."""
     gpu_limit: str | None = Field(default="gpu", min_length=1)
     """Prefect's global concurrency limit of which training and every evaluated cell hold one slot, so that they take
     turns on the GPU; nothing is held where the server has no such limit, or for null."""
+    task_runner: TaskRunnerParams = LocalRunner(type="local")
+    """Where rollouts are sampled and cells evaluated: in the flow's process, or mapped over a cluster."""
     wandb: WandbParams = WandbParams()
 
 

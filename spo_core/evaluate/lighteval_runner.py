@@ -133,11 +133,11 @@ def _sample(
     """Answers to all questions, from prompts that are those of training."""
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     encoded = encode_prompts(problem.template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))
-    config = AutoConfig.from_pretrained(checkpoint).get_text_config()
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
     check_positions(cell, longest, getattr(config, "max_position_embeddings", None))
     request = Request(
         context_length=cell.context_length,

@@ -82,10 +82,14 @@ def _check_source(problem: ProblemSet) -> None:
 
 
 def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
-    """Raise ConfigError for a cell longer than the policy's positions, before another is sampled for hours."""
+    """Raise ConfigError for a cell longer than the policy's positions, before another is sampled for hours; DataError
+    for a policy of no architecture that transformers has: code that comes with a policy is not run."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model.folder).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{model.folder}/config.json: {str(error).strip().splitlines()[0]}") from None
     for cell in chosen:
         check_positions(cell, 1, getattr(config, "max_position_embeddings", None))
 

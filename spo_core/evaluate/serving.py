@@ -149,7 +149,7 @@ def checkpoint_stop_ids(checkpoint: Path, tokenizer: Any) -> tuple[int, ...]:
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # as transformers itself does where the file is missing
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(checkpoint))
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False))
     configured = generation.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))

@@ -4,6 +4,7 @@ come and go in the form of plain torch, whatever the number of ranks and the ZeR
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
 
 
-def join_ranks(store: Path, rank: int, ranks: int) -> None:
-    """Meet the other ranks through a file that all of them see, so that no port is opened for it."""
+def join_ranks(store: Path | None) -> None:
+    """Meet the other ranks, as the launcher counted them: through a file that all see, so that no port is opened, or at
+    the address that it named where they are on several machines."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -27,7 +29,11 @@ def join_ranks(store: Path, rank: int, ranks: int) -> None:
         # no operator is known as compatible: DeepSpeed would compile one that only speeds up the CPU's all-reduce
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     else:
-        get_accelerator().set_device(rank)
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    if store is None:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        return
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     deepspeed.init_distributed(init_method=f"file://{store}", rank=rank, world_size=ranks, verbose=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,8 +13,17 @@ import spo_core
 from spo_core.errors import ConfigError
 
 
-def launch_command(ranks: int, hostfile: Path, config: Path) -> list[str]:
-    """DeepSpeed's launcher; a hostfile that does not exist keeps it on this machine.
+def launch_on_hosts(hosts: Mapping[str, int], hostfile: Path, config: Path, master: tuple[str, int]) -> list[str]:
+    """DeepSpeed's launcher on several machines, by pdsh and ssh: so many ranks on each, which meet at ``master``."""
+    chosen = "@".join(f"{host}:{','.join(map(str, range(count)))}" for host, count in hosts.items())
+    there = ["--master_addr", master[0], "--master_port", str(master[1])]
+    # --force_multi: a single machine may be another one; pdsh itself tells whether one can be reached
+    options = ["--hostfile", str(hostfile), "--include", chosen, "--force_multi", "--no_ssh_check", *there]
+    return _launcher(options, config)
+
+
+def launch_here(ranks: int, hostfile: Path, config: Path) -> list[str]:
+    """DeepSpeed's launcher on this machine; ``hostfile`` is one that does not exist.
 
     Raises ConfigError where there are GPUs, but fewer than ranks.
     """
@@ -23,17 +33,34 @@ def launch_command(ranks: int, hostfile: Path, config: Path) -> list[str]:
     chosen = ["--num_gpus", str(ranks)]
     if torch.cuda.is_available() and visible:  # the launcher forgets them when it is given a number
         chosen = ["--include", f"localhost:{','.join(visible[:ranks])}"]
-    options = ["--hostfile", str(hostfile), "--module", "--no_local_rank"]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chosen, *options]
+    return _launcher([*chosen, "--hostfile", str(hostfile)], config)
+
+
+def _launcher(options: list[str], config: Path) -> list[str]:
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *options, "--module", "--no_local_rank"]
     return [*launcher, "spo_core.learn.deepspeed_worker", str(config)]
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """CPU threads are shared among ranks; what ranks tell each other stays on this machine."""
+    """On this machine: CPU threads are shared among ranks, and what ranks tell each other stays here."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
-    code = str(Path(spo_core.__file__).resolve().parents[1])
-    env = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | os.environ
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    env = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | launcher_environment()
     if not torch.cuda.is_available():
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks))}
+        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": _threads(ranks)}
     return env
+
+
+def launcher_environment() -> dict[str, str]:
+    """Of the launcher, which hands PYTHONPATH on to other machines."""
+    code = str(Path(spo_core.__file__).resolve().parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))}
+
+
+def rank_environment(most: int) -> dict[str, str]:
+    """Of ranks on other machines, ``most`` on one of them: CPU threads, and networks where they are set."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "GLOO_"))}
+    return chosen | {"OMP_NUM_THREADS": _threads(most)}
+
+
+def _threads(ranks: int) -> str:
+    return str(max(1, torch.get_num_threads() // ranks))

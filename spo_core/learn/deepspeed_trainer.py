@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,20 @@ from transformers import PreTrainedModel
 from spo_core.config import LearnParams
 from spo_core.credit import write_credits
 from spo_core.errors import ConfigError
+from spo_core.files import room_at
 from spo_core.learn.deepspeed_ranks import Ranks
 from spo_core.learn.objective import Pair
 from spo_core.learn.trainer import Progress
 from spo_core.tree import write_trees
 
+PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
+
 
 class DeepSpeedTrainer:
     """A Learner. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
 
-    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs.
+    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs;
+    what is exchanged with them lies beside it, in the run's directory, which this process must have locked.
     """
 
     def __init__(
@@ -42,7 +47,11 @@ class DeepSpeedTrainer:
             raise ConfigError("learn.backend deepspeed needs the extra: pip install -e '.[deepspeed]'")
         assert params.backend.type == "deepspeed"
         self.model = model
-        self._temporary = tempfile.TemporaryDirectory(prefix="spo-")
+        self._files = 0
+        beside = log.parent.resolve()
+        for left in beside.glob(f"{PREFIX}*"):  # by a flow that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX, dir=beside)
         self._folder = Path(self._temporary.name)
         settings = {
             "learn": params.model_dump_json(),
@@ -52,7 +61,7 @@ class DeepSpeedTrainer:
             "seed": seed,
         }
         try:
-            self._ranks = Ranks(settings, params.backend.ranks, folder=self._folder, log=log)
+            self._ranks = Ranks(settings, params.backend, folder=self._folder, log=log)
             self._state = self._ranks.ask()
         except BaseException:
             self._temporary.cleanup()
@@ -75,11 +84,13 @@ class DeepSpeedTrainer:
         self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
         """As Trainer does it."""
-        write_trees(self._folder / "trees.parquet", [tree for tree, _ in pairs])
-        write_credits(self._folder / "credits.parquet", [tree for tree, _ in pairs], [credit for _, credit in pairs])
-        weights = self._folder / "weights.safetensors"
+        trees, credits = [tree for tree, _ in pairs], [credit for _, credit in pairs]
+        weights = self._new_weights()
         more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
-        metrics = self._ask("train", progress, **more)
+        with room_at(self._folder):
+            write_trees(self._folder / "trees.parquet", trees)
+            write_credits(self._folder / "credits.parquet", trees, credits)
+            metrics = self._ask("train", progress, **more)
         tensors = load_file(weights)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -93,8 +104,10 @@ class DeepSpeedTrainer:
 
     def load(self, folder: Path) -> None:
         """Read what any Learner saved; the ranks take over the weights of ``model``."""
-        weights = self._folder / "weights.safetensors"
-        save_file({name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}, weights)
+        weights = self._new_weights()
+        tensors = {name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}
+        with room_at(self._folder):
+            save_file(tensors, weights)
         self._ask("load", folder=str(folder.resolve()), weights=str(weights))
         weights.unlink()
 
@@ -102,6 +115,11 @@ class DeepSpeedTrainer:
         """End the ranks."""
         self._ranks.close()
         self._temporary.cleanup()
+
+    def _new_weights(self) -> Path:
+        """A file of a name not used before: a network file system may remember that one was gone."""
+        self._files += 1
+        return self._folder / f"weights-{self._files}.safetensors"
 
     def _ask(self, name: str, progress: Progress | None = None, **more: Any) -> Any:
         self._state = self._ranks.ask({"do": name} | more, progress)

@@ -1,7 +1,7 @@
 """What each rank runs, started by DeepSpeed's launcher: ``python -m spo_core.learn.deepspeed_worker CONFIG.json``.
 
-A rank joins the flow's unix socket and obeys JSON lines; all ranks get the same commands and answer when they are
-done. When the socket ends, so does the rank: whatever killed the flow, nothing is left. No heavy import before that is
+A rank joins the flow's socket and obeys JSON lines; all ranks get the same commands and answer when they are done.
+When the socket ends, so does the rank: whatever killed the flow, nothing is left. No heavy import before that is
 watched.
 """
 
@@ -17,15 +17,20 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from spo_core.processes import die_with_parent
+from spo_core.processes import die_with_parent, keep_alive
 
 
 class Channel:
-    """The rank's end of the socket."""
+    """The rank's end of the flow's socket: a unix socket, or TCP where settings have an address."""
 
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(path)
+    def __init__(self, settings: dict[str, Any]) -> None:
+        if "address" in settings:
+            self._socket = socket.create_connection(tuple(settings["address"]))
+            keep_alive(self._socket)
+            self._socket.sendall(settings["token"].encode() + b"\n")
+        else:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(settings["socket"])
         self.commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -43,8 +48,9 @@ class Channel:
 def main(config: Path) -> None:
     die_with_parent()
     settings = json.loads(config.read_text(encoding="utf-8"))
+    os.environ.update(settings.get("environment", {}))  # before torch reads it
     rank = int(os.environ["RANK"])
-    channel = Channel(settings["socket"])
+    channel = Channel(settings)
     try:
         serve(channel, settings, rank)
     except BaseException as error:
@@ -66,7 +72,7 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     from spo_core.tree import read_trees
 
     params = LearnParams.model_validate_json(settings["learn"])
-    join_ranks(Path(settings["store"]), rank, settings["ranks"])
+    join_ranks(Path(settings["store"]) if "store" in settings else None)
     model, _ = load_policy(settings["policy"])
     reference = None
     if params.kl.type == "penalty":

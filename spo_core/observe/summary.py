@@ -83,7 +83,7 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     check_report(params, paths)
     evaluations = read_evaluations(params, paths)
     summary = summarize(paths, evaluations)
-    tokenizer = AutoTokenizer.from_pretrained(paths.checkpoint("final"))
+    tokenizer = AutoTokenizer.from_pretrained(paths.checkpoint("final"), trust_remote_code=False)
     sampled = read_trees(paths.training / "trees.parquet")
     credits = read_credits(paths.training / "credits.parquet", sampled)
     questions = {q["question_id"]: q["question"] for q in read_json(paths.training / "questions.json")}

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from spo_core.config import Params, WandbParams
 from spo_core.files import read_json, write_json
+from spo_core.observe.tree_table import COLUMNS, TreeTable
 
 log = logging.getLogger(__name__)
+for _setting, _value in {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}.items():
+    os.environ.setdefault(_setting, _value)  # its words on standard error; what it would tell its makers
+START_LIMIT = 60.0  # seconds that W&B has to answer when a run starts
+END_LIMIT = 60.0  # seconds to take what it lacks when a run ends
 
 
 def resolve_mode(params: WandbParams, environment: Mapping[str, str] = os.environ) -> str:
@@ -21,57 +29,138 @@ def resolve_mode(params: WandbParams, environment: Mapping[str, str] = os.enviro
         return chosen
     if params.mode != "auto":
         return params.mode
-    netrc = Path(environment.get("NETRC") or Path.home() / ".netrc")
-    known = "WANDB_API_KEY" in environment or (netrc.is_file() and "wandb" in netrc.read_text(errors="replace"))
-    return "online" if known else "offline"
+    return "online" if environment.get("WANDB_API_KEY") or _in_netrc(environment) else "offline"
+
+
+def _in_netrc(environment: Mapping[str, str]) -> bool:
+    host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc(environment.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
+    except (OSError, RuntimeError, NetrcParseError):  # no file, no home, no sense in it
+        return False
 
 
 class Tracker:
-    """Logs rows to one W&B run. A failure of W&B is logged once and never stops a run; metrics.jsonl has it all."""
+    """Logs rows to one W&B run. A failure of W&B is logged once and never stops a run; metrics.jsonl has it all.
 
-    def __init__(self, params: Params, run_directory: Path, root: Path, name: str) -> None:
+    ``history`` has the rows of the iterations before. Those that W&B has not are logged now: an outage leaves no gap.
+    Offline that is all of them: each folder holds the whole run, and the newest alone is to be synced. Everything is
+    plotted against ``iteration``, not W&B's own steps, which ``wandb sync`` shifts in a run that it resumes. Online an
+    iteration that a kill undid stands there twice, as it was made twice. ``trees`` gives an iteration's table of trees.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        run_directory: Path,
+        root: Path,
+        name: str,
+        history: Sequence[Mapping[str, Any]] = (),
+        trees: Callable[[int], TreeTable] | None = None,
+    ) -> None:
         self._run: Any = None
-        mode = resolve_mode(params.run.wandb)
+        self._params, self._trees = params.run.wandb, trees
+        self._plotted: set[str] = set()
+        mode = resolve_mode(self._params)
         if mode == "disabled":
             return
-        try:
-            import wandb
+        for attempt in (mode, "offline") if mode == "online" else (mode,):
+            try:
+                self._run = self._start(attempt, params, run_directory, root, name)
+                break
+            except Exception as error:  # whatever W&B raises: tracking must never stop training
+                where = "the numbers are in metrics.jsonl" + (
+                    ", and kept for wandb sync" if attempt == "online" else ""
+                )
+                log.warning("W&B is not available (%s); %s", _first_line(error), where)
+                _forget()
+        known = 0 if self._run is None else self._run.summary.get("iteration") or 0
+        for row in history:
+            if row["iteration"] > known:
+                self.log(row)
 
-            self._run = wandb.init(
-                project=params.run.wandb.project,
-                id=_run_id(run_directory),
-                name=name,
-                resume="allow",
-                dir=_folder(root),
-                mode=mode,  # type: ignore[arg-type]
-                config=params.model_dump(mode="json"),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except Exception as error:  # whatever W&B raises: tracking must never stop training
-            log.warning("W&B is not available (%s); the numbers are in metrics.jsonl", error)
+    def _start(self, mode: str, params: Params, run_directory: Path, root: Path, name: str) -> Any:
+        import wandb
 
-    def log(self, row: Mapping[str, Any], step: int) -> None:
+        return wandb.init(
+            project=self._params.project,
+            id=_run_id(run_directory),
+            name=name,
+            resume="allow",
+            dir=_folder(root),
+            mode=mode,  # type: ignore[arg-type]
+            config=params.model_dump(mode="json"),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=START_LIMIT,
+                finish_timeout=END_LIMIT,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    @property
+    def where(self) -> dict[str, str] | None:
+        """``project``, ``id``, ``mode`` and, online, ``url`` of the run at W&B; None where there is none."""
+        if self._run is None:
+            return None
+        found = {"project": self._params.project, "id": str(self._run.id)}
+        return found | ({"mode": "offline"} if self._run.offline else {"mode": "online", "url": str(self._run.url)})
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl, and every ``run.wandb.trees_every`` iterations a table of trees."""
         if self._run is None:
             return
         try:
-            self._run.log(dict(row), step=step)
+            for name in {f"{key.split('/')[0]}/*" if "/" in key else key for key in row} - self._plotted:
+                self._run.define_metric(name, step_metric=None if name == "iteration" else "iteration")
+                self._plotted.add(name)
+            self._run.log({**row, **self._table(row["iteration"])})
         except Exception as error:
-            log.warning("W&B stopped taking numbers (%s); they are in metrics.jsonl", error)
+            log.warning("W&B stopped taking numbers (%s); they are in metrics.jsonl", _first_line(error))
             self._run = None
+
+    def _table(self, iteration: int) -> dict[str, Any]:
+        every = self._params.trees_every
+        if self._trees is None or every is None or iteration % every:
+            return {}
+        import wandb
+
+        try:
+            rows = self._trees(iteration).rows
+        except Exception as error:  # its folder was deleted since, or is damaged: numbers go on without it
+            log.info("no table of the trees of iteration %d: %s", iteration, error)
+            return {}
+        return {"trees": wandb.Table(columns=list(COLUMNS), data=rows)}
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.finish()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(failed=kind is not None)
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool = False) -> None:
+        """Waits at most END_LIMIT seconds for W&B to take what was logged; W&B shows the run as finished or failed."""
         if self._run is not None:
+            run = self._run
             try:
-                self._run.finish()
+                run.finish(exit_code=int(failed))
             except Exception as error:
-                log.warning("W&B did not finish (%s)", error)
+                what = f"wandb sync {Path(run.dir).parent} sends what it lacks"
+                log.warning("W&B did not finish (%s); %s", _first_line(error), what)
             self._run = None
+
+
+def _forget() -> None:
+    """End W&B's own process, in which a run that could not start is still in use."""
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def log_evaluation(params: Params, run_directory: Path, root: Path, row: Mapping[str, float]) -> None:
@@ -95,7 +184,9 @@ def log_evaluation(params: Params, run_directory: Path, root: Path, row: Mapping
             settings=wandb.Settings(
                 silent=True,
                 console="off",
-                init_timeout=90,
+                init_timeout=START_LIMIT,
+                finish_timeout=END_LIMIT,
+                finish_timeout_raises=True,
                 x_primary=False,
                 x_label="nightly",
                 x_update_finish_state=False,

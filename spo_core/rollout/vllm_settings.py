@@ -82,6 +82,7 @@ def vllm_settings(
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
         "model": str(policy),
+        "load_format": "safetensors",  # "auto" falls back to pickles
         "dtype": engine.dtype or dtype,  # vLLM's "auto" makes half precision of float32 checkpoints
         "seed": 0,  # every request has its own
         "max_model_len": context_length,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from scmrepo.git import Git
 
 from flows.evaluate import STAGES as STAGED
 from spo_core.config import NAMESPACES, load_params
@@ -118,17 +119,34 @@ CHILDREN = [
 # What may change without a result changing: plumbing, display, the command line, and files other stages answer for.
 PLUMBING = {
     "flows/cli.py",
+    "tasks/cluster.py",
     "tasks/limits.py",
+    "tasks/progress.py",
+    "tasks/provenance.py",
     "tasks/records.py",
     "tasks/versioning.py",
     *(
         f"spo_core/config/{name}.py"
-        for name in ("base", "credit", "data", "engine", "evaluate", "learn", "load", "namespaces", "params", "verify")
+        for name in (
+            "base",
+            "cluster",
+            "credit",
+            "data",
+            "engine",
+            "evaluate",
+            "learn",
+            "load",
+            "namespaces",
+            "params",
+            "verify",
+        )
     ),
     "spo_core/command_line.py",
     "spo_core/errors.py",
     "spo_core/files.py",
+    "spo_core/lineage.py",
     "spo_core/paths.py",
+    "spo_core/provenance.py",
     "spo_core/runs.py",
     "spo_core/versioning.py",
     "spo_core/processes.py",
@@ -136,6 +154,7 @@ PLUMBING = {
     "spo_core/observe/progress.py",
     "spo_core/observe/scores.py",
     "spo_core/observe/tracking.py",
+    "spo_core/observe/tree_table.py",
 }
 
 
@@ -198,6 +217,21 @@ def test_declared_params_stand_in_their_file(name):
                 for part in filled(key).split("."):
                     assert part in found, f"{name} declares {key}, which {file} does not set"
                     found = found[part]
+
+
+def test_what_is_added_on_its_own_is_outside_every_stage_and_found_by_dvc():
+    """DVC looks for .dvc files in no folder that it takes for ignored, and its matching is not git's."""
+    added = [PATHS.milestone("train-x", 20), Paths(ROOT, "mine").checkpoint("final")]
+    made = set().union(*(outputs(name) for name in FLOWS))
+    for path in relative(*added):
+        assert not any(path.startswith(f"{out}/") or out.startswith(f"{path}/") or out == path for out in made)
+        folder = path.rpartition("/")[0]
+        ignored = {place: Git(ROOT).is_ignored(place) for place in (f"{folder}/", f"{path}.dvc", f"{path}/")}
+        assert ignored == {f"{folder}/": False, f"{path}.dvc": False, f"{path}/": True}
+        answers = subprocess.run(
+            ["git", "check-ignore", *ignored], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.split()
+        assert answers == [f"{path}/"]
 
 
 def test_every_output_is_ignored_by_git():

@@ -211,12 +211,14 @@ class TestRealServer:
         check_score(score, samples, LONG)
         assert len({s.completion for s in samples}) > 20, "samples of a question are not distinct"
 
+    @pytest.mark.exhaustive
     def test_samples_do_not_depend_on_the_number_of_servers(self, checkpoint, long, tmp_path):
         score, samples, *_ = long
         again = measure(checkpoint, LONG, tmp_path, params=TWO)
         assert replace(again, seconds=0.0) == replace(score, seconds=0.0)
         assert read_details(tmp_path / DETAILS) == samples
 
+    @pytest.mark.exhaustive
     def test_a_shorter_cell_cuts_the_completions_of_a_longer_one(self, checkpoint, long, tmp_path):
         """It was asked for itself: it has other limits, and the same noise."""
         score = measure(checkpoint, SHORT, tmp_path, params=VLLM)

@@ -6,14 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.local_server import local_server
+from spo_core.prepare import prepare_splits
+from spo_core.warmup import warm_up
+from tasks.records import RunSpec
 from tests.conftest import ROOT
+from tests.flows.crash import Moment, Starts, starts
 
 EVALUATION_PYTHON = Path(os.environ.get("SPO_EVAL_PYTHON") or ROOT / ".venv-evaluate" / "bin" / "python")
 SMALL = {
@@ -72,10 +76,9 @@ def new_project(tmp_path_factory) -> Callable[[], Path]:
 
 
 def _merged(base: dict, changes: dict) -> dict:
-    return {
-        k: _merged(v, changes[k]) if isinstance(v, dict) and k in changes else changes.get(k, v)
-        for k, v in base.items()
-    } | {k: v for k, v in changes.items() if k not in base}
+    """Key by key, but for ``evaluate.contexts``, whose keys are names."""
+    inner = {k for k in changes if isinstance(base.get(k), dict) and k != "contexts"}
+    return base | {k: _merged(base[k], v) if k in inner else v for k, v in changes.items()}
 
 
 def run_module(project: Path, environment: dict, module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -84,3 +87,59 @@ def run_module(project: Path, environment: dict, module: str, *arguments: str) -
     return subprocess.run(
         command, cwd=project, env=environment | {"PATH": path}, capture_output=True, text=True, check=False
     )
+
+
+def change(project: Path, changes: dict) -> None:
+    """Write params into the project's files: its main run stays the main run."""
+    for namespace, values in changes.items():
+        path = project / "params" / f"{namespace}.yaml"
+        path.write_text(yaml.safe_dump(_merged(yaml.safe_load(path.read_text()), {namespace: values}), sort_keys=False))
+
+
+# for runs that are broken off
+BROKEN_OFF = {
+    "run": {"iterations": 8, "checkpoint_every": 2, "validate_every": 3, "wandb": {"mode": "disabled"}},
+    # segments wait for the next iteration, and a wrong answer is worth more than none: every iteration trains
+    "learn": {"replay": {"max_age": 2, "per_question": 3}, "epochs": 2},
+    "verify": {"rewards": {"wrong": 0.5}},
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(new_project) -> Path:
+    """A project with data and a first policy, not trained."""
+    project = new_project()
+    change(project, BROKEN_OFF)
+    spec = RunSpec(str(project))
+    prepare_splits(spec.params, spec.paths)
+    warm_up(spec.params, spec.paths)
+    return project
+
+
+@pytest.fixture(scope="module")
+def copy(prepared, tmp_path_factory) -> Callable[..., Path]:
+    """Makes a copy of the prepared project, with these changes of params."""
+
+    def make(changes: dict | None = None) -> Path:
+        project = tmp_path_factory.mktemp("copy") / "project"
+        shutil.copytree(prepared, project, symlinks=True)
+        change(project, changes or {})
+        return project
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def quick(prepared, environment, tmp_path_factory) -> Iterator[Starts]:
+    """Starts of the flow that need no time for imports."""
+    with starts(prepared, environment, tmp_path_factory.mktemp("starts")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def straight(copy, quick) -> tuple[Path, list[Moment]]:
+    """The project after an uninterrupted run, and what happened in it."""
+    project = copy()
+    ended = quick.run(project)
+    assert ended.status == 0, ended.stdout + ended.stderr
+    return project, ended.trace

@@ -8,8 +8,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.flows.conftest import run_module
 
@@ -64,30 +66,62 @@ def names(found: dict[str, list], kind: str) -> set[str]:
     return {name for _, name in found[kind]}
 
 
+def deploy(project: Path, environment: dict) -> str:
+    result = run_module(project, environment, "flows.deploy")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def test_everything_is_there_once(new_project, environment):
     project = new_project()
-    first = run_module(project, environment, "flows.deploy")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "automation spo-evaluation-fell: left out; create a notification block named spo-notify" in first.stdout
+    described = yaml.safe_load((project / "prefect.yaml").read_text())
+    said = deploy(project, environment)
+    assert "automation spo-evaluation-fell: left out; create a notification block named spo-notify" in said
+    assert "work pool spo-kubernetes: created, kubernetes" in said and "no longer" not in said
     found = there(environment)
-    assert names(found, "deployments") == {"evaluate", "nightly"} and names(found, "automations") == set()
-    assert {"gpu", "dvc"} <= names(found, "v2/concurrency_limits") and "spo" in names(found, "work_pools")
+    assert names(found, "deployments") == {d["name"] for d in described["deployments"]}
+    assert len(found["deployments"]) == len(described["deployments"])
+    assert names(found, "automations") == {"spo-dead-runs"}  # it tells nobody, so it needs no block
+    assert {"gpu", "dvc"} <= names(found, "v2/concurrency_limits")
+    assert set(described["definitions"]["pools"]) <= names(found, "work_pools")
     assert found["schedules"] == [("nightly", "nightly", "0 3 * * *", "Etc/UTC")]
-    (deployment,) = (d for d in ask(environment, "deployments/filter", {}) if d["name"] == "nightly")
-    assert deployment["job_variables"]["working_dir"] == str(project)
-    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    rows = {(d["entrypoint"], d["name"]): d for d in ask(environment, "deployments/filter", {})}
+    nightly = rows["flows.nightly.nightly", "nightly"]
+    assert nightly["job_variables"]["working_dir"] == str(project)
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    train = rows["flows.train.train", "rho1b-spo-tree"]
+    assert train["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert (train["work_pool_name"], train["parameters"]) == ("spo-gpu", {"preset": "rho1b-spo-tree-666"})
+    pod = rows["flows.experiment.experiment", "kubernetes"]
+    assert next(iter(pod["pull_steps"][0].values()))["directory"] == "/spo/project"
 
     make_block(environment, "http://127.0.0.1:9/")
-    for _ in range(2):
-        again = run_module(project, environment, "flows.deploy")
-        assert again.returncode == 0, again.stdout + again.stderr
-        after = there(environment)
-        assert {k: v for k, v in after.items() if k != "automations"} == {
-            k: v for k, v in found.items() if k != "automations"
-        }
-        assert sorted(name for _, name in after["automations"]) == ["spo-evaluation-fell", "spo-nightly-failed"]
+    said = deploy(project, environment)
+    assert "work pool spo-cpu: there, process" in said and "work pool spo-kubernetes: there, kubernetes" in said
+    after = there(environment)
+    assert {k: v for k, v in after.items() if k != "automations"} == {
+        k: v for k, v in found.items() if k != "automations"
+    }
+    assert names(after, "automations") == {"spo-dead-runs", "spo-evaluation-fell", "spo-nightly-failed"}
     status = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True)
     assert status.stdout == ""
+
+    # what changed is brought up to date; what the files no longer have is told, and stays
+    template = project / "kubernetes" / "gpu-job.json"
+    template.write_text(template.read_text().replace('"16Gi"', '"32Gi"'))
+    fewer = [d for d in described["deployments"] if d["name"] != "rho1b-spo-chain"]
+    (project / "prefect.yaml").write_text(yaml.safe_dump(described | {"deployments": fewer}))
+    ask(environment, "work_pools/", {"name": "spo", "type": "process"})
+    said = deploy(project, environment)
+    assert "work pool spo-kubernetes: brought up to date" in said and "work pool spo-cpu: there" in said
+    told = [line for line in said.splitlines() if "no longer" in line]
+    assert len(told) == 2
+    assert told[0].startswith("work pool spo: ") and told[0].endswith("prefect work-pool delete spo")
+    assert told[1].startswith("deployment train/rho1b-spo-chain: ")
+    assert there(environment)["deployments"] == found["deployments"]
+    assert there(environment)["automations"] == after["automations"]
+    (pool,) = (p for p in ask(environment, "work_pools/filter", {}) if p["name"] == "spo-kubernetes")
+    assert pool["base_job_template"] == json.loads(template.read_text())
 
 
 @pytest.mark.parametrize(

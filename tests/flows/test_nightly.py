@@ -18,13 +18,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from spo_core.files import folder_digest
 from spo_core.nightly import NightlyReport
 from spo_core.processes import child
-from tests.flows.conftest import needs_evaluation, run_module
+from tests.flows.conftest import change, needs_evaluation, run_module
 from tests.flows.test_deploy import ask, make_block
 
 pytestmark = [pytest.mark.slow, needs_evaluation, pytest.mark.timeout(1500)]
@@ -36,15 +35,6 @@ EASY = {
 }
 GPU = {"names": ["gpu"], "slots": 1}
 LIMIT = 420  # seconds for a night, on a busy machine
-
-
-def change(project: Path, changes: dict) -> None:
-    def merged(base: dict, over: dict) -> dict:
-        return base | {k: merged(base[k], v) if isinstance(v, dict) and k != "contexts" else v for k, v in over.items()}
-
-    for namespace, values in changes.items():
-        path = project / "params" / f"{namespace}.yaml"
-        path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), {namespace: values}), sort_keys=False))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +110,7 @@ def worker(project, environment, inbox, tmp_path_factory) -> Iterator[Path]:
     deployed = run_module(project, environment, "flows.deploy")
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     log = tmp_path_factory.mktemp("worker") / "log"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "spo"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "spo-gpu"]
     variables = environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     with child(command, cwd=tmp_path_factory.mktemp("elsewhere"), env=variables, log=log):
         yield log

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import run_module
+from tests.flows.crash import Starts, starts
 
 
 @pytest.fixture(scope="module")
 def project(new_project) -> Path:
     return new_project()
+
+
+@pytest.fixture(scope="module")
+def commands(project, tmp_path_factory) -> Iterator[Starts]:
+    folder = tmp_path_factory.mktemp("starts")
+    alone = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    settings = {"PREFECT_HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    with starts(project, alone | settings | {"SPO_EVAL_PYTHON": sys.executable}, folder) as server:
+        yield server
 
 
 def files(project: Path) -> list[str]:
@@ -45,10 +57,10 @@ def files(project: Path) -> list[str]:
         ("flows.train", ["--set", "data.problem_set=aime24"], "it is evaluated, not trained on"),
     ],
 )
-def test_refused_at_the_start(project, environment, module, arguments, says):
+def test_refused_at_the_start(project, commands, module, arguments, says):
     before = files(project)
-    result = run_module(project, environment | {"HF_HUB_OFFLINE": "1"}, module, *arguments)
-    assert result.returncode == 2, result.stdout + result.stderr
+    result = commands.run(project, *arguments, module=module)
+    assert result.status == 2, result.stdout + result.stderr
     message = result.stderr.strip()
     assert message.startswith("error: ") and says in message and message.count("\n") <= 1, message
     assert files(project) == before

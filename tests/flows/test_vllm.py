@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from spo_core.files import read_json
 from spo_core.prepare import prepare_splits
 from spo_core.warmup import warm_up
 from tasks.records import RunSpec
+from tests.flows.conftest import change
 from tests.rollout.vllm_case import needs_vllm
 
 pytestmark = needs_vllm
@@ -25,19 +25,15 @@ pytestmark = needs_vllm
 def project(new_project) -> Path:
     """Prepared and warmed up, with one vLLM server as its engine."""
     project = new_project()
-    path = project / "params" / "rollout.yaml"
-    params = yaml.safe_load(path.read_text())
-    params["rollout"]["engine"] = {"type": "vllm", "servers": 1, "cache_gib": 0.25}
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
-    path = project / "params" / "run.yaml"  # so many that no flow ends by itself
-    path.write_text(path.read_text().replace("iterations: 3", "iterations: 200"))
+    engine = {"type": "vllm", "servers": 1, "cache_gib": 0.25}
+    change(project, {"rollout": {"engine": engine}, "run": {"iterations": 200}})  # so many that no flow ends by itself
     spec = RunSpec(str(project))
     prepare_splits(spec.params, spec.paths)
     warm_up(spec.params, spec.paths)
     return project
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
 def test_no_engine_process_outlives_the_flow(project, environment, tmp_path, ending):
     """Ctrl-C ends it within ten seconds; ``kill -9`` leaves no process. The second flow goes on from the first."""
     done = len(list(project.glob("work/train-*/iterations/*/COMPLETE")))

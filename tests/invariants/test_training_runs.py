@@ -168,6 +168,19 @@ def test_a_truncated_newest_checkpoint_falls_back_and_ends_the_same(project, tmp
     assert "is damaged" in caplog.text and same_bits(straight, again)
 
 
+@pytest.mark.parametrize("name", ["policy/model.safetensors", "trainer/optimizer.safetensors", "replay/trees.parquet"])
+def test_a_checkpoint_that_cannot_be_read_is_named(project, name):
+    """Its files have their sizes, so nothing tells before it is loaded."""
+    _, _, path = train(small("run.checkpoint_every=1"), project, stop_after=2)
+    newest = path / "checkpoints" / "000002"
+    data = (newest / name).read_bytes()
+    (newest / name).write_bytes(bytes(byte ^ 0xFF for byte in data))
+    with pytest.raises(RunError, match=rf"{newest}: cannot be read \(.+\); delete it to go on from the one before"):
+        train(small("run.checkpoint_every=1"), project)
+    shutil.rmtree(newest)
+    assert len(train(small("run.checkpoint_every=1"), project)[1]) == 4
+
+
 def test_what_decides_the_weights_is_the_identity(project):
     base = training_identity(small(), project)
     for same in ("run.iterations=9", "run.checkpoint_every=1", "run.wandb.mode=disabled", "evaluate.samples=9"):
@@ -199,6 +212,7 @@ def test_a_budget_of_generated_tokens_ends_the_run_and_its_resume(project):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 def test_a_run_on_two_ranks_resumes_to_the_same_bits(project):
     """Straight through two iterations, then again from the checkpoint after the first, with other processes."""

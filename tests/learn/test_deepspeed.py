@@ -115,7 +115,7 @@ def clipped_gradient(policy, pairs, params) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "0")) for name in CASES])
 def test_two_ranks_train_as_one_device(policy, folder, case):
     """The same gradient as flat sequences, the same weights and metrics after every iteration; checkpoints are
     exchanged both ways; a gradient that is not finite arrives as TrainingError."""

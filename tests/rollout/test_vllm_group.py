@@ -28,7 +28,7 @@ from tests.rollout.vllm_case import (
     tokens,
 )
 
-pytestmark = needs_vllm
+pytestmark = [*needs_vllm, pytest.mark.exhaustive]  # in one process: test_vllm_engine.py
 TWO = VllmEngineParams(type="vllm", servers=2)
 ONE = VllmEngineParams(type="vllm", servers=1)
 

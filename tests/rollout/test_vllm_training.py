@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from spo_core.config import load_params
 from spo_core.files import folder_digest
 from spo_core.iteration import credit_step, rollout_step, train_step
@@ -12,7 +14,7 @@ from spo_core.warmup import warm_up
 from tests.conftest import ROOT
 from tests.rollout.vllm_case import needs_vllm
 
-pytestmark = needs_vllm
+pytestmark = [*needs_vllm, pytest.mark.exhaustive]
 SMALL = (
     "run.threads=1",
     "run.checkpoint_every=1",

@@ -1,0 +1,60 @@
+"""Where a policy comes from: its data, params, code, flow runs and W&B run. Reads files alone: no flow, no server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.utilities.urls import url_for
+
+from flows import cli
+from spo_core.evaluate.models import CHECKPOINTS, refer
+from spo_core.lineage import Asked, UnknownPolicy, asked_folder, asked_score, lines, trace
+from tasks.records import RunSpec
+from tasks.versioning import find_model, find_record
+
+
+def asked(name: str, spec: RunSpec) -> Asked:
+    """A checkpoint, a folder, REVISION:PATH, or the file of a score. Raises SPOError where it is not there."""
+    if (path := spec.paths.root / name).suffix == ".json" and path.is_file():
+        return asked_score(path)
+    reference = refer(name, spec.paths)
+    if reference.kind == "hub":
+        raise UnknownPolicy(f"{name}: unknown; a hub id, and no run here made it")
+    if reference.kind == "revision":  # what training published since may say nothing of it
+        return asked_folder(name, find_model.fn(spec, reference).folder, find_record(spec, reference))
+    return asked_folder(name, Path(reference.place))
+
+
+def page(flow_run_id: str) -> str | None:
+    """Of a flow run, where a server is set; whether it still has the run is not asked."""
+    known = PREFECT_UI_URL.value() or PREFECT_API_URL.value()
+    return url_for("flow-run", obj_id=flow_run_id) if known else None
+
+
+def command(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(CHECKPOINTS)}; a folder; REVISION:PATH; the .json file of a score or report."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    preset: cli.Preset = None,
+    set_: cli.Overrides = None,
+    name: cli.Name = None,
+) -> None:
+    """Print what made a policy: run, params, data, first policy, code, flow runs, W&B run, and its scores."""
+    spec = RunSpec.here(preset, set_ or (), name)
+    try:
+        chain = trace(asked(checkpoint, spec), spec.paths.root, spec.paths.work, page)
+    except UnknownPolicy as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(json.dumps(chain, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(chain)))
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,55 @@
+"""Where tasks that are mapped run: ``run.task_runner`` of ``params/run.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from spo_core.config.base import Namespace
+
+
+class LocalRunner(Namespace):
+    """This process: nothing is mapped."""
+
+    type: Literal["local"]
+
+    @property
+    def parts(self) -> int:
+        """Parts that an iteration's questions are divided into."""
+        return 1
+
+
+class DaskRunner(Namespace):
+    """A Dask cluster, by prefect-dask; needs the extra ``cluster``."""
+
+    type: Literal["dask"]
+    workers: int = Field(default=2, ge=1)
+    """Parts that an iteration's questions are divided into; also the processes of a cluster that is started here."""
+    address: str | None = None
+    """Of a scheduler, as tcp://host:8786; null starts a cluster on this machine for the length of the flow."""
+
+    @property
+    def parts(self) -> int:
+        """As ``workers`` says."""
+        return self.workers
+
+
+class RayRunner(Namespace):
+    """A Ray cluster, by prefect-ray; needs the extra ``cluster``."""
+
+    type: Literal["ray"]
+    workers: int = Field(default=2, ge=1)
+    """Parts that an iteration's questions are divided into; also the CPUs of a cluster that is started here."""
+    address: str | None = None
+    """Of a cluster, as ray://host:10001 or auto; null starts one on this machine for the length of the flow."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that one part of the work reserves."""
+
+    @property
+    def parts(self) -> int:
+        """As ``workers`` says."""
+        return self.workers
+
+
+TaskRunnerParams = Annotated[LocalRunner | DaskRunner | RayRunner, Field(discriminator="type")]

@@ -1,0 +1,179 @@
+"""The cluster that ``run.task_runner`` names, opened once for a flow; tasks are mapped over it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from prefect import Task
+from prefect.task_runners import TaskRunner
+
+from spo_core.config import DaskRunner, RayRunner, TaskRunnerParams
+from spo_core.errors import ConfigError, EngineError
+from spo_core.parts import close_site_later
+
+LOOPBACK = "127.0.0.1"
+RAY_MEMORY = 128 * 2**20  # bytes of Ray's object store, which holds a few small records
+FIRST_WORKER = 60.0  # seconds in which a Dask cluster that is not ours must have a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where tasks are mapped: ``runner`` of Prefect's, started; None maps nothing.
+
+    ``lost``: what the runner raises where workers died too often.
+    """
+
+    name: str
+    runner: TaskRunner | None = None
+    lost: tuple[type[Exception], ...] = ()
+
+    def map(self, task: Task, calls: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        """Results of a task's calls, in order: one call after the other, or all at once over the cluster.
+
+        Raises what a task raised, and EngineError where workers died.
+        """
+        if self.runner is None:
+            for call in calls:
+                yield task(**call)
+            return
+        try:
+            futures = [self.runner.submit(task, dict(call)) for call in calls]
+            for future in futures:
+                yield future.result()
+        except self.lost as error:
+            raise EngineError(
+                f"run.task_runner {self.name}: task {task.name!r}: its workers died ({_first_line(error)}); "
+                "see the cluster's logs, and run the same command again to go on"
+            ) from None
+
+
+@contextmanager
+def cluster(params: TaskRunnerParams) -> Iterator[Cluster]:
+    """Connect to the cluster, or start one on this machine that only it can reach, until the block ends.
+
+    Raises ConfigError where the extra is missing, nobody answers at the address, or no worker could ever take a task.
+    """
+    if isinstance(params, DaskRunner):
+        _need("prefect_dask", params)
+        with _dask(params) as opened:
+            yield opened
+    elif isinstance(params, RayRunner):
+        _need("prefect_ray", params)
+        with _ray(params) as opened:
+            yield opened
+    else:
+        yield Cluster("local")
+
+
+def _need(module: str, params: TaskRunnerParams) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"run.task_runner {params.type} needs the extra: pip install -e '.[cluster]'")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+@contextmanager
+def _dask(params: DaskRunner) -> Iterator[Cluster]:
+    from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
+    from distributed.scheduler import KilledWorker
+    from prefect_dask import DaskTaskRunner
+
+    settings: dict[str, Any] = {"address": params.address}
+    if params.address is None:
+        own = {"n_workers": params.workers, "threads_per_worker": 1, "host": LOOPBACK, "dashboard_address": None}
+        settings = {"cluster_kwargs": own | {"memory_limit": None, "security": True}}  # TLS: known to this flow alone
+    runner = DaskTaskRunner(**settings)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(runner)
+            client = runner.client
+        except (OSError, TimeoutError) as error:
+            raise ConfigError(f"run.task_runner.address {params.address}: {_first_line(error)}") from None
+        if params.address is not None:
+            try:
+                client.wait_for_workers(1, timeout=FIRST_WORKER)
+            except TimeoutError:
+                raise ConfigError(
+                    f"run.task_runner.address {params.address}: no worker within {FIRST_WORKER:g} s; start some"
+                ) from None
+            # those workers go on; what they hold for this flow must not, once a part that they may be at is done
+            stack.callback(_quietly, lambda: client.run(close_site_later, wait=False))
+        yield Cluster("dask", runner, (KilledWorker, FutureCancelledError, CommClosedError))
+
+
+@cache
+def _ray_token() -> str:
+    """One a process: Ray's library remembers the first, and an experiment's stages start a cluster each."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _ray(params: RayRunner) -> Iterator[Cluster]:
+    own: dict[str, str] = {}
+    if params.address is None:
+        own = {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only way to have Ray listen on the loopback device alone
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": _ray_token(),
+        }
+    with _environment(own | {"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:
+        import ray
+        from prefect_ray import RayTaskRunner
+        from prefect_ray.context import remote_options
+
+        settings: dict[str, Any] = {"address": params.address}
+        if params.address is None:
+            local = {"address": "local", "num_cpus": params.workers, "include_dashboard": False}
+            settings = {"init_kwargs": local | {"object_store_memory": RAY_MEMORY}}
+        elif params.address == "auto":
+            settings = {"init_kwargs": {"address": "auto"}}
+        options: dict[str, Any] = {"num_cpus": 1}
+        if params.gpus:
+            options |= {"num_gpus": params.gpus}  # Ray ends the worker after the part, and the GPU is free with it
+        runner = RayTaskRunner(**settings)
+        try:
+            stack.enter_context(runner)
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise ConfigError(f"run.task_runner.address {params.address}: {_first_line(error)}") from None
+        if not has_room(ray.nodes(), params.gpus):
+            raise ConfigError(
+                f"run.task_runner: no node of Ray's cluster has a CPU and {params.gpus:g} GPUs; add one, or lower gpus"
+            )
+        stack.enter_context(remote_options(**options))
+        yield Cluster("ray", runner, (ray.exceptions.RayError,))
+
+
+def has_room(nodes: Sequence[Mapping[str, Any]], gpus: float) -> bool:
+    """Whether one of ``ray.nodes()`` could ever take a part; Ray would wait for one that can."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    return any(found.get("CPU", 0) >= 1 and found.get("GPU", 0) >= gpus for found in resources)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set for the block; children started in it keep them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with suppress(Exception):  # whatever became of the workers, the flow has its result
+        call()

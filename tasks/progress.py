@@ -1,0 +1,155 @@
+"""Who is told how a training goes: the terminal, W&B, Prefect's pages, and the run's own record of its starts.
+
+What Prefect's pages show is written by a thread of its own, so that a server that is slow or gone costs training
+nothing; tasks/provenance.py tells why each start is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from spo_core.observe.progress import bar
+from spo_core.observe.tracking import Tracker
+from spo_core.observe.tree_table import TreeTable, tree_table
+from spo_core.provenance import record_attempt
+from spo_core.session import Session
+from tasks.provenance import caller
+from tasks.records import RunSpec
+
+log = logging.getLogger(__name__)
+INTERVAL = 10.0  # seconds between two writings of the same pages
+ANSWER_LIMIT = 5.0  # seconds that the server has to take one
+STEPS = ("timing/rollout", "timing/advantage", "timing/train", "timing/validate")
+
+
+@contextmanager
+def watched(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Gives what is to be called with the metrics of each iteration."""
+    rows, iterations = session.run.read_metrics(), spec.params.run.iterations
+
+    def trees(iteration: int) -> TreeTable:
+        folder = session.run.iteration(iteration)
+        return tree_table(folder, spec.params.run.wandb.trees, lambda ids: str(session.tokenizer.decode(list(ids))))
+
+    with (
+        Tracker(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,
+        Pages(spec.run_name or "main", iterations, rows) as pages,
+        bar("train", iterations, unit="it") as progress,
+    ):
+        record_attempt(session.run.path, spec.paths.root, session.iteration + 1, caller(spec), tracker.where)
+        progress.update(session.iteration)
+
+        def tell(metrics: Mapping[str, Any]) -> None:
+            tracker.log(metrics)
+            pages.show(metrics)
+            progress.set_postfix(shown(metrics), refresh=False)
+            progress.update(1)
+
+        yield tell
+
+
+def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Beside the progress: the reward, and the share of answers that could not be compared if there is one."""
+    failed = metrics.get("rollout/failed_share", 0.0)
+    return {"reward": f"{metrics['rollout/reward']:.3f}"} | ({"failed": f"{failed:.1%}"} if failed else {})
+
+
+class Pages:
+    """Two artifacts of the present flow run: its progress in percent, and a table of all iterations of the run.
+
+    Both are created once and then replaced, at most every INTERVAL seconds and at the end, so that a server's database
+    does not grow with the iterations. An error is logged once; outside a flow run nothing is written.
+    """
+
+    def __init__(self, name: str, iterations: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._name, self._iterations = name, iterations
+        self._rows = [table_row(row) for row in rows]
+        self._made: dict[str, UUID] = {}
+        self._failed = self._over = False
+        self._changed, self._ended = threading.Event(), threading.Event()
+        context = FlowRunContext.get()
+        self._flow_run = context.flow_run.id if context and context.flow_run else None
+        run = copy_context().run  # the settings of this command's server
+        self._thread = threading.Thread(target=run, args=(self._keep_writing,), name="pages", daemon=True)
+
+    def show(self, metrics: Mapping[str, Any]) -> None:
+        self._rows = [*self._rows, table_row(metrics)]
+        self._changed.set()
+
+    def __enter__(self) -> Pages:
+        if self._flow_run is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """The last state is written too, if the server takes it in time."""
+        self._over = kind is None
+        self._ended.set()
+        self._changed.set()
+        if self._flow_run is not None:
+            self._thread.join(2 * ANSWER_LIMIT)
+
+    def _keep_writing(self) -> None:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            while True:
+                self._changed.wait()
+                self._changed.clear()
+                last = self._ended.is_set()  # looked at last, so that an end in between is not missed
+                try:
+                    self._write()
+                except Exception as error:  # whatever the client raises
+                    if not self._failed:
+                        log.warning("Prefect's server does not take the run's table (%s); training goes on", error)
+                    self._failed = True
+                if last:
+                    return
+                self._ended.wait(INTERVAL)
+
+    def _write(self) -> None:
+        rows = self._rows
+        done = rows[-1]["iteration"] if rows else 0
+        percent = 100.0 if self._over else round(100 * done / max(done, self._iterations), 1)
+        with get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT}) as client:
+            self._put(client, "progress", percent, f"Iterations of {self._name}")
+            self._put(client, "table", json.dumps(rows[::-1]), f"Iterations of {self._name}, the last one first")
+
+    def _put(self, client: SyncPrefectClient, kind: str, data: float | str, description: str) -> None:
+        if kind not in self._made:
+            key = artifact_key("iterations" if kind == "table" else kind, self._name)
+            artifact = ArtifactCreate(
+                key=key, type=kind, data=data, description=description, flow_run_id=self._flow_run
+            )
+            self._made[kind] = client.create_artifact(artifact).id
+            return
+        # not update_artifact: that also sends the data as an event, which the server would keep for days
+        client.request("PATCH", "/artifacts/{id}", json={"data": data}, path_params={"id": self._made[kind]})
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """``iterations-my-run``: small letters, digits and dashes, as Prefect asks."""
+    return f"{kind}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run")
+
+
+def table_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an iteration, for people."""
+    accuracy = metrics.get("eval/validation_accuracy")
+    return {
+        "iteration": metrics["iteration"],
+        "reward": round(metrics["rollout/reward"], 4),
+        "validation accuracy": None if accuracy is None else round(accuracy, 4),
+        "generated tokens": metrics["generated_tokens"],
+        "seconds": round(sum(metrics.get(step, 0.0) for step in STEPS), 2),
+    }
