@@ -107,8 +107,14 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
             dtype=torch.float32,
         )
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be loaded as a policy: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: cannot be loaded as a policy: {why_unreadable(error)}") from None
     return model, tokenizer
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line of what transformers says of a checkpoint; it would have code that comes with one allowed."""
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return "it needs code of its own, which is not run" if "custom code" in line else line
 
 
 def check_policy(path: str | Path) -> None:

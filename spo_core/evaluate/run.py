@@ -86,10 +86,12 @@ def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
     for a policy of no architecture that transformers has: code that comes with a policy is not run."""
     from transformers import AutoConfig
 
+    from spo_core.policy import why_unreadable
+
     try:
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{model.folder}/config.json: {str(error).strip().splitlines()[0]}") from None
+        raise DataError(f"{model.folder}/config.json: {why_unreadable(error)}") from None
     for cell in chosen:
         check_positions(cell, 1, getattr(config, "max_position_embeddings", None))
 
