@@ -78,7 +78,8 @@ def test_without_the_limit_nothing_is_held_or_said(server, name, caplog):
     with gpu_slot(name), gpu_slot(name):
         pass
     give_way(name)
-    assert caplog.text == "" and ask(server, "v2/concurrency_limits/filter", {}) == before
+    said = [record for record in caplog.records if not record.name.startswith("prefect")]  # its threads outlive a test
+    assert said == [] and ask(server, "v2/concurrency_limits/filter", {}) == before
 
 
 def test_without_a_named_server_nothing_is_held(environment, monkeypatch):
