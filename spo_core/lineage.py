@@ -272,7 +272,7 @@ def _attempt_line(attempt: dict[str, Any]) -> str:
         caller["deployment"] and f"deployment {caller['deployment']}",
         attempt["dvc_stage"] and f"DVC stage {attempt['dvc_stage']}",
         f"code {attempt['code_revision'][:12]}{' and changes' if attempt['uncommitted_changes'] else ''}",
-        f"process {attempt['process']} on {attempt['host']}",
+        f"process {attempt['process']} on {attempt['host']} ({attempt['cpu']})",
         attempt["page"],
     ]
     return ", ".join(part for part in parts if part)

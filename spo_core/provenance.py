@@ -51,6 +51,8 @@ class Attempt:
     uncommitted_changes: bool
     host: str
     process: int
+    cpu: str
+    """Instructions for which torch chose its kernels: AVX2, AVX512, ... Other kernels round otherwise."""
     wandb: dict[str, str] | None = None
     """``project``, ``id``, ``mode``, and ``url`` where W&B is online; None where it is disabled."""
 
@@ -100,6 +102,8 @@ def record_attempt(
     run: Path, root: Path, first_iteration: int, caller: Caller, wandb: dict[str, str] | None = None
 ) -> Attempt:
     """Add a start to the run directory's attempts.jsonl."""
+    from torch.backends.cpu import get_cpu_capability  # whoever only reads records need not wait for torch
+
     code = provenance(root)
     attempt = Attempt(
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -110,6 +114,7 @@ def record_attempt(
         uncommitted_changes=code["uncommitted_changes"],
         host=platform.node(),
         process=os.getpid(),
+        cpu=get_cpu_capability(),
         wandb=wandb,
     )
     _append(run / ATTEMPTS, asdict(attempt))

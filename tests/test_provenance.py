@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from safetensors.torch import load_file, save_file
@@ -121,6 +125,18 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_alone(project):
     assert read_run(run).attempts == before.attempts[:1]
     added = record_attempt(run, project, 6, CALLER)
     assert read_run(run).attempts == (before.attempts[0], added)
+
+
+def test_a_start_says_which_kernels_rounded_its_sums(project):
+    (run,) = project.glob("work/train-*")
+    assert read_run(run).attempts[-1].cpu == torch.backends.cpu.get_cpu_capability()
+    code = (
+        "import sys; from pathlib import Path; from spo_core.provenance import Caller, record_attempt\n"
+        "record_attempt(*map(Path, sys.argv[1:]), 6, Caller())"
+    )
+    plain = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run([sys.executable, "-c", code, str(run), str(project)], env=plain, cwd=ROOT, check=True)
+    assert read_run(run).attempts[-1].cpu == "DEFAULT"
 
 
 def test_a_policy_is_recorded_once_and_again_where_it_changed(project):
