@@ -46,8 +46,13 @@ clean:                       ## everything that can be made again; environments,
 	rm -rf work data checkpoints report outputs/runs outputs/evaluations outputs/wandb outputs/milestones/*/*/
 	rm -rf metrics/train metrics/evaluate/*/*.parquet .prefect .prefect-results
 
+# a Python that the packages do not take is told of before minutes of downloads
+VENV := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and \
+	"$(PYTHON) is Python " + sys.version.split()[0] + ", too old: make PYTHON=... names one of 3.11.5 or later")' \
+	&& $(PYTHON) -m venv
+
 .venv/.main: pyproject.toml constraints/main.txt
-	test -x $(MAIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(MAIN)/python || { $(VENV) .venv; }
 	$(MAIN)/python -m pip install --quiet -c constraints/main.txt torch
 	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e .
 	touch $@
@@ -59,7 +64,7 @@ clean:                       ## everything that can be made again; environments,
 	touch $@
 
 .venv-evaluate/.complete: constraints/evaluate.txt constraints/evaluate.in
-	test -x $(EVALUATE)/python || $(PYTHON) -m venv .venv-evaluate
+	@test -x $(EVALUATE)/python || { $(VENV) .venv-evaluate; }
 	$(EVALUATE)/python -m pip install --quiet -c constraints/evaluate.txt torch
 	$(EVALUATE)/python -m pip install --quiet -c constraints/evaluate.txt -r constraints/evaluate.in
 	touch $@
