@@ -15,15 +15,14 @@ from spo_core.config import Params, load_params
 from spo_core.errors import ConfigError, DataError, RunError, SPOError, TrainingError
 from spo_core.iteration import credit_step, keep_step, replay_step, rollout_step, train_step
 from spo_core.paths import Paths
-from spo_core.policy import load_policy, save_policy
-from spo_core.prepare import prepare_splits
+from spo_core.policy import load_policy
 from spo_core.recorded import complete_iterations
 from spo_core.session import open_session
 from spo_core.training_run import NO_LIMIT, check_training, training_identity, training_run
 from spo_core.tree import read_trees, write_trees
 from tasks.records import RunSpec
 from tests.conftest import ROOT
-from tests.invariants.test_training_runs import GRADE, SMALL, grade_by_length, same_bits
+from tests.invariants.test_training_runs import SMALL, prepared, same_bits
 
 
 def small(*overrides: str) -> Params:
@@ -32,13 +31,8 @@ def small(*overrides: str) -> Params:
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch) -> Paths:
-    """Prepared data and a first policy; rewarded is a completion with an even number of characters."""
-    monkeypatch.setattr(GRADE, grade_by_length)
     monkeypatch.setattr("spo_core.training_run.code_digest", lambda *_: "unchanged")  # a second each time
-    paths = Paths(tmp_path)
-    prepare_splits(small(), paths)
-    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
-    return paths
+    return prepared(tmp_path, policy, tokenizer, monkeypatch)
 
 
 def train(params: Params, paths: Paths, replay: Path | None = None, stop_after: int | None = None):

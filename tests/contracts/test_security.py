@@ -19,12 +19,10 @@ from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.run import check_contexts
 from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
-from spo_core.prepare import prepare_splits
 from spo_core.session import open_session
 from tests.conftest import ROOT
-from tests.invariants.test_training_runs import GRADE, grade_by_length, small
+from tests.invariants.test_training_runs import prepared, small
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
@@ -148,11 +146,9 @@ def test_a_policys_own_code_is_not_run(folder, tmp_path, monkeypatch):
 
 
 def test_checkpoints_hold_no_pickle(tmp_path, policy, tokenizer, monkeypatch):
-    monkeypatch.setattr(GRADE, grade_by_length)
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
-    params, paths = small("run.iterations=1", "run.checkpoint_every=1", "learn.replay={max_age: 2}"), Paths(tmp_path)
-    prepare_splits(params, paths)
-    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
+    params = small("run.iterations=1", "run.checkpoint_every=1", "learn.replay={max_age: 2}")
+    paths = prepared(tmp_path, policy, tokenizer, monkeypatch)
     with open_session(params, paths) as session:
         for step in (rollout_step, credit_step, train_step):
             step(session, 1)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
 import pytest
@@ -16,6 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import progress
 from tasks.progress import Pages, artifact_key
+from tests.local_http import JSONHandler, http_server
 
 NOW = "2026-01-01T00:00:00Z"
 FLOW_RUN = UUID("11111111-2222-3333-4444-555555555555")
@@ -26,10 +25,9 @@ def prefect_server(how: str) -> Iterator[list[tuple[str, str, dict]]]:
     """Takes artifacts, or fails; gives method, path and content of what it was sent."""
     seen: list[tuple[str, str, dict]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JSONHandler):
         def answer(self) -> None:
-            size = int(self.headers.get("content-length") or 0)
-            content = json.loads(self.rfile.read(size)) if size else {}
+            content = json.loads(self.read() or "{}")
             if "artifacts" in self.path:
                 seen.append((self.command, self.path, content))
             if how == "hangs":
@@ -37,38 +35,15 @@ def prefect_server(how: str) -> Iterator[list[tuple[str, str, dict]]]:
             made = {"id": str(uuid4()), "created": NOW, "updated": NOW} | content
             if "csrf" in self.path:  # what Prefect's client recognises as protection that is off, as by default
                 made = {"detail": "CSRF protection is disabled."}
-            body = json.dumps(made).encode()
-            self.send_response(500 if how == "errors" else 422 if "csrf" in self.path else 201)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.say(500 if how == "errors" else 422 if "csrf" in self.path else 201, made)
 
         do_GET = do_POST = do_PATCH = answer
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-        def handle_error(self, *_: object) -> None:
-            """Clients that hang up."""
-
-    server = Quiet(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    closed = how == "refuses"
-    if closed:
-        server.shutdown()
-        server.server_close()
-    try:
-        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
-            yield seen
-    finally:
-        if not closed:
-            server.shutdown()
-            server.server_close()
+    with (
+        http_server(Handler, gone=how == "refuses") as url,
+        temporary_settings({PREFECT_API_URL: f"{url}/api"}),
+    ):
+        yield seen
 
 
 def row(iteration: int) -> dict:

@@ -10,26 +10,19 @@ import pytest
 from spo_core.errors import RunError
 from spo_core.files import file_digest, read_json, write_json
 from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.paths import Paths
-from spo_core.policy import load_policy, save_policy
-from spo_core.prepare import prepare_splits
+from spo_core.policy import load_policy
 from spo_core.runs import COMPLETE
 from spo_core.session import open_session
 from tasks.records import RunSpec
 from tasks.training import publish_training
-from tests.invariants.test_training_runs import GRADE, grade_by_length, same_bits, small
+from tests.invariants.test_training_runs import prepared, same_bits, small
 
 EVERY = ("run.validate_every=1", "run.iterations=6", "data.validation=12", "learn.learning_rate=0.01")
 
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch):
-    """Prepared data and a first policy below tmp_path; rewarded is a completion with an even number of characters."""
-    monkeypatch.setattr(GRADE, grade_by_length)
-    paths = Paths(tmp_path)
-    prepare_splits(small(*EVERY), paths)
-    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
-    return paths
+    return prepared(tmp_path, policy, tokenizer, monkeypatch, *EVERY)
 
 
 @pytest.fixture

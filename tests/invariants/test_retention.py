@@ -19,13 +19,11 @@ import pytest
 from spo_core.errors import SPOError
 from spo_core.files import read_json
 from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.paths import Paths
-from spo_core.policy import load_policy, save_policy
-from spo_core.prepare import prepare_splits
+from spo_core.policy import load_policy
 from spo_core.runs import RunDirectory, open_run
 from spo_core.session import open_session
 from tests.invariants.test_best_checkpoint import bests, check_bests, files, run_on, state
-from tests.invariants.test_training_runs import GRADE, grade_by_length, same_bits, small
+from tests.invariants.test_training_runs import prepared, same_bits, small
 
 CREATES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MILESTONES = ("run.iterations=6", "run.checkpoint_every=4", "run.keep_checkpoints=1", "run.validate_every=1")
@@ -33,12 +31,7 @@ MILESTONES = ("run.iterations=6", "run.checkpoint_every=4", "run.keep_checkpoint
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch):
-    """Prepared data and a first policy below tmp_path; rewarded is a completion with an even number of characters."""
-    monkeypatch.setattr(GRADE, grade_by_length)
-    paths = Paths(tmp_path)
-    prepare_splits(small(), paths)
-    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
-    return paths
+    return prepared(tmp_path, policy, tokenizer, monkeypatch)
 
 
 def write(number: int, timeline: str = "") -> Callable[[Path], None]:

@@ -44,14 +44,18 @@ def grade_by_length(verifier, problem, answers):
     return [Verdict(Outcome.CORRECT if len(text) % 2 == 0 else Outcome.WRONG, None) for text, _ in answers]
 
 
-@pytest.fixture
-def project(tmp_path, policy, tokenizer, monkeypatch):
-    """Prepared data and a first policy below tmp_path; rewarded is a completion with an even number of characters."""
+def prepared(root: Path, policy, tokenizer, monkeypatch, *overrides: str) -> Paths:
+    """Data and a first policy below ``root``; rewarded is a completion with an even number of characters."""
     monkeypatch.setattr(GRADE, grade_by_length)
-    paths = Paths(tmp_path)
-    prepare_splits(small(), paths)
+    paths = Paths(root)
+    prepare_splits(small(*overrides), paths)
     save_policy(policy, tokenizer, paths.checkpoint("warmup"))
     return paths
+
+
+@pytest.fixture
+def project(tmp_path, policy, tokenizer, monkeypatch):
+    return prepared(tmp_path, policy, tokenizer, monkeypatch)
 
 
 def small(*overrides: str, preset: str | None = None) -> Params:

@@ -50,6 +50,23 @@ def params_of(backend: dict, **options) -> LearnParams:
     return LearnParams.model_validate(with_fidelity(DEFAULTS | SMALL | options | more))
 
 
+def flow_command(params: LearnParams) -> list[str]:
+    """A process that has ranks, says when they are ready, and waits to be killed."""
+    script = f"""
+import sys; from pathlib import Path
+from spo_core.config import LearnParams
+from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
+from spo_core.policy import load_policy
+params = LearnParams.model_validate_json({params.model_dump_json()!r})
+here = Path("policy")
+trainer = DeepSpeedTrainer(
+    load_policy(here)[0], params, policy=here, reference=None, temperature=1.0, seed=0, log=Path("log")
+)
+print("ready", flush=True); sys.stdin.read()
+"""
+    return [sys.executable, "-c", script]
+
+
 @pytest.fixture
 def folder(policy, tokenizer, tmp_path):
     save_policy(policy, tokenizer, tmp_path / "policy")
@@ -201,22 +218,10 @@ def test_a_killed_rank_is_noticed(policy, folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_nothing_outlives_a_killed_flow(policy, folder):
-    script = f"""
-import sys; from pathlib import Path
-from spo_core.config import LearnParams
-from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
-from spo_core.policy import load_policy
-params = LearnParams.model_validate_json({params_of({}).model_dump_json()!r})
-here = Path("policy")
-trainer = DeepSpeedTrainer(
-    load_policy(here)[0], params, policy=here, reference=None, temperature=1.0, seed=0, log=Path("log")
-)
-print("ready", flush=True); sys.stdin.read()
-"""
     import psutil
 
     with subprocess.Popen(
-        [sys.executable, "-c", script],
+        flow_command(params_of({})),
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         stdin=subprocess.PIPE,

@@ -26,7 +26,7 @@ from spo_core.learn.deepspeed_trainer import PREFIX, DeepSpeedTrainer
 from spo_core.learn.hostfile import addresses, read_hostfile
 from spo_core.policy import load_policy
 from tests.conftest import ROOT
-from tests.learn.test_deepspeed import SMALL, folder, params_of, saved, set_weights, weights  # noqa: F401
+from tests.learn.test_deepspeed import SMALL, flow_command, folder, params_of, saved, set_weights, weights  # noqa: F401
 from tests.learn.test_trainer import make_trainer, relative, sample
 from tests.test_processes import gone, until
 
@@ -144,20 +144,8 @@ def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, h
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_ranks_on_other_machines_die_with_a_killed_flow(policy, folder, told, hostfile):  # noqa: F811
-    script = f"""
-import sys; from pathlib import Path
-from spo_core.config import LearnParams
-from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
-from spo_core.policy import load_policy
-params = LearnParams.model_validate_json({far(params_of({}), hostfile).model_dump_json()!r})
-here = Path("policy")
-trainer = DeepSpeedTrainer(
-    load_policy(here)[0], params, policy=here, reference=None, temperature=1.0, seed=0, log=Path("log")
-)
-print("ready", flush=True); sys.stdin.read()
-"""
     with subprocess.Popen(
-        [sys.executable, "-c", script],
+        flow_command(far(params_of({}), hostfile)),
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.local_http import JSONHandler, http_server
 
 BLOCK, HEADER = 32768, 7  # of a .wandb file, which is a LevelDB log
 
@@ -37,11 +37,9 @@ def wandb_server(how: str = "ok", known: int = 0) -> Iterator[Server]:
         state.resumed |= counts | {"historyTail": tail, "eventsTail": "[]", "wandbConfig": '{"t":1}'}
         state.resumed |= {"summaryMetrics": json.dumps({"_step": known - 1, "iteration": known})}
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(JSONHandler):
         def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            body = self.read()
             if state.how == "hangs":
                 time.sleep(60)
             if state.how != "ok":
@@ -69,39 +67,10 @@ def wandb_server(how: str = "ok", known: int = 0) -> Iterator[Server]:
             viewer = {"id": "u", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
             return {"serverInfo": {"cliVersionInfo": None, "features": []}, "viewer": viewer}
 
-        def say(self, status: int, content: dict[str, Any]) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
         do_GET = do_POST = do_PUT = answer
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-        def handle_error(self, *_: object) -> None:
-            """Clients that hang up."""
-
-    server = Quiet(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        if how == "refuses":
-            server.shutdown()
-            server.server_close()
+    with http_server(Handler, gone=how == "refuses") as state.url:
         yield state
-    finally:
-        if how != "refuses":
-            server.shutdown()
-            server.server_close()
 
 
 def logged(file: Path) -> list[dict[str, Any]]:

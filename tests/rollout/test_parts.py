@@ -15,13 +15,11 @@ from spo_core.errors import ConfigError, EngineError, RunError
 from spo_core.iteration import credit_step, rollout_step, train_step
 from spo_core.parts import Part, PartDone, close_site, divide, sample_part
 from spo_core.paths import Paths
-from spo_core.policy import save_policy
-from spo_core.prepare import prepare_splits
 from spo_core.session import open_session
 from spo_core.training_run import training_identity
 from spo_core.tree import RolloutTree, read_trees
 from tests.conftest import ROOT
-from tests.invariants.test_training_runs import GRADE, SMALL, grade_by_length, same_bits
+from tests.invariants.test_training_runs import SMALL, prepared, same_bits
 
 PRESETS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "spo-tree": (None, ()),
@@ -37,12 +35,7 @@ PRESETS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch):
-    """Prepared data and a first policy; rewarded is a completion with an even number of characters."""
-    monkeypatch.setattr(GRADE, grade_by_length)
-    paths = Paths(tmp_path)
-    prepare_splits(small(), paths)
-    save_policy(policy, tokenizer, paths.checkpoint("warmup"))
-    yield paths
+    yield prepared(tmp_path, policy, tokenizer, monkeypatch)
     close_site()
 
 
