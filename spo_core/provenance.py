@@ -10,6 +10,7 @@ a file beside each milestone.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from spo_core.errors import DataError
 from spo_core.files import folder_digest, read_json, read_jsonl, write_json
 from spo_core.runs import provenance
 
+log = logging.getLogger(__name__)
 ATTEMPTS, POLICIES, PUBLISHED = "attempts.jsonl", "policies.jsonl", "provenance.json"
 
 
@@ -101,7 +103,8 @@ class RunRecord:
 def record_attempt(
     run: Path, root: Path, first_iteration: int, caller: Caller, wandb: dict[str, str] | None = None
 ) -> Attempt:
-    """Add a start to the run directory's attempts.jsonl."""
+    """Add a start to the run directory's attempts.jsonl; warn where its bits will not be those of an uninterrupted run,
+    as the start before was on another kind of CPU."""
     from torch.backends.cpu import get_cpu_capability  # whoever only reads records need not wait for torch
 
     code = provenance(root)
@@ -117,6 +120,9 @@ def record_attempt(
         cpu=get_cpu_capability(),
         wandb=wandb,
     )
+    before = [row["cpu"] for row in _rows(run / ATTEMPTS, Attempt)]
+    if before and before[-1] != attempt.cpu:
+        log.warning("%s was on a CPU with %s, now %s: sums round otherwise from here on", run, before[-1], attempt.cpu)
     _append(run / ATTEMPTS, asdict(attempt))
     return attempt
 

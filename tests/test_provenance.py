@@ -127,8 +127,10 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_alone(project):
     assert read_run(run).attempts == (before.attempts[0], added)
 
 
-def test_a_start_says_which_kernels_rounded_its_sums(project):
+def test_a_start_says_which_kernels_rounded_its_sums(project, caplog):
     (run,) = project.glob("work/train-*")
+    record_attempt(run, project, 6, CALLER)
+    assert caplog.text == ""
     assert read_run(run).attempts[-1].cpu == torch.backends.cpu.get_cpu_capability()
     code = (
         "import sys; from pathlib import Path; from spo_core.provenance import Caller, record_attempt\n"
@@ -137,6 +139,8 @@ def test_a_start_says_which_kernels_rounded_its_sums(project):
     plain = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
     subprocess.run([sys.executable, "-c", code, str(run), str(project)], env=plain, cwd=ROOT, check=True)
     assert read_run(run).attempts[-1].cpu == "DEFAULT"
+    record_attempt(run, project, 6, CALLER)
+    assert f"{run} was on a CPU with DEFAULT, now {torch.backends.cpu.get_cpu_capability()}" in caplog.text
 
 
 def test_a_policy_is_recorded_once_and_again_where_it_changed(project):

@@ -9,8 +9,6 @@ from pydantic import AfterValidator, Field, model_validator
 from spo_core.config.base import Namespace
 
 SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # last words of a secret's name
-
-
 REFUSED = {  # options, with dashes for underscores too
     "load_format": "weights are read from safetensors alone",
     "trust_remote_code": "code that comes with a policy is not run",

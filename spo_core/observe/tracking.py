@@ -90,13 +90,7 @@ class Tracker:
             dir=_folder(root),
             mode=mode,  # type: ignore[arg-type]
             config=params.model_dump(mode="json"),
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=START_LIMIT,
-                finish_timeout=END_LIMIT,
-                finish_timeout_raises=True,
-            ),
+            settings=_settings(),
         )
 
     @property
@@ -151,6 +145,19 @@ class Tracker:
             self._run = None
 
 
+def _settings(**more: Any) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=START_LIMIT,
+        finish_timeout=END_LIMIT,
+        finish_timeout_raises=True,
+        **more,
+    )
+
+
 def _forget() -> None:
     """End W&B's own process, in which a run that could not start is still in use."""
     with suppress(Exception):
@@ -181,17 +188,7 @@ def log_evaluation(params: Params, run_directory: Path, root: Path, row: Mapping
             resume=None if mode == "online" else "allow",
             dir=_folder(root),
             mode="shared" if mode == "online" else mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=START_LIMIT,
-                finish_timeout=END_LIMIT,
-                finish_timeout_raises=True,
-                x_primary=False,
-                x_label="nightly",
-                x_update_finish_state=False,
-                x_disable_stats=True,
-            ),
+            settings=_settings(x_primary=False, x_label="nightly", x_update_finish_state=False, x_disable_stats=True),
         )
         run.define_metric("nightly/iteration", hidden=True)
         run.define_metric("nightly/*", step_metric="nightly/iteration")
