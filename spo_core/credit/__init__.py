@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from spo_core.config import CreditParams
 from spo_core.credit.advantage import ROUNDING, node_advantages
 from spo_core.credit.mask import is_certain, is_low, token_mask
-from spo_core.credit.value import node_values
-from spo_core.errors import DataError, TrainingError
+from spo_core.credit.value import check_values, node_values
+from spo_core.errors import DataError
 from spo_core.tree import Node, RolloutTree
 
 
@@ -32,7 +32,7 @@ class Credit:
 
 
 def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
-    """Value, advantage and mask of every node. Raises TrainingError where a leaf that counts was not graded."""
+    """Value, advantage and mask of every node. Raises TrainingError as :func:`segment_credit`."""
     values, advantages = segment_credit(tree, params)
     nodes = tree.nodes
     return Credit(
@@ -45,14 +45,12 @@ def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
 def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
     """Values (NaN where not estimated) and advantages of all nodes, both float64 [nodes].
 
-    Raises TrainingError where an advantage is not finite, because a leaf that counts was not graded.
+    Raises TrainingError where a value that counts is missing; see ``value.check_values``.
     """
     values = node_values(tree, params.value)
+    check_values(tree, values, params.value)
     advantages = node_advantages(tree, values, params.advantage)
     advantages[np.abs(advantages) < ROUNDING] = 0.0
-    if not np.isfinite(advantages).all():
-        index = int(np.flatnonzero(~np.isfinite(advantages))[0])
-        raise TrainingError(f"tree of question {tree.question_id!r}: node {index} has advantage {advantages[index]}")
     if params.partition.type == "cutpoints":  # tokens before a trajectory's first low one: A = 0, even if another
         for index, node in enumerate(tree.nodes):  # trajectory had the prompt valued (reference facts 1.1 step 7)
             if not is_low(node.logprobs, params.partition.prob_threshold).any():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from spo_core.config import AdaptiveMonteCarlo, MonteCarlo, NoValue, TreeMean
+from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 
 
@@ -21,6 +22,35 @@ def node_values(tree: RolloutTree, params: TreeMean | MonteCarlo | AdaptiveMonte
             return shared_monte_carlo(tree)
         case NoValue():
             return rewards_only(tree)
+
+
+def check_values(
+    tree: RolloutTree, values: np.ndarray, params: TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue
+) -> None:
+    """Raise TrainingError, saying what to do, for the first node whose value an advantage needs and that has none.
+
+    Responses without a reward are named first: values above them are missing for their sake. The prompt may go without
+    a value (reference facts 1.1 step 7).
+    """
+    whole, nodes, children = isinstance(params, NoValue), tree.nodes, tree.children
+    missing = [i for i in np.flatnonzero(~np.isfinite(values)).tolist() if i]
+    ungraded = [i for i in missing if not children[i] and (nodes[i].trainable or not whole)]
+    unvalued = [i for i in missing if children[i] and any(nodes[k].trainable for k in (i, *children[i]))]
+    if not ungraded and not unvalued:
+        return
+    if ungraded:
+        why = f"node {ungraded[0]} ends a response and has no reward; grade it"
+    elif whole:
+        why = (
+            f"node {unvalued[0]} goes on below, and credit.value none compares whole responses: give trees with one "
+            "segment a response (credit.partition whole samples such), or choose credit.value tree_mean"
+        )
+    else:
+        why = (
+            f"node {unvalued[0]} goes on below and has no value rollouts (children with trainable false) for "
+            f"credit.value {params.type} to average: add them, or choose credit.value tree_mean"
+        )
+    raise TrainingError((f"tree of question {tree.question_id!r}, " if tree.question_id else "") + why)
 
 
 def tree_mean(tree: RolloutTree) -> np.ndarray:

@@ -75,6 +75,17 @@ def test_a_chain_with_its_value_rollouts():
     assert done["advantages"] == [0, 0, 0, -0.25, 0, 0, 0, 0, 0.75]
 
 
+def test_grpo_on_a_nested_tree_is_refused_with_what_to_choose():
+    tree = root(leaf(1), inner(leaf(1), leaf(0)))
+    refused = audit("-", "--preset", "grpo", lines="\n" + json.dumps(tree))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: standard input:2: node 2 goes on below, and credit.value none compares")
+    assert "choose credit.value tree_mean" in refused.stderr
+    chosen = ("--set", "credit.value.type=tree_mean", "--set", "credit.partition={type: fixed_tokens, tokens: 2}")
+    done = audit("-", "--preset", "grpo", *chosen, lines=json.dumps(tree))
+    assert done.returncode == 0 and json.loads(done.stdout)["advantages"][1:3] == pytest.approx([1, -1])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -189,19 +189,83 @@ def test_value_rollouts_are_never_trained():
         assert node.trainable or not mask.any()
 
 
-def test_an_ungraded_leaf_stops_the_run():
-    tree = group([1.0, math.nan])
-    with pytest.raises(TrainingError, match="advantage nan"):
-        assign_credit(
-            tree,
-            TREE.model_copy(
-                update={
-                    "advantage": CreditParams.model_validate(
-                        TREE.model_dump() | {"advantage": {"type": "leave_one_out"}}
-                    ).advantage
-                }
-            ),
+def deep_tree(rollouts: bool) -> RolloutTree:
+    """Two levels of segments and a leaf on the first; with ``rollouts`` every state has a fan of two."""
+    nodes = [Node.prompt([1])]
+
+    def fan(parent: int) -> None:
+        if rollouts:
+            fans = (Node.sampled(parent, [9], [-1], Finish.STOP, trainable=False, reward=r) for r in (1.0, 0.0))
+            nodes.extend(fans)
+
+    fan(0)
+    nodes.append(Node.sampled(0, [6], [-1], Finish.STOP, reward=1.0))
+    for _ in range(2):
+        nodes.append(Node.sampled(0, [4 + len(nodes)], [-1], Finish.SEGMENT))
+        parent = len(nodes) - 1
+        fan(parent)
+        nodes.extend(Node.sampled(parent, [2], [-1], Finish.STOP, reward=r) for r in (1.0, 0.0))
+    return RolloutTree("q", tuple(nodes))
+
+
+SHAPES = {
+    "flat": lambda: group([1.0, 0.0, 1.0]),
+    "deep": lambda: deep_tree(rollouts=False),
+    "deep with rollouts": lambda: deep_tree(rollouts=True),
+    "chain": lambda: chain(first_cut_at_prompt=True),
+    "chain, prompt not valued": lambda: chain(first_cut_at_prompt=False),
+}
+PARTITIONS = ("fixed_tokens", "cutpoints", "equal_parts", "delimiter", "entropy", "whole")
+VALUES = ("tree_mean", "monte_carlo", "adaptive_monte_carlo", "none")
+ADVANTAGES = ("difference", "leave_one_out", "group_normalized", "best_of_k_progress")
+MORE = {"fixed_tokens": {"tokens": 4}, "equal_parts": {"parts": 2}, "entropy": {"threshold": 1.0}}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_every_choice_gives_numbers_or_says_what_to_do(shape, value, advantage):
+    """Refused are exactly the trees that have no value for a state between prompt and end, and in these words."""
+    tree = SHAPES[shape]()
+    needs = {"none": {"deep", "deep with rollouts", "chain", "chain, prompt not valued"}, "tree_mean": set()}
+    for partition in PARTITIONS:
+        params = CreditParams.model_validate(
+            {
+                "partition": {"type": partition} | MORE.get(partition, {}),
+                "value": {"type": value},
+                "advantage": {"type": advantage},
+                "mask": {"type": "all"},
+            }
         )
+        if shape not in needs.get(value, {"deep"}):
+            credit = assign_credit(tree, params)
+            assert all(np.isfinite(a).all() for a in credit.advantages)
+            continue
+        with pytest.raises(TrainingError) as refusal:
+            assign_credit(tree, params)
+        words = str(refusal.value)
+        why = "compares whole responses" if value == "none" else "no value rollouts (children with trainable false) "
+        assert why in words and "choose credit.value tree_mean" in words and "nan" not in words
+        assert "question 'q', node " in words
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_ungraded_response_is_named(shape, value):
+    tree = SHAPES[shape]()
+    leaf = next(i for i in reversed(tree.leaves) if tree.nodes[i].trainable)
+    params = CreditParams.model_validate(TREE.model_dump() | {"value": {"type": value}})
+    with pytest.raises(TrainingError, match=f"^tree of question 'q', node {leaf} ends a response and has no reward"):
+        assign_credit(tree.with_rewards({leaf: (math.nan, "")}), params)
+
+
+@pytest.mark.parametrize("value", ["tree_mean", "monte_carlo", "adaptive_monte_carlo"])
+def test_an_ungraded_value_rollout_is_named(value):
+    """Its state would have no value, and the segment behind it silently no advantage."""
+    tree = chain(first_cut_at_prompt=True)
+    params = CreditParams.model_validate(TREE.model_dump() | {"value": {"type": value}})
+    with pytest.raises(TrainingError, match="node 1 ends a response and has no reward"):
+        assign_credit(tree.with_rewards({1: (math.nan, "")}), params)
 
 
 def test_credit_round_trip_and_mismatch(tmp_path):
