@@ -17,7 +17,9 @@ from spo_core.evaluate.result import CellScore, Protocol
 
 TOLERANCE = 1e-9
 LEVEL = 0.05  # a larger p-value tells nothing apart
-FEWEST = 6  # questions that must differ: exchanging a and b in each of 5, at random, gives p = 2 / 2^5 at best
+FEWEST = (
+    statistics.FEWEST_QUESTIONS
+)  # that must differ: exchanging a and b in each of 5, at random, gives p = 2 / 2^5 at best
 
 
 class ComparisonError(SPOError):
@@ -38,7 +40,7 @@ class Comparison:
     standard_error: float | None
     """Of the paired difference, over questions; None for a single question."""
     interval: tuple[float, float] | None
-    """Of the difference, 95 %, by a bootstrap over questions; None for a single question."""
+    """Of the difference, 95 %, by a bootstrap over questions; None for fewer than six."""
     p_value: float | None
     """McNemar's exact test; None where a question was asked more than once."""
     questions: int

@@ -1,4 +1,9 @@
-"""Statistics of repeated samples. The question is the unit: samples of one question are not independent."""
+"""Statistics of repeated samples. The question is the unit: samples of one question are not independent.
+
+Bootstrap intervals are expanded percentile intervals (T. Hesterberg, What Teachers Should Know About the Bootstrap, The
+American Statistician 69(4), 2015). Plain percentiles are too narrow for few values n: a resample's mean varies by the
+variance with divisor n, not n - 1, and the variance is itself estimated, for which Student's t stands.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, norm, t
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST_QUESTIONS = 6  # no percentile leaves the range of n values, which covers their mean in 1 - 2^(1 - n) of cases
 _CHUNK = 1_000  # resamples that scipy holds in memory at once
 
 
@@ -22,7 +28,7 @@ class Paired:
     standard_error: float | None
     """Of the mean of the paired differences, over questions; None for a single question."""
     interval: tuple[float, float] | None
-    """Of the difference, 95 %, by a bootstrap over questions; None for a single question."""
+    """Of the difference, 95 %, by a bootstrap over questions; None for fewer than six."""
 
 
 def question_means(rewards: ArrayLike) -> NDArray[np.float64]:
@@ -52,7 +58,7 @@ def standard_error(means: ArrayLike) -> float | None:
 def bootstrap_interval(
     correct: ArrayLike, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Percentile interval of pass@1 for these questions, from rewards of 0 and 1, (questions, samples).
+    """Interval of pass@1 for these questions, from rewards of 0 and 1, (questions, samples).
 
     The samples of each question are resampled with replacement, the questions stay; so it says what sampling again
     would change, not what other questions would. None where one completion of each was sampled. Raises ValueError for
@@ -66,8 +72,15 @@ def bootstrap_interval(
     rows = np.bincount(table.sum(axis=1).astype(int), minlength=samples + 1)
     chances = np.arange(samples + 1) / samples
     drawn = np.random.default_rng(seed).binomial(rows * samples, chances, (resamples, samples + 1)).sum(axis=1)
-    low, high = np.quantile(drawn / (questions * samples), [(1 - level) / 2, (1 + level) / 2])
+    tail = _expanded_tail(level, samples, questions * (samples - 1))
+    low, high = np.quantile(drawn / (questions * samples), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(level: float, count: int, freedom: int) -> float:
+    """Share of resamples beyond each end of an expanded percentile interval, of resamples of ``count`` values each and
+    a variance with ``freedom`` degrees of freedom."""
+    return float(norm.sf(math.sqrt(count / (count - 1)) * t.isf((1 - level) / 2, freedom)))
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
@@ -80,13 +93,13 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
         raise ValueError(f"question means must be (questions,) twice, got shapes {first.shape} and {second.shape}")
     differences = second - first
     interval = None
-    if differences.size > 1:
+    if differences.size >= FEWEST_QUESTIONS:
         found = bootstrap(
             (differences,),
             np.mean,
             n_resamples=RESAMPLES,
             batch=_CHUNK,
-            confidence_level=LEVEL,
+            confidence_level=1 - 2 * _expanded_tail(LEVEL, differences.size, differences.size - 1),
             method="percentile",
             random_state=np.random.default_rng(seed),
         ).confidence_interval

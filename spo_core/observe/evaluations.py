@@ -142,7 +142,8 @@ def verdict(evaluations: Evaluations, compared: Compared | None) -> str:
     if change is None:
         return f"The evaluations do not compare, so this page claims no change: {'; '.join(compared.reasons)}."
     if change.standard_error is None or change.interval is None:
-        return f"Accuracy changed by {signed(change.difference)} on a single question, which may be chance."
+        asked = "a single question" if change.questions == 1 else f"{change.questions} questions"
+        return f"Accuracy changed by {signed(change.difference)} on {asked}, which may be chance."
     low, high = change.interval
     evidence = f"95 % interval {signed(low)} to {signed(high)}"
     if change.p_value is not None:
