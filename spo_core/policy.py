@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -21,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from spo_core.config import PolicyParams, ScratchPolicy
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems.base import ProblemSet
+from spo_core.tokenizer import load_tokenizer
 
 transformers_logging.disable_progress_bar()
 
@@ -124,12 +123,6 @@ def check_policy(path: str | Path) -> None:
         raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
     if not folder.exists() and (len(folder.parts) != 2 or folder.parent.exists()):
         raise DataError(f"{folder}: no such checkpoint")
-
-
-def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    return cast(
-        PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    )
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -105,10 +105,11 @@ class Session:
 
     def fit_prompts(self) -> None:
         """Leave out questions beyond ``data.max_question_tokens``, and say how many; raise DataError where too few are
-        left, and for the first question whose prompt leaves no room for a completion."""
+        left, and for the first question whose prompt leaves no room for a completion or holds a token that the policy
+        does not know."""
         self.rows = self._short_enough(self.rows, "train", self.params.rollout.questions)
         self.validation = self._short_enough(self.validation, "validation", 1)
-        limit = self.params.rollout.shortest_context
+        limit, known = self.params.rollout.shortest_context, self.model.config.get_text_config().vocab_size
         rows = [*self.rows, *self.validation]
         prompts = encode_prompts(self.problem.template, self.tokenizer, [row.question for row in rows])
         for row, ids in zip(rows, prompts, strict=True):
@@ -116,6 +117,12 @@ class Session:
                 raise DataError(
                     f"question {row.question_id}: its prompt has {len(ids)} tokens, rollout.context_length is {limit}; "
                     "raise it, or leave long questions out with data.max_question_tokens"
+                )
+            if max(ids) >= known:
+                token = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise DataError(
+                    f"question {row.question_id}: token {token!r} of its prompt has id {max(ids)}, the policy knows "
+                    f"{known} tokens: tokenizer and weights do not belong together"
                 )
 
     def _short_enough(self, rows: list[Question], split: str, fewest: int) -> list[Question]:

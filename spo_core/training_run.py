@@ -29,6 +29,7 @@ CODE = (
     "rollout",
     "sampling",
     "session",
+    "tokenizer",
     "tree",
     "verify",
 )

@@ -24,7 +24,7 @@ from spo_core.provenance import Caller, record_attempt, record_policy
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import RunDirectory, open_run
 
-CODE = ("learn/muon", "learn/state", "learn/warmup", "policy", "problems", "rollout/seeds", "warmup")
+CODE = ("learn/muon", "learn/state", "learn/warmup", "policy", "problems", "rollout/seeds", "tokenizer", "warmup")
 CHECKPOINT_EVERY = 100  # optimizer steps
 
 

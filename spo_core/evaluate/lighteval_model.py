@@ -10,19 +10,21 @@ from lighteval.models.model_input import GenerationParameters
 from lighteval.models.model_output import Batch, ModelResponse
 from lighteval.models.transformers.transformers_model import TransformersModel, TransformersModelConfig
 from lighteval.tasks.requests import Doc
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
 
 from spo_core.config import digest
 from spo_core.evaluate.endings import Endings
 from spo_core.evaluate.exchange import POLICY, Request
 from spo_core.rollout.seeds import derive_seed
+from spo_core.tokenizer import load_tokenizer
 
 log = logging.getLogger("spo_core.evaluate")
 
 
 class PolicyModel(TransformersModel):
-    """Replaces three things in lighteval 0.13 that would change results without a word.
+    """Replaces four things in lighteval 0.13 that would change results without a word.
 
+    - Its tokenizer is whatever transformers makes of the checkpoint: here it is training's.
     - Predictions are cached by path, and served again when the weights there have changed: here nothing is cached.
     - With several samples a question, the stop criterion looks at the first rows of a batch alone, and cuts off all
       others when those have ended: here a completion ends at its own stop token.
@@ -66,6 +68,13 @@ class PolicyModel(TransformersModel):
         )
         self.endings, self.seed, self.progress, self.done = endings, request.seed, progress, 0
         return self
+
+    def _create_auto_tokenizer(self) -> PreTrainedTokenizerFast:
+        tokenizer = load_tokenizer(self.config.model_name)
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.model_max_length = self.max_length
+        return tokenizer
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         return self._padded_greedy_until(docs)

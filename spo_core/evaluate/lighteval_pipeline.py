@@ -18,7 +18,8 @@ from spo_core.evaluate.exchange import Answers, Report, Request
 from spo_core.evaluate.lighteval_model import PolicyModel
 from spo_core.evaluate.lighteval_served import ServedModel
 from spo_core.evaluate.lighteval_tasks import STOPPED, make_task, register_only
-from spo_core.policy import load_policy, load_tokenizer, stop_ids
+from spo_core.policy import load_policy, stop_ids
+from spo_core.tokenizer import load_tokenizer
 
 log = logging.getLogger("spo_core.evaluate")
 

@@ -131,9 +131,11 @@ def _sample(
     progress: Progress | None,
 ) -> tuple[list[Answers], Report]:
     """Answers to all questions, from prompts that are those of training."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    from spo_core.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
     encoded = encode_prompts(problem.template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))

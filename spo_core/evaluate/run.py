@@ -23,7 +23,7 @@ from spo_core.runs import open_run
 from spo_core.verify.rules import check_grader
 
 RESULT = "score.json"
-CODE = ("evaluate", "policy", "problems", "rollout/pieces", "rollout/seeds", "rollout/stops", "verify")
+CODE = ("evaluate", "policy", "problems", "rollout/pieces", "rollout/seeds", "rollout/stops", "tokenizer", "verify")
 SERVED = tuple(
     f"rollout/{name}"
     for name in ("engine", "vllm_client", "vllm_launch", "vllm_server", "vllm_settings", "vllm_worker")

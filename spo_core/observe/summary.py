@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from spo_core.config import Params
 from spo_core.credit import read_credits
@@ -26,6 +25,7 @@ from spo_core.observe.evaluations import (
 from spo_core.observe.report import ReportInputs, write_report
 from spo_core.paths import Paths
 from spo_core.runs import read_rows
+from spo_core.tokenizer import load_tokenizer
 from spo_core.tree import read_trees
 
 
@@ -83,7 +83,7 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     check_report(params, paths)
     evaluations = read_evaluations(params, paths)
     summary = summarize(paths, evaluations)
-    tokenizer = AutoTokenizer.from_pretrained(paths.checkpoint("final"), trust_remote_code=False)
+    tokenizer = load_tokenizer(paths.checkpoint("final"))
     sampled = read_trees(paths.training / "trees.parquet")
     credits = read_credits(paths.training / "credits.parquet", sampled)
     questions = {q["question_id"]: q["question"] for q in read_json(paths.training / "questions.json")}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from spo_core.config import DataParams, EvaluateParams, ScratchPolicy, VerifyParams
 from spo_core.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ from spo_core.policy import make_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
 from spo_core.verify import Outcome
 from tests.flows.conftest import EVALUATION_PYTHON, needs_evaluation
+from tests.test_tokenizer import file_of, write
 
 SHORT, LONG = Cell("own", "short", 6), Cell("own", "long", 24)
 PARAMS = EvaluateParams(suite="small", contexts={"short": 6, "long": 24}, samples=5, seed=3, batch_size=16)
@@ -149,6 +151,20 @@ def test_end_to_end(checkpoint, tmp_path):
     again = measure(checkpoint, LONG, tmp_path / "again")
     assert replace(again, seconds=0.0) == replace(scores["long"], seconds=0.0)
     assert read_details(tmp_path / "again" / DETAILS) == samples["long"]
+
+
+@pytest.mark.slow
+@needs_evaluation
+def test_a_tokenizer_that_transformers_takes_for_another_kind(tmp_path):
+    """Of a checkpoint as it lies on a hub: byte-level under model type llama. That the prompts are those of training is
+    checked by every evaluation; here lighteval's own loader would lose the line's end."""
+    folder = write(tmp_path / "policy", file_of("bytes as Llama-3"), "llama", tokenizer_class="LlamaTokenizerFast")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=700, **sizes)).save_pretrained(folder)
+    made = AutoTokenizer.from_pretrained(folder)
+    assert "\n" not in made.decode(made.encode("1+2=?\n"))
+    score = measure(folder, SHORT, tmp_path / "short")
+    assert score.protocol.questions == 7 and score.generated_tokens > 7
 
 
 def check_score(score: CellScore, samples: list, cell: Cell) -> None:

@@ -20,9 +20,10 @@ from spo_core.evaluate.lighteval_runner import DETAILS, LOG, SERVERS
 from spo_core.evaluate.result import EvaluationError
 from spo_core.evaluate.serving import ask, checkpoint_stop_ids, served_dtype
 from spo_core.evaluate.serving import serving as served
-from spo_core.policy import load_policy, load_tokenizer, stop_ids
+from spo_core.policy import load_policy, stop_ids
 from spo_core.rollout import vllm_server
 from spo_core.rollout.engine import Completion, Request
+from spo_core.tokenizer import load_tokenizer
 from tests.evaluate.test_lighteval_runner import LONG, PARAMS, SHORT, check_score, measure, save_random_policy
 from tests.flows.conftest import needs_evaluation
 from tests.rollout import fake_vllm as kinds
