@@ -34,6 +34,7 @@ from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.rollout.vllm_engine import VllmEngine
 from spo_core.rollout.vllm_settings import vllm_settings
+from spo_core.rollout.vllm_weights import CheckpointWeights
 
 CREDIT = {"value": {"type": "tree_mean"}, "advantage": {"type": "difference"}, "mask": {"type": "all"}}
 SIGMA = 0.8  # of the log-normal lengths; the longest of 36 is about six times the median
@@ -209,7 +210,7 @@ def command(
         temperature=rollout.temperature,
         top_p=rollout.top_p,
     )
-    vllm = VllmEngine(settings, lambda: model.state_dict().items())
+    vllm = VllmEngine(settings, CheckpointWeights(model, folder))
     plain = TransformersEngine(model, stop_ids=(), context_length=context, max_concurrency=concurrency)
     results = []
     for case in cases:

@@ -35,6 +35,7 @@ from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.rollout.vllm_engine import VllmEngine
 from spo_core.rollout.vllm_group import VllmGroup
 from spo_core.rollout.vllm_settings import vllm_settings
+from spo_core.rollout.vllm_weights import CheckpointWeights
 
 CONTEXT = 128
 SHAPES = {
@@ -86,7 +87,7 @@ def measure(shape: dict[str, int], repeat: int) -> dict[str, Any]:
                 ways["vLLM server"] = milliseconds(model, group, group.policy_changed, repeat)
             finally:
                 group.close()
-        engine = VllmEngine(settings, lambda: model.state_dict().items())
+        engine = VllmEngine(settings, CheckpointWeights(model, folder))
         ways["vLLM in the process"] = milliseconds(model, engine, engine.policy_changed, repeat)
 
         def start_again(version: int) -> None:

@@ -51,6 +51,11 @@ class VllmEngineParams(Namespace):
     """Memory of the key/value cache in GiB; null: what ``gpu_memory_utilization`` leaves, and 1 on CPUs."""
     block_size: int | None = Field(default=None, ge=1)
     """Tokens of a cache block, the unit of prefix caching; null: vLLM's own (32 on CPUs, where it is a multiple)."""
+    seeded: bool = True
+    """A seed for each request: the same command gives the same tokens, whatever else is sampled meanwhile. false: one
+    generator for all, seeded from ``run.seed`` with every policy: on GPUs, where every seeded request costs its own
+    launch a step, faster; but tokens depend on which requests overlap, so neither a second run, nor a resumed one, nor
+    an evaluation of longer contexts repeats them."""
     enforce_eager: bool = False
     """Without CUDA graphs and compilation; always so on CPUs."""
     sleep: bool = True

@@ -22,7 +22,8 @@ PROGRESS = "progress.json"
 class Servers:
     """vLLM servers that run on this machine, and what every request to them has in common."""
 
-    ports: tuple[int, ...]
+    sockets: tuple[str, ...]
+    """Files that their owner alone can reach."""
     slots: int
     """Requests that one of them is given at a time."""
     request_seconds: float
@@ -32,6 +33,8 @@ class Servers:
     top_p: float
     context_length: int
     """Most tokens of a prompt and its completion together."""
+    seeded: bool = True
+    """Whether each request has a seed of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Request:
         content = json.loads((scratch / REQUEST).read_text(encoding="utf-8"))
         content["stop"] = tuple(content["stop"])
         if content["servers"] is not None:
-            tuples = {name: tuple(content["servers"][name]) for name in ("ports", "stop_ids")}
+            tuples = {name: tuple(content["servers"][name]) for name in ("sockets", "stop_ids")}
             content["servers"] = Servers(**content["servers"] | tuples)
         return cls(**content)
 

@@ -56,7 +56,7 @@ def _model(request: Request, scratch: Path) -> tuple[LightevalModel, Endings]:
         exchange.write_progress(scratch, done)
 
     if request.servers is not None:
-        log.info("asking the servers at ports %s", request.servers.ports)
+        log.info("asking %d servers", len(request.servers.sockets))
         tokenizer = load_tokenizer(exchange.POLICY)
         endings = Endings(tokenizer, request.servers.stop_ids, request.stop)
         return ServedModel(request, request.servers, tokenizer, endings, cache_dir=cache, progress=progress), endings

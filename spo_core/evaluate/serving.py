@@ -22,6 +22,7 @@ from spo_core.errors import EngineError
 from spo_core.evaluate.exchange import Servers
 from spo_core.evaluate.result import EvaluationError
 from spo_core.rollout.engine import Completion, Request
+from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.vllm_client import Failed, VllmClient
 from spo_core.rollout.vllm_engine import ATTEMPTS
 from spo_core.rollout.vllm_group import allow_files
@@ -53,19 +54,21 @@ def serving(
         temperature=params.temperature,
         top_p=params.top_p,
         dtype=served_dtype(checkpoint, engine),
+        noise=None if engine.seeded else derive_seed(params.seed, "evaluate"),
     )
     servers = [VllmServer(i, settings, engine, folder / f"server-{i}.log") for i in range(engine.servers or 1)]
     with asyncio.Runner() as runner:
         try:
             runner.run(_start(servers))
             yield Servers(
-                ports=tuple(server.client.port for server in servers),
+                sockets=tuple(str(server.client.socket) for server in servers),
                 slots=slots(settings),
                 request_seconds=engine.request_seconds,
                 stop_ids=stop_ids,
                 temperature=params.temperature,
                 top_p=params.top_p,
                 context_length=context_length,
+                seeded=engine.seeded,
             )
         except EvaluationError as error:
             for server in servers:
@@ -82,11 +85,9 @@ async def ask(servers: Servers, requests: Sequence[Request], done: Callable[[], 
     A request that fails is sent again with the same seed. Raises EngineError where it fails ATTEMPTS times or is
     refused, and ValueError for one that has no room.
     """
-    settings = VllmSettings({}, servers.stop_ids, servers.temperature, servers.top_p, servers.context_length)
-    clients = []
-    for port in servers.ports:
-        clients.append(VllmClient(settings, servers.request_seconds))
-        clients[-1].port = port
+    noise = None if servers.seeded else 0  # the servers were told their own
+    settings = VllmSettings({}, servers.stop_ids, servers.temperature, servers.top_p, servers.context_length, noise)
+    clients = [VllmClient(settings, servers.request_seconds, Path(socket)) for socket in servers.sockets]
     places = [asyncio.Semaphore(servers.slots) for _ in clients]
     homes = {tree: i % len(clients) for i, tree in enumerate(dict.fromkeys(request.tree for request in requests))}
     allow_files(len(clients) * servers.slots)
@@ -117,8 +118,8 @@ async def _answer(client: VllmClient, request: Request) -> Completion:
         except Failed as error:
             attempts += 1
             if attempts == ATTEMPTS:
-                raise EngineError(f"the vLLM server at port {client.port} failed {ATTEMPTS} times: {error}") from error
-            log.warning("port %d: %s; sending the request again", client.port, error)
+                raise EngineError(f"a vLLM server failed {ATTEMPTS} times: {error}") from error
+            log.warning("a vLLM server: %s; sending the request again", error)
             await asyncio.sleep(PAUSE_SECONDS)
 
 

@@ -9,10 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from spo_core.config import Params, VllmEngineParams
 from spo_core.policy import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
+from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.rollout.vllm_engine import VllmEngine
 from spo_core.rollout.vllm_group import VllmGroup
 from spo_core.rollout.vllm_settings import vllm_settings
+from spo_core.rollout.vllm_weights import CheckpointWeights
 
 
 def make_engine(
@@ -43,7 +45,8 @@ def make_engine(
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         dtype=params.learn.dtype,
+        noise=None if rollout.engine.seeded else derive_seed(params.run.seed, "engine", folder.name),
     )
     if rollout.engine.servers is None:
-        return VllmEngine(settings, lambda: model.state_dict().items())
+        return VllmEngine(settings, CheckpointWeights(model, policy))
     return VllmGroup(settings, rollout.engine, lambda target: save_policy(model, tokenizer, target), folder)

@@ -1,4 +1,4 @@
-"""Calls of one vLLM server: token ids in, token ids out, and the development calls that change its weights."""
+"""Calls of one vLLM server through its socket: token ids in and out, and the development calls that change weights."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class VllmClient:
     one client for 256 of them took ten times as long for each.
     """
 
-    def __init__(self, settings: VllmSettings, request_seconds: float) -> None:
-        self.settings, self.request_seconds = settings, request_seconds
-        self.port = 0
+    def __init__(self, settings: VllmSettings, request_seconds: float, socket: Path) -> None:
+        self.settings, self.request_seconds, self.socket = settings, request_seconds, socket
         self._free: list[httpx.AsyncClient] = []
 
     async def healthy(self) -> bool | None:
@@ -65,11 +64,14 @@ class VllmClient:
     async def scale_logprobs(self, temperature: float, seconds: float) -> None:
         await self._rpc("scale_logprobs", seconds, args=[repr(temperature)])
 
+    async def seed_sampling(self, seed: int, seconds: float) -> None:
+        await self._rpc("seed_sampling", seconds, args=[str(seed)])
+
     async def load(self, weights: Path, *, asleep: bool, seconds: float) -> None:
         """Memory for weights first, then the weights, then memory for a cache of theirs."""
         if asleep:
             await self._call("POST", "/wake_up?tags=weights", seconds)
-        await self._rpc("reload_weights", seconds, kwargs={"weights_path": str(weights)})
+        await self._rpc("load_policy", seconds, kwargs={"weights_path": str(weights)})
         if asleep:
             await self._call("POST", "/wake_up?tags=kv_cache", seconds)
         await self._call("POST", "/reset_prefix_cache", seconds)  # for its memory; the salt alone keeps old entries out
@@ -85,10 +87,10 @@ class VllmClient:
         await self._call("POST", "/collective_rpc", seconds, {"method": method, **arguments})
 
     async def _call(self, method: str, path: str, seconds: float, body: Any = None) -> Any:
-        http = self._free.pop() if self._free else _http()
+        http = self._free.pop() if self._free else _http(self.socket)
         try:
             async with asyncio.timeout(seconds):  # in all; httpx knows only pauses
-                response = await http.request(method, f"http://127.0.0.1:{self.port}{path}", json=body)
+                response = await http.request(method, f"http://vllm{path}", json=body)
         except TimeoutError:
             raise Unanswered(f"{path}: no answer in {seconds:g} seconds") from None
         except httpx.HTTPError as error:
@@ -105,13 +107,11 @@ class VllmClient:
             raise Failed(f"{path} answered no JSON: {response.text[:500]}") from error
 
 
-def _http() -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=1, keepalive_expiry=KEEP_ALIVE_SECONDS),
-        timeout=None,
-        trust_env=False,  # no proxy stands between this machine and itself
-        verify=False,  # no TLS either, whose certificates take long to read
-    )
+def _http(socket: Path) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=1, keepalive_expiry=KEEP_ALIVE_SECONDS)
+    # no TLS, whose certificates take long to read, and no proxy
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=limits, verify=False, trust_env=False)
+    return httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
 
 def read_completion(request: Request, answer: dict[str, Any]) -> Completion:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spo_core.errors import EngineError
 from spo_core.rollout.engine import Completion, Request
+from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.vllm_settings import ENVIRONMENT, VllmSettings
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ ATTEMPTS = 3  # of one request
 
 
 class VllmEngine:
-    """Implements ``rollout.engine.Engine``. ``weights`` gives the trainer's tensors by their Hugging Face names.
+    """Implements ``rollout.engine.Engine``. ``weights`` gives the trainer's tensors as a checkpoint has them, on any
+    device and of any dtype: vLLM copies each into its own.
 
     One process may hold one such engine. Requests and weights change places with the trainer's turn by turn, so the
     same requests in the same order give the same bits.
@@ -38,6 +40,7 @@ class VllmEngine:
         self._open: dict[str, Request] = {}
         self._attempts: Counter[str] = Counter()
         self._deaths = 0  # since the last version
+        self._loads = 0
         self._asleep = False
         self._vllm: Any = None
         self.start()
@@ -91,8 +94,13 @@ class VllmEngine:
     def _load(self) -> None:
         """New weights in place: memory for weights first, then the weights, then memory for a cache of theirs."""
         if self._asleep:
+            give_memory_back()
             self._vllm.wake_up(["weights"])
-        self._vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.weights()})
+        self._vllm.collective_rpc("load_policy", kwargs={"weights_iterator": self.weights()})
+        self._loads += 1
+        if self.settings.noise is not None:  # never the noise of before, whatever was started again
+            seed = derive_seed(self.settings.noise, f"policy-{self.version}", self._loads)
+            self._vllm.collective_rpc("seed_sampling", args=(seed,))
         if self._asleep:
             self._vllm.wake_up(["kv_cache"])
             self._asleep = False
@@ -159,6 +167,13 @@ class VllmEngine:
         cleanup_dist_env_and_memory()
 
 
+def give_memory_back() -> None:
+    """Have torch return what the trainer needed and no longer holds: the engine allocates beside it."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
     """Its result, and None or what it raised, in words: an exception itself would keep a dead engine's memory alive.
 
@@ -166,6 +181,8 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
     """
     try:
         return call(), None
+    except EngineError:  # ours, which another start would not mend
+        raise
     except Exception as error:
         log.debug("vLLM failed", exc_info=True)
         return None, f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from typing import Any
 from spo_core.config import VllmEngineParams
 from spo_core.files import atomic_directory
 from spo_core.rollout.engine import Completion, Request
+from spo_core.rollout.vllm_engine import give_memory_back
 from spo_core.rollout.vllm_replicas import Replicas
 from spo_core.rollout.vllm_server import VllmServer, slots
 from spo_core.rollout.vllm_settings import VllmSettings
@@ -88,6 +89,7 @@ class VllmGroup:
         weights = self.folder / f"policy-{version}"
         with atomic_directory(weights) as temporary:
             self._save(temporary)
+        give_memory_back()
         self._run(self._replicas.load(version, weights))
         self._remove_weights(keep=weights)
         self.version, self.restarts = version, self._replicas.restarts

@@ -1,4 +1,7 @@
-"""One vLLM server: its command line, environment, process group and log."""
+"""One vLLM server: its command line, environment, process group, socket and log.
+
+It listens on a Unix socket in a folder that its owner alone may enter. Whoever reaches a server may load weights into
+it and call its workers; vLLM's key guards some paths only, and a port is open to every user of the machine."""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ import torch
 import spo_core
 from spo_core.config import VllmEngineParams
 from spo_core.errors import EngineError
+from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.vllm_client import Failed, VllmClient
 from spo_core.rollout.vllm_settings import ENVIRONMENT, VllmSettings
 
@@ -56,8 +62,10 @@ class VllmServer:
 
     def __init__(self, index: int, settings: VllmSettings, params: VllmEngineParams, log: Path) -> None:
         self.index, self.settings, self.params, self.log = index, settings, params, log
-        self.environment = environment(index, params, os.environ)
-        self.client = VllmClient(settings, params.request_seconds)
+        self._folder = tempfile.TemporaryDirectory(prefix="spo-", ignore_cleanup_errors=True)  # of mode 0700, short
+        private = {"VLLM_RPC_BASE_PATH": self._folder.name}  # for the sockets between vLLM's own processes
+        self.environment = environment(index, params, os.environ) | private
+        self.client = VllmClient(settings, params.request_seconds, Path(self._folder.name, "vllm"))
         self.lock = asyncio.Lock()
         self.slots = asyncio.Semaphore(slots(settings))
         self.life = self.open = self.trees = 0
@@ -65,6 +73,7 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._group: int | None = None  # to be killed
         self._log_start = 0
+        self._draws = 0
 
     def __str__(self) -> str:
         return f"vLLM server {self.index}"
@@ -82,6 +91,7 @@ class VllmServer:
                     raise EngineError(f"{self} did not start in {seconds:g} seconds. {self.last_lines()}")
                 await asyncio.sleep(0.1)
             await self.client.scale_logprobs(self.settings.temperature, seconds)
+            await self._seed("start")
         except Failed as error:
             self.kill()
             raise EngineError(f"{self} did not start: {error}. {self.last_lines()}") from error
@@ -92,6 +102,7 @@ class VllmServer:
     async def load(self, weights: Path) -> None:
         await self.client.load(weights, asleep=self.asleep, seconds=self.params.start_seconds)
         self.asleep = False
+        await self._seed(weights.name)
 
     async def sleep(self) -> None:
         if not self.asleep:
@@ -117,10 +128,11 @@ class VllmServer:
             self._group = None  # the number may become another's
 
     def wait(self, seconds: float) -> None:
-        """For the end of a killed process, so that it leaves no zombie."""
+        """For the end of a killed process, so that it leaves no zombie; it is not started again."""
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(max(seconds, 0.0))
+        self._folder.cleanup()
 
     def last_lines(self) -> str:
         """What it said since its last start, in short, and where the rest is."""
@@ -133,11 +145,15 @@ class VllmServer:
         self.kill()
         self.life += 1
         self.asleep = False
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))  # bound before vLLM starts: nobody else can take the port meanwhile
+        path = self.client.socket
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(str(path))
+            except OSError as error:  # longer than about 100 bytes, or a file system without sockets
+                raise EngineError(f"{self}: no socket at {path} ({error}); set TMPDIR to a short folder") from error
             self._process = self._run(listener)
             self._group = self._process.pid
-            self.client.port = listener.getsockname()[1]
 
     def _run(self, listener: socket.socket) -> subprocess.Popen[bytes]:
         options = flags(self.settings.arguments | SERVER_FLAGS)
@@ -156,6 +172,13 @@ class VllmServer:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
+
+    async def _seed(self, name: str) -> None:
+        """Noise of its own for requests without a seed: other than that of other servers, and than any before."""
+        if self.settings.noise is not None:
+            self._draws += 1
+            seed = derive_seed(self.settings.noise, self.index, name, self._draws)
+            await self.client.seed_sampling(seed, self.params.start_seconds)
 
     def _ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
@@ -184,20 +207,29 @@ def environment(index: int, params: VllmEngineParams, base: Mapping[str, str]) -
     path = os.pathsep.join(filter(None, [code, base.get("PYTHONPATH")]))
     chosen = ENVIRONMENT | inherited | SERVER_ENVIRONMENT | {"PYTHONPATH": path}
     if torch.cuda.is_available():
-        visible = base.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        return chosen | {"CUDA_VISIBLE_DEVICES": gpus(index, params, visible)}
+        visible = base.get("CUDA_VISIBLE_DEVICES")
+        names = visible_gpus(visible) if visible else list(map(str, range(torch.cuda.device_count())))
+        return chosen | {"CUDA_VISIBLE_DEVICES": gpus(index, params, names)}
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // (params.servers or 1)))} | chosen
 
 
-def gpus(index: int, params: VllmEngineParams, visible: str) -> str:
-    """The ``CUDA_VISIBLE_DEVICES`` of server ``index``, taken from those that the flow sees."""
-    names = visible.split(",")
+def visible_gpus(visible: str) -> list[str]:
+    """Names in a ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs (GPU-...) or MIG slices (MIG-...), as CUDA does up to the
+    first that is none (-1, NoDevFiles)."""
+    names = (name.strip() for name in visible.split(","))
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-[\w/-]+").fullmatch, names))
+
+
+def gpus(index: int, params: VllmEngineParams, names: list[str]) -> str:
+    """The ``CUDA_VISIBLE_DEVICES`` of server ``index``, taken from the names of those that the flow sees."""
     first = params.first_gpu + index * params.tensor_parallel
     mine = names[first : first + params.tensor_parallel]
     if len(mine) < params.tensor_parallel:
         needed = params.first_gpu + (params.servers or 1) * params.tensor_parallel
         raise EngineError(f"engine vllm: the servers need {needed} GPUs, and {len(names)} are visible")
+    if len(mine) > 1 and any(name.startswith("MIG-") for name in mine):
+        raise EngineError(f"engine vllm: tensor_parallel {len(mine)} needs whole GPUs; a process sees one MIG slice")
     return ",".join(mine)
 
 

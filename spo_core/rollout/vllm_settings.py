@@ -31,6 +31,8 @@ class VllmSettings:
     temperature: float
     top_p: float
     context_length: int
+    noise: int | None = None
+    """None: every request is sampled with its own seed; else the seed of the engines' own generators."""
 
     @property
     def sleeps(self) -> bool:
@@ -55,7 +57,7 @@ class VllmSettings:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": request.max_tokens,
-            "seed": request.seed,
+            "seed": request.seed if self.noise is None else None,
             "logprobs": 0,  # those of the sampled tokens
             "stop_token_ids": list(self.stop_ids),
             "ignore_eos": True,  # the stop ids are all there are
@@ -73,24 +75,26 @@ def vllm_settings(
     temperature: float,
     top_p: float,
     dtype: str = "float32",
+    noise: int | None = None,
 ) -> VllmSettings:
     """Settings for the policy in a folder.
 
     ``context_length``: most tokens of a request and its completion together; ``max_concurrency``: requests decoded at
-    once; ``dtype``: of weights and cache unless ``engine.dtype`` says another; ``engine.options`` overrule all.
+    once; ``dtype``: of weights and cache unless ``engine.dtype`` says another; ``noise``: see VllmSettings;
+    ``engine.options`` overrule all.
     """
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {
         "model": str(policy),
         "load_format": "safetensors",  # "auto" falls back to pickles
         "dtype": engine.dtype or dtype,  # vLLM's "auto" makes half precision of float32 checkpoints
-        "seed": 0,  # every request has its own
+        "seed": 0,  # of dummy runs; requests have their own, or the engine's generator is seeded with every policy
         "max_model_len": context_length,
         "max_num_seqs": max_concurrency,
         "enable_prefix_caching": True,
         "enforce_eager": engine.enforce_eager or not on_gpu,
         "logprobs_mode": "raw_logprobs",  # which the worker extension scales by the temperature
-        "worker_extension_cls": "spo_core.rollout.vllm_worker.ScaledLogprobs",
+        "worker_extension_cls": "spo_core.rollout.vllm_worker.PolicyWorker",
         "generation_config": "vllm",  # none of the checkpoint's sampling defaults
         "skip_tokenizer_init": True,
         "tensor_parallel_size": engine.tensor_parallel,
@@ -113,4 +117,5 @@ def vllm_settings(
         temperature=temperature,
         top_p=top_p,
         context_length=context_length,
+        noise=noise,
     )

@@ -80,7 +80,7 @@ def test_completions_are_those_of_the_requests_whatever_their_order_and_the_numb
     found = []
     for number in (None, 3):
         with fake(number) as servers:
-            assert len(servers.ports) == (number or 1) and (servers.stop_ids, servers.context_length) == ((2, 9), 64)
+            assert len(servers.sockets) == (number or 1) and (servers.stop_ids, servers.context_length) == ((2, 9), 64)
             done = asyncio.run(ask(servers, requests, lambda: counted.append(None)))
             assert [c.request_id for c in done] == list(range(40))
             found.append([c.token_ids.tolist() for c in done])

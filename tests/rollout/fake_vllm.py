@@ -69,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     flow, descriptor, *flags = sys.argv[1:]
-    threading.Thread(target=end_with, args=(int(flow),), daemon=True).start()
+    listener = socket.socket(fileno=int(descriptor))
+    threading.Thread(target=end_with, args=(int(flow), Path(listener.getsockname())), daemon=True).start()
     subprocess.Popen(["sleep", "600"])  # as vLLM's engine, a process that does not end with this one
     if "--fails" in flags:
         raise ValueError("an option that nobody knows")
@@ -77,7 +78,7 @@ def main() -> None:
         time.sleep(600)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
-    server.socket = socket.socket(fileno=int(descriptor))
+    server.socket = listener
     server.socket.listen(128)
     server.serve_forever()
 

@@ -13,6 +13,7 @@ from spo_core.errors import EngineError
 from spo_core.rollout.probe import check_gap, probe
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.vllm_engine import VllmEngine
+from spo_core.rollout.vllm_weights import CheckpointWeights
 from tests.rollout.vllm_case import (
     CONTEXT,
     PROMPT,
@@ -43,9 +44,10 @@ def policy(params, tokenizer):
 
 @pytest.fixture(scope="module")
 def started(policy, tokenizer, tmp_path_factory):
-    settings = settings_for(policy, tokenizer, tmp_path_factory.mktemp("policy"), VllmEngineParams(type="vllm"))
+    folder = tmp_path_factory.mktemp("policy")
+    settings = settings_for(policy, tokenizer, folder, VllmEngineParams(type="vllm"))
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    engine = VllmEngine(settings, lambda: policy.state_dict().items())
+    engine = VllmEngine(settings, CheckpointWeights(policy, folder))
     assert (torch.get_num_threads(), torch.set_num_threads) == (threads, set_threads)
     with pytest.raises(RuntimeError, match="policy_changed comes first"):
         engine.submit([request(0)])

@@ -16,7 +16,7 @@ from spo_core.errors import EngineError
 from spo_core.policy import save_policy
 from spo_core.rollout import vllm_server
 from spo_core.rollout.vllm_group import VllmGroup
-from tests.rollout.test_vllm_replicas import members, processes, until
+from tests.rollout.test_vllm_replicas import assert_private, members, processes, until
 from tests.rollout.vllm_case import (
     PROMPT,
     assert_logprobs,
@@ -54,6 +54,10 @@ def test_logprobs_are_those_of_the_scaled_full_distribution(group, policy):
     done = drain(group, [request(n) for n in range(16)])
     assert len(done) == 16 and len({tuple(t) for t in tokens(done).values()}) > 6
     assert_logprobs(policy, PROMPT, done)
+
+
+def test_only_the_owner_reaches_a_server(group):
+    assert_private(group)
 
 
 def test_tokens_depend_on_the_seed_alone(group):

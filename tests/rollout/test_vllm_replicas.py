@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -19,7 +22,7 @@ from spo_core.rollout import vllm_client, vllm_replicas, vllm_server
 from spo_core.rollout.engine import Request
 from spo_core.rollout.vllm_client import read_completion
 from spo_core.rollout.vllm_group import VllmGroup
-from spo_core.rollout.vllm_server import LAST_LINES, environment, flags, gpus, last_words
+from spo_core.rollout.vllm_server import LAST_LINES, environment, flags, gpus, last_words, visible_gpus
 from spo_core.rollout.vllm_settings import VllmSettings
 from tests.conftest import ROOT
 from tests.rollout import fake_vllm as kinds
@@ -32,7 +35,7 @@ from spo_core.rollout import vllm_server
 from tests.rollout.test_vllm_replicas import open_group, processes
 vllm_server.LAUNCHER = "tests.rollout.fake_vllm"
 group = open_group(Path(sys.argv[1]))
-print(*processes(group), flush=True)
+print(*processes(group), *[server.client.socket.parent for server in group._replicas.servers], flush=True)
 time.sleep(60)
 """
 
@@ -64,6 +67,53 @@ def members(group_id: int) -> list[int]:
         if int(fields[2]) == group_id and fields[0] not in "ZX":
             found.append(int(stat.parent.name))
     return found
+
+
+def ports(pids: list[int]) -> list[int]:
+    """TCP ports that one of these processes listens on."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.add(descriptor.readlink().name.removeprefix("socket:[").rstrip("]"))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes]
+
+
+def assert_private(group: VllmGroup) -> None:
+    """Nobody but the owner reaches a server: no path of its, whatever a request may be."""
+    for server, pid in zip(group._replicas.servers, processes(group), strict=True):
+        path = server.client.socket
+        assert (
+            path.is_socket()
+            and path.parent.stat().st_mode & 0o777 == 0o700
+            and path.parent.stat().st_uid == os.getuid()
+        )
+        for port in ports(members(pid)):  # of torch.distributed, which a server's own processes meet at
+            with pytest.raises(httpx.HTTPError):
+                httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0, trust_env=False)
+        if os.getuid() == 0:
+            assert {as_nobody(each) for each in path.parent.iterdir()} == {"PermissionError"}
+
+
+def as_nobody(path: Path) -> str:
+    """What becomes of another user's attempt to connect to a socket."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setuid(65534)
+            socket.socket(socket.AF_UNIX).connect(str(path))
+            os.write(writing, b"let in")
+        except BaseException as error:
+            os.write(writing, type(error).__name__.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as words:
+        return words.read()
 
 
 def until(condition, seconds=20.0):
@@ -167,7 +217,7 @@ def test_a_server_that_dies_is_started_again_with_the_present_weights(opened, tm
     assert f"RuntimeError: {kinds.DIES_ONCE} of 105 was too much" in log and log.count("=== vLLM server") == 3
     for pid in processes(group):
         mine = [c for c in calls(tmp_path, "/") if c["pid"] == pid]
-        assert [c["body"]["method"] for c in mine[:2]] == ["scale_logprobs", "reload_weights"]
+        assert [c["body"]["method"] for c in mine[:2]] == ["scale_logprobs", "load_policy"]
         assert mine[1]["body"]["kwargs"] == {"weights_path": str(group.folder / "policy-3")}
         assert mine[2]["path"] == "/reset_prefix_cache"
 
@@ -264,11 +314,37 @@ def test_the_servers_die_with_the_flow(tmp_path):
     command = [sys.executable, "-c", OPEN, str(tmp_path)]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as flow:
         try:
-            pids = [int(word) for word in flow.stdout.readline().split()]
+            words = flow.stdout.readline().split()
+            pids, folders = [int(word) for word in words[:2]], [Path(word) for word in words[2:]]
+            assert all(folder.is_dir() for folder in folders)
             assert [len(members(pid)) for pid in pids] == [2, 2]
         finally:
             flow.kill()
     until(lambda: not any(map(members, pids)))
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_only_the_owner_reaches_a_server(opened, tmp_path):
+    group = opened()
+    assert_private(group)
+    assert ports([pid for group_id in processes(group) for pid in members(group_id)]) == []
+    folders = [server.client.socket.parent for server in group._replicas.servers]
+    drain(group, [request(0, kinds.DIES_ONCE)])  # started again, at the same place
+    assert_private(group)
+    assert group.restarts == 1 and folders == [server.client.socket.parent for server in group._replicas.servers]
+    group.close()
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_no_socket_can_be_made_in_a_folder_with_a_long_name(opened, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with pytest.raises(
+        EngineError, match=r"server \d: no socket at .*AF_UNIX path too long.*set TMPDIR to a short folder"
+    ):
+        opened()
+    assert not list(long.iterdir())
 
 
 def test_flags():
@@ -278,10 +354,34 @@ def test_flags():
 
 def test_gpus_of_a_server():
     params = VllmEngineParams(type="vllm", servers=3, tensor_parallel=2, first_gpu=1)
-    assert [gpus(i, params, "0,1,2,3,4,5,6") for i in range(3)] == ["1,2", "3,4", "5,6"]
-    assert gpus(0, params, "4,GPU-a,GPU-b") == "GPU-a,GPU-b"
+    assert [gpus(i, params, list("0123456")) for i in range(3)] == ["1,2", "3,4", "5,6"]
+    assert gpus(0, params, ["4", "GPU-a", "GPU-b"]) == "GPU-a,GPU-b"
     with pytest.raises(EngineError, match="need 7 GPUs, and 6 are visible"):
-        gpus(2, params, "0,1,2,3,4,5")
+        gpus(2, params, list("012345"))
+    slices = ["MIG-a", "MIG-b", "MIG-c"]
+    assert gpus(2, params.model_copy(update={"tensor_parallel": 1, "first_gpu": 0}), slices) == "MIG-c"
+    with pytest.raises(EngineError, match="tensor_parallel 2 needs whole GPUs"):
+        gpus(0, params, slices)
+
+
+UUID = "8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("0,1", ["0", "1"]),
+        (" 3 , 1", ["3", "1"]),
+        (f"GPU-{UUID},MIG-{UUID},MIG-GPU-{UUID}/3/0", [f"GPU-{UUID}", f"MIG-{UUID}", f"MIG-GPU-{UUID}/3/0"]),
+        ("GPU-8932f937", ["GPU-8932f937"]),
+        ("1,-1,0", ["1"]),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("", []),
+    ],
+)
+def test_visible_gpus_are_what_cuda_makes_of_the_variable(visible, names):
+    assert visible_gpus(visible) == names
 
 
 def test_environment_of_a_server(monkeypatch):
@@ -293,7 +393,13 @@ def test_environment_of_a_server(monkeypatch):
     assert made["VLLM_LOGGING_LEVEL"] == "DEBUG" and made["VLLM_SERVER_DEV_MODE"] == "1"
     assert made["OMP_NUM_THREADS"] == "1" and made["PYTHONPATH"] == f"{ROOT}:/x"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert environment(1, params, base | {"CUDA_VISIBLE_DEVICES": "6,7"})["CUDA_VISIBLE_DEVICES"] == "7"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # as CUDA counts MIG slices
+    for index, visible in enumerate(["6,7", f"GPU-{UUID}, 7", f"MIG-{UUID},MIG-b"]):
+        made = environment(index % 2, params, base | {"CUDA_VISIBLE_DEVICES": visible})
+        assert made["CUDA_VISIBLE_DEVICES"] == visible.split(",")[index % 2].strip()
+    assert environment(0, params, base)["CUDA_VISIBLE_DEVICES"] == "0"
+    with pytest.raises(EngineError, match="1000 GPUs, and 1 are visible"):
+        environment(1, params, base)
 
 
 def test_last_words_begin_with_the_cause():
