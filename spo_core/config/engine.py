@@ -12,6 +12,13 @@ SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # 
 REFUSED = {  # options, with dashes for underscores too
     "load_format": "weights are read from safetensors alone",
     "trust_remote_code": "code that comes with a policy is not run",
+    "model": "the policy is served",
+    "dtype": "the engine's own key dtype says it",
+    "tensor_parallel_size": "the engine's own key tensor_parallel says it",
+    "seed": "run.seed is the source of all noise",
+    "generation_config": "a checkpoint's sampling defaults would add to temperature and top_p",
+    "logprobs_mode": "log-probs must be those that training sees",
+    "worker_extension_cls": "the one in use scales log-probs and takes new weights",
 }
 
 
@@ -38,11 +45,13 @@ class VllmEngineParams(Namespace):
 
     type: Literal["vllm"]
     servers: int | None = Field(default=None, ge=1)
-    """Replicas, each a server of its own over HTTP on loopback; null: one engine in the process of the flow."""
+    """Replicas, each a server of its own behind a socket that only the owner can open; null: one engine in the process of
+    the flow."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one server."""
     first_gpu: int = Field(default=0, ge=0)
-    """The servers take GPUs from this one on, ``tensor_parallel`` each; unused on CPUs and in the flow's process."""
+    """The servers take GPUs from this one on, ``tensor_parallel`` each, of those that ``CUDA_VISIBLE_DEVICES`` names by
+    number, UUID or MIG slice; unused on CPUs and in the flow's process, which takes the first."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of weights and cache; null: ``learn.dtype``, in an evaluation that of the checkpoint."""
     gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
@@ -52,10 +61,10 @@ class VllmEngineParams(Namespace):
     block_size: int | None = Field(default=None, ge=1)
     """Tokens of a cache block, the unit of prefix caching; null: vLLM's own (32 on CPUs, where it is a multiple)."""
     seeded: bool = True
-    """A seed for each request: the same command gives the same tokens, whatever else is sampled meanwhile. false: one
-    generator for all, seeded from ``run.seed`` with every policy: on GPUs, where every seeded request costs its own
-    launch a step, faster; but tokens depend on which requests overlap, so neither a second run, nor a resumed one, nor
-    an evaluation of longer contexts repeats them."""
+    """A seed for each request: tokens do not depend on what else is sampled meanwhile. false: one generator an engine,
+    seeded anew from ``run.seed`` with every policy; on a GPU, where vLLM launches a kernel a step for every request
+    with a seed, faster. Then no tokens come twice: not in a second run, nor a resumed one, nor, in an evaluation, at a
+    longer context."""
     enforce_eager: bool = False
     """Without CUDA graphs and compilation; always so on CPUs."""
     sleep: bool = True

@@ -64,7 +64,7 @@ def forget_experts_kernels(model: torch.nn.Module) -> None:
     """vLLM 0.32 lays experts out for the CPU's kernel when it makes the kernel, and not when it loads them again: have
     it make another."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if hasattr(method, "moe_kernel"):
             method.moe_kernel = None
 

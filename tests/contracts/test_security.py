@@ -178,6 +178,22 @@ def test_no_option_of_the_engine_reads_pickles_or_runs_a_policys_code(option):
         load_params(ROOT, None, (f"rollout.engine={{type: vllm, options: {{{option}}}}}",))
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "dtype: float16",
+        "logprobs-mode: processed_logprobs",
+        "seed: 3",
+        "generation_config: auto",
+        "model: other/policy",
+    ],
+)
+def test_no_option_of_the_engine_changes_what_is_sampled_behind_its_keys(option):
+    for engine in ("rollout", "evaluate"):
+        with pytest.raises(ConfigError, match="cannot be chosen"):
+            load_params(ROOT, None, (f"{engine}.engine={{type: vllm, options: {{{option}}}}}",))
+
+
 def test_params_have_no_field_for_a_secret():
     engine = "rollout.engine={type: vllm, options: {max_num_batched_tokens: 64, disable_log_stats: true}}"
     fields = json.dumps(load_params(ROOT, None, (engine,)).model_dump(mode="json")).lower()

@@ -92,6 +92,16 @@ def test_completions_are_those_of_the_requests_whatever_their_order_and_the_numb
     assert (sampling["temperature"], sampling["top_p"], sampling["stop_token_ids"]) == (1.0, 1.0, [2, 9])
 
 
+def test_an_evaluation_may_leave_the_noise_to_the_servers(fake, tmp_path):
+    with fake(2, seeded=False) as servers:
+        assert not servers.seeded
+        answers(servers, [request(n) for n in range(4)])
+    assert {call["body"]["sampling_params"]["seed"] for call in calls(tmp_path)} == {None}
+    rows = map(json.loads, (tmp_path / "calls.jsonl").read_text().splitlines())
+    seeds = [row["body"]["args"][0] for row in rows if row["body"].get("method") == "seed_sampling"]
+    assert len(set(seeds)) == 2
+
+
 def test_the_questions_are_spread_and_each_stays_with_one_server(fake, tmp_path):
     with fake(2) as servers:
         answers(servers, [request(n, tree=f"question {n // 4}") for n in range(24)])

@@ -38,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def generate(self, body: dict) -> None:
         kind, sampling = body["token_ids"][0], body["sampling_params"]
+        sampling["seed"] = sampling["seed"] or 0
         first = not (FOLDER / f"seen-{sampling['seed']}").exists()
         (FOLDER / f"seen-{sampling['seed']}").touch()
         if kind == DIES or (kind == DIES_ONCE and first):

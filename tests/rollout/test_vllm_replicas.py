@@ -40,13 +40,14 @@ time.sleep(60)
 """
 
 
-def open_group(folder: Path, arguments=(), **params) -> VllmGroup:
+def open_group(folder: Path, arguments=(), noise: int | None = None, **params) -> VllmGroup:
     settings = VllmSettings(
         arguments={"model": "none", "max_num_seqs": 8} | dict(arguments),
         stop_ids=(2,),
         temperature=0.6,
         top_p=0.9,
         context_length=64,
+        noise=noise,
     )
     chosen = {"type": "vllm", "servers": 2, "start_seconds": 20.0, "request_seconds": 20.0} | params
     return VllmGroup(settings, VllmEngineParams(**chosen), lambda target: (target / "w").touch(), folder / "engine")
@@ -264,6 +265,22 @@ def test_nothing_is_served_before_a_policy_or_asleep(opened, tmp_path):
     assert [p.name for p in group.folder.glob("policy-*")] == ["policy-2"]
     wakes = [c["path"] for c in calls(tmp_path, "/") if c["pid"] == processes(group)[0] and "tags" in c["path"]]
     assert wakes == ["/wake_up?tags=weights", "/wake_up?tags=kv_cache"] * 2
+
+
+def test_unseeded_requests_have_noise_of_their_servers_own(opened, tmp_path):
+    """No two streams begin alike: of two servers, two policies, two starts."""
+    group = opened(noise=7)
+    drain(group, [request(0, kinds.DIES_ONCE)])  # started again
+    assert group.restarts == 1
+    group.sleep()
+    group.policy_changed(2)
+    drain(group, [request(1)])
+    assert {call["body"]["sampling_params"]["seed"] for call in calls(tmp_path)} == {None}
+    rpcs = [c for c in calls(tmp_path, "/collective_rpc") if c["body"]["method"] != "scale_logprobs"]
+    seeds = [c["body"]["args"][0] for c in rpcs if c["body"]["method"] == "seed_sampling"]
+    assert len(seeds) == len(set(seeds)) == 2 * 3 + 2 and all(0 <= int(seed) < 2**63 for seed in seeds)
+    for pid in {c["pid"] for c in rpcs}:
+        assert [c["body"]["method"] for c in rpcs if c["pid"] == pid][-2:] == ["load_policy", "seed_sampling"]
 
 
 def test_servers_need_not_sleep(opened, tmp_path):
