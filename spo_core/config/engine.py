@@ -45,8 +45,8 @@ class VllmEngineParams(Namespace):
 
     type: Literal["vllm"]
     servers: int | None = Field(default=None, ge=1)
-    """Replicas, each a server of its own behind a socket that only the owner can open; null: one engine in the process of
-    the flow."""
+    """Replicas, each a server of its own behind a socket that only its owner can open; null: one engine in the flow's own
+    process."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one server."""
     first_gpu: int = Field(default=0, ge=0)

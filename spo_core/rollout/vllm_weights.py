@@ -53,7 +53,8 @@ def checkpoint_shapes(folder: Path) -> Shapes:
     shapes: Shapes = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes
 
 
