@@ -45,7 +45,7 @@ class VllmEngineParams(Namespace):
 
     type: Literal["vllm"]
     servers: int | None = Field(default=None, ge=1)
-    """Replicas, each a server of its own behind a socket that only its owner can open; null: one engine in the flow's own
+    """Replicas, each a server of its own, on a socket that its owner alone can open; null: one engine in the flow's
     process."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one server."""
