@@ -15,6 +15,7 @@ from spo_core.credit import assign_credit, read_credits, write_credits
 from spo_core.errors import RunError
 from spo_core.files import read_json, write_json, write_text
 from spo_core.questions import draw_questions
+from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import COMPLETE
 from spo_core.session import Best, Session
@@ -88,6 +89,7 @@ def keep_step(session: Session, iteration: int) -> dict[str, Any]:
     session.generated_tokens += rollout["rollout/generated_tokens"]
     row = {"iteration": iteration, "generated_tokens": session.generated_tokens}
     row |= rollout | read_json(folder / "credit.json")
+    warn_of_gap(session, row)
     write_json(folder / "metrics.json", row)
     session.run.append_metrics(row)
     write_text(folder / COMPLETE, "")  # last: a resume goes on after it
@@ -106,6 +108,20 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
         "eval/validation_failed_share": failed_share(outcomes),
         "timing/validate": time.perf_counter() - started,
     }
+
+
+def warn_of_gap(session: Session, row: dict[str, Any]) -> None:
+    """Once an iteration, where engine and trainer are further apart than rounding makes likely, and not yet stopped."""
+    gap = max(row.get("sync/logprob_gap_mean", 0.0), row.get("train/logprob_gap", 0.0))
+    if gap > WARNING * session.max_logprob_gap:
+        log.warning(
+            "iteration %d: engine and trainer differ by %.2g nats a token on average; above %.2g it is probably more "
+            "than rounding, and %.2g (learn.max_logprob_gap) stops the run",
+            row["iteration"],
+            gap,
+            WARNING * session.max_logprob_gap,
+            session.max_logprob_gap,
+        )
 
 
 def find_best(session: Session) -> Best:
@@ -177,6 +193,7 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
     row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
     row |= {f"train/{name}": value for name, value in update.items()}
+    warn_of_gap(session, row)
     row["timing/train"] = time.perf_counter() - started
     if iteration % session.params.run.validate_every == 0 or session.finished:
         row |= validate(session, iteration)

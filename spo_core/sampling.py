@@ -13,6 +13,7 @@ from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Param
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompt
 from spo_core.rollout.engine import Engine
+from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.pieces import token_pieces
 from spo_core.rollout.probe import LogprobGap, check_gap, probe
 from spo_core.rollout.sampler import Progress, Prompt, Sampler
@@ -156,7 +157,7 @@ def sync_policy(site: Site, prompts: Sequence[Prompt], version: int) -> tuple[Lo
         temperature=rollout.temperature,
         seed=site.params.run.seed,
     )
-    check_gap(gap, site.params.learn.max_logprob_gap, version)
+    check_gap(gap, gap_limit(site.params), version)
     return gap, synced - started, time.perf_counter() - synced
 
 

@@ -36,7 +36,7 @@ from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Progress
 from spo_core.runs import RunDirectory, is_milestone, open_run
 from spo_core.sampling import Sampled, Site, sample
-from spo_core.training_run import check_length, training_run
+from spo_core.training_run import NO_LIMIT, check_length, training_run
 from spo_core.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Session:
     generated_tokens: int = 0
     best: Best | None = None
     recorded: Recorded | None = None
+    max_logprob_gap: float = NO_LIMIT
+    """Of ``gap.gap_limit``; none where a replay's trees are of another policy."""
 
     @property
     def finished(self) -> bool:
@@ -247,6 +249,8 @@ def open_session(
         current = _load(params, paths, run, planned.learn, map_parts)
         try:
             current.recorded = planned.recorded
+            assert planned.learn.max_logprob_gap is not None
+            current.max_logprob_gap = planned.learn.max_logprob_gap
             current.fit_prompts()
             number = run.resume_point()
             if number is not None:

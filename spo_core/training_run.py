@@ -14,6 +14,7 @@ from spo_core.learn.hostfile import read_hostfile
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.recorded import Recorded, read_recorded
+from spo_core.rollout.gap import gap_limit
 from spo_core.runs import RunDirectory, check_run, run_path
 from spo_core.verify.rules import check_grader
 
@@ -93,13 +94,13 @@ def training_run(
     if replay is not None and rollouts_only:
         raise ConfigError("--replay samples nothing, so it does not go with --rollouts-only; leave out one of them")
     identity = training_identity(params, paths)
+    learn = params.learn.model_copy(update={"max_logprob_gap": gap_limit(params)})
     if rollouts_only:
-        return TrainingRun("rollouts", identity | {"rollouts_only": True}, params.learn)
+        return TrainingRun("rollouts", identity | {"rollouts_only": True}, learn)
     if replay is None:
-        return TrainingRun("train", identity, params.learn)
+        return TrainingRun("train", identity, learn)
     policy = read_json(paths.checkpoint("warmup") / "config.json")
     recorded = read_recorded(Path(replay), params, identity, policy["vocab_size"])
-    learn = params.learn
     if not recorded.sampled_by(identity):  # then their log-probs differ from the policy's by right, and that is no bug
         learn = learn.model_copy(update={"max_logprob_gap": NO_LIMIT})
     identity |= {"replay": recorded.digest}

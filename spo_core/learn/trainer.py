@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from spo_core.learn.objective import Pair, WeightedTree, counted_masks, plan_epo
 from spo_core.learn.schedule import learning_rate
 from spo_core.learn.splits import Part, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
+from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
 
 Progress = Callable[[int, int], None]  # (optimizer steps done, of)
@@ -132,7 +133,10 @@ class Trainer:
     def _optimizer_step(
         self, pairs: Sequence[Pair], trees: list[WeightedTree], old: list[tuple[np.ndarray, ...]] | None, began: int
     ) -> tuple[dict[str, float], float | None, float]:
-        """Sums over the trained tokens of all ranks, the log-prob gap where it was measured, the gradient's norm."""
+        """Sums over the trained tokens of all ranks, the log-prob gap where it was measured, the gradient's norm.
+
+        It is measured in the first step of an iteration, over all sampled tokens of fresh trees that are forwarded.
+        """
         shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks)
         parts, spare = shares[self.backend.rank], smallest(shares)
         total = torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
@@ -142,10 +146,11 @@ class Trainer:
         if not math.isfinite(sums["loss"]):
             raise TrainingError(f"loss is {sums['loss']} at optimizer step {self.step}; lower learn.learning_rate")
         gap = sums["gap"] / sums["fresh"] if self.step == began and sums["fresh"] else None
-        if gap is not None and gap > self.params.max_logprob_gap:
+        limit = trainer_limit(self.params)
+        if gap is not None and not gap <= limit:
             raise TrainingError(
-                f"log-probs of engine and trainer differ by {gap:.3g} nats a token (learn.max_logprob_gap "
-                f"{self.params.max_logprob_gap}): the engine sampled with other weights, temperature or token ids"
+                f"log-probs of engine and trainer differ by {gap:.3g} nats a token, and rounding explains at most "
+                f"{limit:g} (learn.max_logprob_gap): the engine sampled with other weights, temperature or token ids"
             )
         norm = self.backend.step(self.learning_rate)
         if not math.isfinite(norm):
@@ -168,12 +173,13 @@ class Trainer:
         An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0.
         """
         params, kl_params = self.params, self.params.kl
-        batch = layout([tree.segments for tree in part], self.backend.device)
+        batch = layout([tree.segments for tree in part], self.backend.device, measure=self.step == began)
         tokens = self._tokens(pairs, batch, part, began)
         reference = None
         if kl_params.type == "penalty":
-            reference = self.backend.reference_logprobs(batch, self.temperature)
+            reference = self.backend.reference_logprobs(replace(batch, measured=None), self.temperature)
         logprobs, entropies = self.backend.logprobs(batch, self.temperature, params.report_entropy)
+        logprobs, measured = logprobs.split([len(batch.sources), len(logprobs) - len(batch.sources)])
         if logprobs.shape != tokens.old.shape:
             raise TrainingError(f"{len(logprobs)} trained log-probs for {len(tokens.old)} sampled ones")
         before, advantages = tokens.old, tokens.advantages
@@ -200,10 +206,12 @@ class Trainer:
             return torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
         with torch.no_grad():
             entropy = entropies.sum() if entropies is not None else torch.zeros(())
-            gaps = (logprobs - tokens.old).abs()[tokens.fresh]
+            gaps = torch.cat(
+                [(logprobs - tokens.old).abs()[tokens.fresh], _measured_gaps(batch, part, measured, began)]
+            )
             sums = [loss.policy.sum(), kl.sum(), loss.ratio.sum(), loss.clipped.sum(), -logprobs.sum(), entropy]
             sums += [weights.sum(), summed, torch.tensor(len(before)), torch.tensor(batch.forwarded_tokens)]
-            sums += [guarded.sum(), gaps.sum(), tokens.fresh.sum()]
+            sums += [guarded.sum(), gaps.sum(), torch.tensor(len(gaps))]
             return torch.stack([value.detach().double().to(self.backend.device) for value in sums])
 
     def _tokens(self, pairs: Sequence[Pair], batch: TreeBatch, part: Part, began: int) -> _Tokens:
@@ -254,6 +262,15 @@ def _per_token(batch: TreeBatch, part: Part, values: Callable[[WeightedTree, int
     """A per-token quantity of all trained tokens, in the batch's order; float32."""
     chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chosen]).astype(np.float32))
+
+
+def _measured_gaps(batch: TreeBatch, part: Part, logprobs: Tensor, began: int) -> Tensor:
+    """|trainer - engine| of the fresh ones among the measured tokens; ``logprobs`` [measured tokens]."""
+    places = batch.measured.places if batch.measured is not None else ()
+    fresh = [np.full(len(tokens), part[i].tree.policy_version == began) for i, _, tokens in places]
+    old = [part[i].tree.nodes[node].logprobs[tokens] for i, node, tokens in places]
+    sampled = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *old])).to(logprobs.device)
+    return (logprobs - sampled).abs()[torch.from_numpy(np.concatenate([np.zeros(0, bool), *fresh])).to(logprobs.device)]
 
 
 def _segments_beyond(ratio: Tensor, segment: Tensor, limit: float | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,19 @@ class Level:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Measured:
+    """Sampled tokens that are forwarded and not trained, and whose log-prob is wanted all the same, without gradient.
+
+    ``sources``/``targets`` [measured tokens] as of a TreeBatch; ``places``: (item, node, int64 [n] tokens of the node),
+    whose tokens follow one another in them.
+    """
+
+    sources: Tensor
+    targets: Tensor
+    places: tuple[tuple[int, int, np.ndarray], ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class TreeBatch:
     """One packed row, level after level. ``sources``/``targets`` [trained tokens]: packed index and token id.
 
@@ -56,6 +69,7 @@ class TreeBatch:
     sources: Tensor
     targets: Tensor
     order: tuple[tuple[int, int], ...]
+    measured: Measured | None = None
 
     @property
     def forwarded_tokens(self) -> int:
@@ -87,13 +101,17 @@ class _Placed:
     path: np.ndarray  # packed indices from the root to its last token
 
 
-def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu") -> TreeBatch:
-    """Lay out the nodes that are trained, and their ancestors; nothing else is forwarded."""
+def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu", *, measure: bool = False) -> TreeBatch:
+    """Lay out the nodes that are trained, and their ancestors; nothing else is forwarded.
+
+    ``measure``: their other sampled tokens are to be measured, see Measured; it changes nothing else.
+    """
     placed: dict[tuple[int, int], _Placed] = {}
     levels: list[Level] = []
     sources: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     order: list[tuple[int, int]] = []
+    measured: list[tuple[np.ndarray, np.ndarray, tuple[int, int, np.ndarray]]] = []
     start = 0
     for groups in _needed_by_depth(items):
         rows: list[tuple[np.ndarray, list[int]]] = []  # path of the parent, lengths of its children
@@ -106,14 +124,16 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
                 ids = node.token_ids if whole else node.token_ids[:-1]
                 own_path = np.concatenate([path, np.arange(start, start + len(ids))]) if whole else _NOTHING
                 placed[key] = _Placed(key, ids, len(path), start, own_path)
-                mask = np.flatnonzero(items[key[0]].masks[key[1]])
-                if parent is not None and len(mask):
-                    predecessors = mask + (start - 1)
-                    if mask[0] == 0:
-                        predecessors[0] = path[-1]
-                    sources.append(predecessors)
-                    targets.append(node.token_ids[mask])
-                    order.append(key)
+                if parent is not None:
+                    mask = items[key[0]].masks[key[1]]
+                    before = np.arange(start - 1, start + len(mask) - 1)  # each token's predecessor
+                    before[0] = path[-1]
+                    if mask.any():
+                        sources.append(before[mask])
+                        targets.append(node.token_ids[mask])
+                        order.append(key)
+                    if measure and not mask.all():
+                        measured.append((before[~mask], node.token_ids[~mask], (*key, np.flatnonzero(~mask))))
                 start += len(ids)
                 if len(ids):
                     lengths.append(len(ids))
@@ -121,7 +141,11 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu")
                 rows.append((path, lengths))
         if rows:
             levels.append(_level(level_start, start, rows, device))
-    return _packed(list(placed.values()), _depth_first(items), levels, sources, targets, order, device)
+    batch = _packed(list(placed.values()), _depth_first(items), levels, sources, targets, order, device)
+    if not measure:
+        return batch
+    before_each, followers = _tensor([m for m, _, _ in measured], device), _tensor([m for _, m, _ in measured], device)
+    return replace(batch, measured=Measured(before_each, followers, tuple(place for _, _, place in measured)))
 
 
 _NOTHING = np.zeros(0, np.int64)
@@ -142,7 +166,7 @@ def _packed(
         return np.repeat(np.array(values, np.int64), lengths)
 
     def tensor(parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate([_NOTHING, *parts]).astype(np.int64)).to(device)
+        return _tensor(parts, device)
 
     behind_start = np.arange(int(lengths.sum())) - per_token([node.start for node in nodes])
     return TreeBatch(
@@ -155,6 +179,10 @@ def _packed(
         tensor(targets),
         tuple(order),
     )
+
+
+def _tensor(parts: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.concatenate([_NOTHING, *parts]).astype(np.int64)).to(device)
 
 
 Group = tuple[tuple[int, int] | None, list[tuple[tuple[int, int], bool]]]

@@ -31,7 +31,10 @@ class TreePolicy(nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def forward(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [trained tokens]."""
+        """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [trained tokens].
+
+        Those of ``batch.measured`` follow the log-probs, without gradient; they do not change it by a bit.
+        """
         if not batch.forwarded_tokens:
             nothing = torch.zeros(0, device=batch.input_ids.device)
             return nothing, nothing if entropy else None
@@ -54,6 +57,11 @@ class TreePolicy(nn.Module):
                 checkpoint(_project, head, hidden[s], t, temperature, entropy, use_reentrant=False) for s, t in parts
             ]
         logprobs = torch.cat([part for part, _ in results])
+        if batch.measured is not None:
+            with torch.no_grad():
+                extra = zip(batch.measured.sources.split(rows), batch.measured.targets.split(rows), strict=True)
+                measured = [_project(head, hidden[s], t, temperature, False)[0] for s, t in extra]
+            logprobs = torch.cat([logprobs, *measured])
         return logprobs, torch.cat([part for _, part in results if part is not None]) if entropy else None
 
 

@@ -55,9 +55,9 @@ def check_gap(gap: LogprobGap, limit: float, version: int) -> None:
     """Raise EngineError where the mean exceeds the limit (or is no number)."""
     if not gap.mean <= limit:
         raise EngineError(
-            f"policy version {version}: engine and trainer differ by {gap.mean:.2g} nats a token on average "
-            f"(at most {gap.largest:.2g}) over {gap.tokens} tokens; learn.max_logprob_gap is {limit:g}. Check that "
-            "the engine has the new weights, that both use one dtype, and rollout.engine.options"
+            f"policy version {version}: engine and trainer differ by {gap.mean:.2g} nats a token on average (at most "
+            f"{gap.largest:.2g}) over {gap.tokens} tokens, and rounding explains at most {limit:g} "
+            "(learn.max_logprob_gap). Check that the engine has the new weights, the dtypes, and rollout.engine.options"
         )
 
 

@@ -30,7 +30,7 @@ def test_the_gap_is_that_of_the_weights(policy, temperature):
         trainer.lm_head.weight.mul_(1.3)
     gap = probe(engine, trainer, ASKED, **options)
     assert gap.mean > 0.05
-    with pytest.raises(EngineError, match=r"learn\.max_logprob_gap is 0\.05"):
+    with pytest.raises(EngineError, match=r"rounding explains at most 0\.05 \(learn\.max_logprob_gap\)"):
         check_gap(gap, 0.05, 1)
 
 

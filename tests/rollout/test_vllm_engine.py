@@ -133,7 +133,7 @@ def test_the_probe_sees_weights_that_were_not_synced(engine, policy):
     check_gap(gap, 0.05, 1)
     with torch.no_grad():
         policy.model.embed_tokens.weight.mul_(-1.0)
-    with pytest.raises(EngineError, match=r"policy version 9: .*learn.max_logprob_gap is 0.05"):
+    with pytest.raises(EngineError, match=r"policy version 9: .*explains at most 0\.05 \(learn\.max_logprob_gap\)"):
         check_gap(probe(engine, policy, prompts, **options), 0.05, 9)
     engine.policy_changed(8101)
     check_gap(probe(engine, policy, prompts, **options), 1e-4, 8101)
