@@ -22,12 +22,12 @@ WARNING = 0.25  # of the limit
 def gap_limit(params: Params) -> float:
     """The limit of a run's gap, in nats a token: ``learn.max_logprob_gap``, or what both dtypes allow."""
     engine = params.rollout.engine
-    served = None if engine.type == "transformers" else engine.options.get("dtype") or engine.dtype
-    return max(trainer_limit(params.learn), trainer_limit(params.learn, served and str(served)))
+    served = None if engine.type == "transformers" else engine.dtype
+    return max(trainer_limit(params.learn), trainer_limit(params.learn, served))
 
 
 def trainer_limit(params: LearnParams, dtype: str | None = None) -> float:
     """As ``gap_limit``, of one dtype alone, the trainer's unless another is given."""
     if params.max_logprob_gap is not None:
         return params.max_logprob_gap
-    return LIMITS.get(dtype or params.dtype, LIMITS["bfloat16"])
+    return LIMITS[dtype or params.dtype]

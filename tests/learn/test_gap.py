@@ -223,7 +223,6 @@ def test_a_gap_that_is_no_number_stops(policy):
         (("rollout.engine={type: vllm, dtype: bfloat16}",), LIMITS["bfloat16"]),
         (("rollout.engine={type: vllm, dtype: float16}",), LIMITS["float16"]),
         (("rollout.engine={type: vllm, dtype: float32}", "learn.dtype=bfloat16"), LIMITS["bfloat16"]),
-        (("rollout.engine={type: vllm, options: {dtype: half}}",), LIMITS["bfloat16"]),
         (("learn.dtype=bfloat16",), LIMITS["bfloat16"]),
     ],
 )
