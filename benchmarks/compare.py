@@ -47,7 +47,7 @@ def run(label: str, preset: str | None, seed: int, budget: int, environment: dic
         "algorithm": label,
         "seed": seed,
         "validation_accuracy": rows[-1]["eval/validation_accuracy"],
-        "validation_standard_error": rows[-1]["eval/validation_standard_error"],
+        "validation_standard_error": rows[-1].get("eval/validation_standard_error"),
         "generated_tokens": [row["generated_tokens"] for row in rows],
         "seconds": np.cumsum([sum(row[step] for step in STEPS) for row in rows]).round(3).tolist(),
         "accuracy": [row["rollout/reward"] for row in rows],

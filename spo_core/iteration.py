@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from spo_core.config import VllmEngineParams
+from spo_core.config.engine import EngineParams
 from spo_core.credit import assign_credit, read_credits, write_credits
 from spo_core.errors import RunError
 from spo_core.files import read_json, write_json, write_text
@@ -19,7 +21,7 @@ from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs import COMPLETE
 from spo_core.session import Best, Session
-from spo_core.tree import RolloutTree, read_trees, write_trees
+from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import check_failures, failed_share
 
@@ -44,15 +46,23 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
         "sync/logprob_gap_max": counts.gap_max,
         "timing/sync": counts.sync,
         "timing/probe": counts.probe,
-        "rollout/cache_hit_rate": counts.cached_tokens / counts.prefix_tokens,
-        "rollout/engine_restarts": counts.engine_restarts,
         "rollout/failed_share": failed,
         "timing/rollout": seconds,
         "timing/grading": counts.grading,
         "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
     }
+    if isinstance(params.rollout.engine, VllmEngineParams):  # the other engine never ends before the run
+        metrics["rollout/engine_restarts"] = counts.engine_restarts
+    if caches_prefixes(params.rollout.engine):
+        metrics["rollout/cache_hit_rate"] = counts.cached_tokens / counts.prefix_tokens
     write_json(folder / "rollout.json", metrics)
     return metrics
+
+
+def caches_prefixes(engine: EngineParams) -> bool:
+    """Whether an engine keeps prefixes; not where vLLM is told not to."""
+    options = engine.options if isinstance(engine, VllmEngineParams) else {}
+    return all(value for name, value in options.items() if name.replace("-", "_") == "enable_prefix_caching")
 
 
 def check_graded(session: Session, iteration: int, trees: Sequence[RolloutTree]) -> float:
@@ -102,9 +112,10 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
     graded = session.sample(session.validation, iteration, validation=True).trees
     outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
     correct = np.array([outcome is Outcome.CORRECT for outcome in outcomes], float)
+    error = {} if len(correct) == 1 else {"eval/validation_standard_error": correct.std(ddof=1) / len(correct) ** 0.5}
     return {
         "eval/validation_accuracy": float(correct.mean()),
-        "eval/validation_standard_error": float(correct.std(ddof=1) / len(correct) ** 0.5) if len(correct) > 1 else 0.0,
+        **{name: float(value) for name, value in error.items()},
         "eval/validation_failed_share": failed_share(outcomes),
         "timing/validate": time.perf_counter() - started,
     }
@@ -144,7 +155,9 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
         "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
         "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
     }
-    return metrics | {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
+    metrics |= {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
+    cut_off = sum(t.nodes[i].finish is Finish.LENGTH for t, i in leaves)  # whether or not they are graded as they are
+    return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
 
 
 def expected_reward(tree: RolloutTree, index: int = 0) -> float:

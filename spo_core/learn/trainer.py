@@ -102,7 +102,9 @@ class Trainer:
         began = self.step
         old = self._log_probs_before(pairs) if self.params.importance_cap is not None else None
         sums = dict.fromkeys(SUMS, 0.0)
-        more: dict[str, float] = {"grad_norm": 0.0, "kl_coefficient": self.kl_coefficient}
+        more: dict[str, float] = {"grad_norm": 0.0}
+        if self.params.kl.type == "penalty":
+            more["kl_coefficient"] = self.kl_coefficient
         for epoch in range(self.params.epochs):
             steps = plan_epoch(pairs, self.params, rng)
             for number, trees in enumerate(steps, start=1):
@@ -116,19 +118,25 @@ class Trainer:
                 if progress:
                     progress(epoch * len(steps) + number, self.params.epochs * len(steps))
         done = self.step - began
-        counts = {name: sums[name] for name in ("trained_tokens", "forwarded_tokens", "guarded_segments")}
+        counts = {name: sums[name] for name in self._reported(SUMS[8:])}
         if not done:
             return counts | {"optimizer_steps": 0, "skipped": 1}
-        means = {name: sums[name] / sums["trained_tokens"] for name in self._reported()}
+        means = {name: sums[name] / sums["trained_tokens"] for name in self._reported(SUMS[:7])}
         if self.params.kl.type == "penalty":
             self.kl_coefficient = adapted_coefficient(
                 self.kl_coefficient, means["kl"], int(sums["trained_tokens"]), self.params.kl
             )
         return counts | means | more | {"grad_norm": more["grad_norm"] / done, "optimizer_steps": done, "skipped": 0}
 
-    def _reported(self) -> tuple[str, ...]:
-        optional = {"entropy": self.params.report_entropy, "importance_weight": self.params.importance_cap is not None}
-        return tuple(name for name in SUMS[:7] if optional.get(name, True))
+    def _reported(self, names: Sequence[str]) -> list[str]:
+        """Those that are measured with these params; the sums of the others are no measurement."""
+        optional = {
+            "kl": self.params.kl.type == "penalty",
+            "entropy": self.params.report_entropy,
+            "importance_weight": self.params.importance_cap is not None,
+            "guarded_segments": self.params.max_ratio is not None,
+        }
+        return [name for name in names if optional.get(name, True)]
 
     def _optimizer_step(
         self, pairs: Sequence[Pair], trees: list[WeightedTree], old: list[tuple[np.ndarray, ...]] | None, began: int

@@ -92,12 +92,15 @@ def curves(inputs: ReportInputs) -> Iterable[str]:
     """The figures of the page as SVG; one whose metric no row has is left out."""
     rows = inputs.iterations
     tokens = [row.get("generated_tokens") for row in rows]
-    seconds, passed = [], 0.0
+    seconds: list[float | None] = []
+    passed = 0.0
     for row in rows:
-        passed += sum(row.get(f"timing/{step}", 0.0) for step in STEPS)
-        seconds.append(passed)
+        spent = [row[f"timing/{step}"] for step in STEPS if f"timing/{step}" in row]
+        passed += sum(spent)
+        seconds.append(passed if spent else None)
     numbers = [row.get("iteration") for row in rows]
-    measures_kl = flatten(inputs.params).get("learn.kl_coefficient") != 0
+    params = flatten(inputs.params)
+    has_reference = params.get("learn.kl.type") == "penalty"  # rows of old runs have a KL of 0 without one
     figures: list[tuple[str, str, Sequence[float | None], dict[str, str]]] = [
         ("Reward", "generated tokens", tokens, {"reward": "rollout/reward"}),
         ("Reward", "seconds of rollout, advantage and train", seconds, {"reward": "rollout/reward"}),
@@ -110,7 +113,12 @@ def curves(inputs: ReportInputs) -> Iterable[str]:
         ),
         ("Share of responses", "iteration", numbers, {name: f"rollout/{o}_share" for name, o in OUTCOMES.items()}),
         ("Clip fraction", "iteration", numbers, {"clip fraction": "train/clip_fraction"}),
-        ("KL to the reference policy (k3)", "iteration", numbers, {"kl": "train/kl"} if measures_kl else {}),
+        (
+            f"KL to the reference policy ({params.get('learn.kl.estimator')})",
+            "iteration",
+            numbers,
+            {"kl": "train/kl"} if has_reference else {},
+        ),
         ("Gradient norm before clipping", "iteration", numbers, {"gradient norm": "train/grad_norm"}),
     ]
     for ylabel, xlabel, x, keys in figures:

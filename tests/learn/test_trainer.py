@@ -161,6 +161,22 @@ def test_metrics_are_finite_numbers(policy):
     assert metrics["optimizer_steps"] == 6 and 0 <= metrics["clip_fraction"] <= 1 and metrics["entropy"] > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"kl": PENALTY}, {"kl", "kl_coefficient"}),
+        ({"report_entropy": True}, {"entropy"}),
+        ({"importance_cap": 2.0}, {"importance_weight"}),
+        ({"max_ratio": 50.0}, {"guarded_segments"}),
+    ],
+)
+def test_what_is_not_measured_is_no_metric(policy, options, keys):
+    """No constant stands for a feature that is off."""
+    _, on, _ = train(policy, sample(), **({"report_entropy": False} | options))
+    _, off, _ = train(policy, sample(), report_entropy=False)
+    assert on.keys() - off.keys() == keys
+
+
 def test_trees_of_another_policy_stop_the_run(policy):
     with pytest.raises(TrainingError, match=r"differ by .* nats a token"):
         train(policy, sample(), max_logprob_gap=0.05)

@@ -218,7 +218,10 @@ def inputs() -> ReportInputs:
         evaluations=evaluations,
         iterations=iterations,
         warmup=[{"iteration": i, "warmup/loss": 2.0 / i} for i in range(1, 9)],
-        params={"learn": {"learning_rate": 0.0003, "kl_coefficient": 0.0001}, "run": {"name": None}},
+        params={
+            "learn": {"learning_rate": 0.0003, "kl": {"type": "penalty", "estimator": "k3"}},
+            "run": {"name": None},
+        },
         provenance={"code_revision": "0123abcd", "uncommitted_changes": False},
         trees=[small_tree(), chain_tree()],
     )

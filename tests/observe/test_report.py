@@ -198,13 +198,22 @@ def test_one_evaluation_is_enough(tmp_path):
 
 def test_iterations_without_an_update_are_left_out_of_its_curves():
     rows = [{"iteration": 1, "train/kl": 0.1}, {"iteration": 2}, {"iteration": 3, "train/kl": 0.3}]
-    (svg,) = curves(replace(EMPTY, iterations=rows))
-    assert svg.count("<use") == 2
+    params = {"learn": {"kl": {"type": "penalty", "estimator": "k1"}}}
+    (svg,) = curves(replace(EMPTY, iterations=rows, params=params))
+    assert svg.count("<use") == 2 and "KL to the reference policy (k1)" in svg
 
 
-def test_kl_that_was_not_measured_is_not_drawn():
+@pytest.mark.parametrize("params", [{}, {"learn": {"kl": {"type": "none"}}}])
+def test_kl_without_a_reference_policy_is_not_drawn(params):
+    """Rows of earlier versions have a KL of 0 there."""
     rows = [{"iteration": 1, "train/kl": 0.0}]
-    assert list(curves(replace(EMPTY, iterations=rows, params={"learn": {"kl_coefficient": 0.0}}))) == []
+    assert list(curves(replace(EMPTY, iterations=rows, params=params))) == []
+
+
+def test_a_reward_at_an_unknown_second_is_not_drawn():
+    rows = [{"iteration": 1, "rollout/reward": 0.5}, {"iteration": 2, "rollout/reward": 0.6, "timing/train": 2.0}]
+    (svg,) = curves(replace(EMPTY, iterations=rows))
+    assert "seconds of rollout" in svg and svg.count("<use") == 1
 
 
 def test_numbers_are_aligned_and_honest():
