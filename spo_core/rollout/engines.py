@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from spo_core.config import Params, VllmEngineParams
+from spo_core.errors import EngineError
 from spo_core.policy import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.seeds import derive_seed
@@ -48,5 +49,10 @@ def make_engine(
         noise=None if rollout.engine.seeded else derive_seed(params.run.seed, "engine", folder.name),
     )
     if rollout.engine.servers is None:
+        if model.device.type == "cuda" and model.device.index:  # one process, one current device
+            raise EngineError(
+                f"rollout.engine vllm takes the first GPU in the flow's process, and the policy is on {model.device}; "
+                "set CUDA_VISIBLE_DEVICES to that GPU, or rollout.engine.servers"
+            )
         return VllmEngine(settings, CheckpointWeights(model, policy))
     return VllmGroup(settings, rollout.engine, lambda target: save_policy(model, tokenizer, target), folder)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from spo_core.config import load_params
 from spo_core.errors import EngineError
 from spo_core.rollout import vllm_engine
+from spo_core.rollout.engines import make_engine
 from spo_core.rollout.vllm_engine import VllmEngine
 from spo_core.rollout.vllm_settings import VllmSettings
+from tests.conftest import ROOT
 
 
 class Recorder:
@@ -87,3 +91,10 @@ def test_weights_that_do_not_fit_are_no_death_of_the_engine(told):
     with pytest.raises(EngineError, match=r"^of another policy$"):
         opened.policy_changed(1)
     assert told == [("start",)] and opened.restarts == 0
+
+
+def test_the_policy_is_on_the_engines_gpu(tmp_path):
+    params = load_params(ROOT, None, ("rollout.engine={type: vllm}",))
+    policy = SimpleNamespace(device=torch.device("cuda:1"), generation_config=None)
+    with pytest.raises(EngineError, match=r"the policy is on cuda:1; set CUDA_VISIBLE_DEVICES"):
+        make_engine(params, policy, SimpleNamespace(eos_token_id=2), policy=tmp_path, folder=tmp_path)
