@@ -30,8 +30,10 @@ from transformers import PreTrainedModel
 
 from spo_core.code import code_digest
 from spo_core.config import Params, digest
+from spo_core.device import use_device
 from spo_core.errors import RunError
 from spo_core.files import atomic_directory, file_digest, read_json, write_json
+from spo_core.learn.precision import working_copy
 from spo_core.learn.tree_attention import NAME
 from spo_core.policy import load_policy
 from spo_core.problems import problem_set
@@ -39,7 +41,7 @@ from spo_core.problems.base import Question
 from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Progress
 from spo_core.sampling import Counts, Sampled, Site, merge_counts, sample
-from spo_core.training_run import CODE
+from spo_core.training_run import CODE, policy_device
 from spo_core.tree import read_trees, write_trees
 from spo_core.verify.verifier import Verifier
 
@@ -216,7 +218,10 @@ def _opened(file: Path) -> _Open:
         _open = None
     params, policy = Params.model_validate_json(content["params"]), Path(content["policy"])
     torch.set_num_threads(params.run.threads)
+    device = policy_device(params, worker=True)
+    use_device(device)
     model, tokenizer = load_policy(policy)
+    model = working_copy(model.to(device), params.learn)  # type: ignore[arg-type]
     if params.learn.backend.type == "torch":  # as the trainer leaves the flow's own module: the same bits
         model.set_attn_implementation(NAME)
     own = file.parent / f"engine-{platform.node()}-{os.getpid()}"

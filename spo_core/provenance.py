@@ -57,6 +57,13 @@ class Attempt:
     """Instructions for which torch chose its kernels: AVX2, AVX512, ... Other kernels round otherwise."""
     wandb: dict[str, str] | None = None
     """``project``, ``id``, ``mode``, and ``url`` where W&B is online; None where it is disabled."""
+    device: str = "cpu"
+    """What trained: ``cpu``, or the name of the GPU."""
+
+    @property
+    def kernels(self) -> str:
+        """What decides how sums are rounded."""
+        return f"a CPU with {self.cpu}" if self.device == "cpu" else self.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +108,15 @@ class RunRecord:
 
 
 def record_attempt(
-    run: Path, root: Path, first_iteration: int, caller: Caller, wandb: dict[str, str] | None = None
+    run: Path,
+    root: Path,
+    first_iteration: int,
+    caller: Caller,
+    wandb: dict[str, str] | None = None,
+    device: str = "cpu",
 ) -> Attempt:
     """Add a start to the run directory's attempts.jsonl; warn where its bits will not be those of an uninterrupted run,
-    as the start before was on another kind of CPU."""
+    as the start before was on another kind of CPU, on a GPU or on another kind of GPU."""
     from torch.backends.cpu import get_cpu_capability  # whoever only reads records need not wait for torch
 
     code = provenance(root)
@@ -119,10 +131,11 @@ def record_attempt(
         process=os.getpid(),
         cpu=get_cpu_capability(),
         wandb=wandb,
+        device=device,
     )
-    before = [row["cpu"] for row in _rows(run / ATTEMPTS, Attempt)]
-    if before and before[-1] != attempt.cpu:
-        log.warning("%s was on a CPU with %s, now %s: sums round otherwise from here on", run, before[-1], attempt.cpu)
+    before = [_attempt(row).kernels for row in _rows(run / ATTEMPTS, Attempt)]
+    if before and before[-1] != attempt.kernels:
+        log.warning("%s was on %s, now on %s: sums round otherwise from here on", run, before[-1], attempt.kernels)
     _append(run / ATTEMPTS, asdict(attempt))
     return attempt
 

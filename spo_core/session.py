@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams, Params
+from spo_core.device import give_back, use_device
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import read_json, write_json
 from spo_core.learn.backend import Learner, TorchBackend
 from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
+from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
 from spo_core.parts import MapParts, Parts
@@ -36,7 +38,7 @@ from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Progress
 from spo_core.runs import RunDirectory, is_milestone, open_run
 from spo_core.sampling import Sampled, Site, sample
-from spo_core.training_run import NO_LIMIT, check_length, training_run
+from spo_core.training_run import NO_LIMIT, check_length, policy_device, training_run
 from spo_core.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,9 @@ class Session:
     rows: list[Question]
     validation: list[Question]
     model: Any
+    """The policy with float32 weights, which are the ones saved and handed over."""
+    working: Any
+    """What is sampled from and computed with in this process: ``model`` or a rounded copy of it."""
     tokenizer: Any
     engine: Engine | None
     """None where questions are sampled in parts elsewhere."""
@@ -102,7 +107,8 @@ class Session:
         if self.parts is not None:
             return self.parts.sample(self.model, rows, **more)
         assert self.engine is not None
-        site = Site(self.params, self.problem, self.verifier, self.model, self.tokenizer, self.engine)
+        give_back(self.model.device)  # what the update no longer holds, before the engine wakes
+        site = Site(self.params, self.problem, self.verifier, self.working, self.tokenizer, self.engine)
         return sample(site, rows, **more)
 
     def fit_prompts(self) -> None:
@@ -242,6 +248,7 @@ def open_session(
         raise ConfigError(
             f"run.task_runner {params.run.task_runner.type}: open the session with a cluster of that type"
         )
+    use_device(policy_device(params))
     planned = training_run(params, paths, replay=replay, rollouts_only=rollouts_only)
     torch.set_num_threads(params.run.threads)
     with open_run(paths.work, planned.stage, planned.identity, paths.root, params.run.name) as run:
@@ -279,23 +286,29 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
         raise ConfigError(
             f"rollout.context_length {params.rollout.longest_context} exceeds the policy's {longest} positions"
         )
+    model.to(policy_device(params))  # type: ignore[arg-type]
+    working = working_copy(model, learn)
     policy = paths.checkpoint("warmup")
     parts = engine = None
     if map_parts is not None:
         parts = Parts(run.path, params, policy, map_parts)
     else:
-        engine = make_engine(params, model, tokenizer, policy=policy, folder=run.path / "engine")
+        engine = make_engine(params, working, tokenizer, policy=policy, folder=run.path / "engine")
     try:
-        trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, run)
+        trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, working, run)
     except BaseException:
         if engine is not None:
             engine.close()
         raise
     verifier, replay = Verifier(params.verify), ReplayBuffer(params.learn)
-    return Session(params, run, problem, verifier, rows, validation, model, tokenizer, engine, parts, trainer, replay)
+    return Session(
+        params, run, problem, verifier, rows, validation, model, working, tokenizer, engine, parts, trainer, replay
+    )
 
 
-def _learner(params: Params, policy: Path, model: PreTrainedModel, run: RunDirectory) -> Learner:
+def _learner(
+    params: Params, policy: Path, model: PreTrainedModel, working: PreTrainedModel, run: RunDirectory
+) -> Learner:
     """``policy``: the folder of ``model``, and of the reference policy where there is one."""
     temperature, seed = params.rollout.temperature, params.run.seed
     penalty = params.learn.kl.type == "penalty"
@@ -305,5 +318,6 @@ def _learner(params: Params, policy: Path, model: PreTrainedModel, run: RunDirec
         return DeepSpeedTrainer(
             model, params.learn, policy=policy, reference=reference, temperature=temperature, seed=seed, log=log_file
         )
-    frozen = load_policy(policy)[0].eval().requires_grad_(False) if penalty else None
-    return Trainer(TorchBackend(model, frozen, params.learn), params.learn, temperature=temperature, seed=seed)
+    frozen = load_policy(policy)[0].eval().requires_grad_(False).to(model.device) if penalty else None
+    backend = TorchBackend(model, frozen, params.learn, working)
+    return Trainer(backend, params.learn, temperature=temperature, seed=seed)

@@ -1,4 +1,4 @@
-"""Which working directory a training run has, and whether it may start; no model is loaded here."""
+"""Which working directory and devices a training run has, and whether it may start; no model is loaded here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spo_core.code import code_digest
 from spo_core.config import RESOURCES, LearnParams, Params, VllmEngineParams
+from spo_core.device import find_device
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import folder_digest, read_json
 from spo_core.learn.hostfile import read_hostfile
@@ -109,8 +112,29 @@ def training_run(
     return TrainingRun("replay", identity, learn, recorded)
 
 
+def policy_device(params: Params, *, worker: bool = False) -> torch.device:
+    """Where the flow, or a ``worker`` that samples parts for it, keeps its copy of the policy.
+
+    That is ``run.device`` where it computes with this copy: trains it (backend torch) or samples from it (engine
+    transformers). Else, with DeepSpeed's ranks on devices of their own and vLLM's engine or other processes sampling,
+    it is the CPU: the copy is saved and handed over, and a probe's few tokens are computed with it.
+
+    Raises ConfigError as ``find_device``.
+    """
+    trains = params.learn.backend.type == "torch" and not worker
+    samples = params.rollout.engine.type == "transformers" and (worker or params.run.task_runner.type == "local")
+    return find_device(params.run.device if trains or samples else "cpu")
+
+
+def training_device(params: Params) -> torch.device:
+    """Where the weights are trained, for the record: DeepSpeed's ranks take GPUs where there are any."""
+    return find_device("auto" if params.learn.backend.type == "deepspeed" else params.run.device)
+
+
 def check_training(params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False) -> None:
-    """Raise SPOError for whatever would refuse the run later: missing inputs, a locked or contradicting directory."""
+    """Raise SPOError for whatever would refuse the run later: a missing device, missing inputs, a locked or
+    contradicting directory."""
+    policy_device(params)
     planned = training_run(params, paths, replay=replay, rollouts_only=rollouts_only)
     check_length(check_run(paths.work, planned.stage, planned.identity, params.run.name), params)
 

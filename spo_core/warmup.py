@@ -12,6 +12,7 @@ import torch
 
 from spo_core.code import code_digest
 from spo_core.config import Params, PretrainedPolicy, ScratchPolicy
+from spo_core.device import device_name, find_device, use_device
 from spo_core.errors import DataError
 from spo_core.files import file_digest, folder_digest, publish, read_json, write_json
 from spo_core.learn.state import load_optimizer, save_optimizer
@@ -46,8 +47,11 @@ def warm_up(
         "code": code_digest(*CODE),
     }
     torch.set_num_threads(params.run.threads)
+    device = find_device(params.run.device)
+    use_device(device)
     with open_run(paths.work, "warmup", identity, paths.root) as run:
         model, tokenizer = initial_policy(params.policy, problem)
+        model.to(device)  # type: ignore[arg-type]
         warmup, steps = Warmup(model, params.policy.warmup), params.policy.warmup.steps
 
         def write(target: Path) -> None:
@@ -58,7 +62,7 @@ def warm_up(
 
         done = _restore(run, warmup, steps)
         run.rewind_metrics(done)
-        record_attempt(run.path, paths.root, done + 1, caller or Caller())
+        record_attempt(run.path, paths.root, done + 1, caller or Caller(), device=device_name(device))
         for number in range(done, steps):
             started = time.perf_counter()
             rng = np.random.default_rng(derive_seed(params.policy.seed, "warmup", number))
@@ -83,7 +87,8 @@ def warm_up(
 
 
 def check_warmup(params: Params, paths: Paths) -> None:
-    """Raise SPOError for a missing dataset or a policy that cannot be made."""
+    """Raise SPOError for a missing dataset or device, or a policy that cannot be made."""
+    find_device(params.run.device)
     read_split(paths.data(params.data.problem_set), "train")
     if params.policy.init.type == "scratch":
         make_tokenizer(params.policy.init.tokenizer, problem_set(params.data))

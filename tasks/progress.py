@@ -21,11 +21,13 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from spo_core.device import device_name
 from spo_core.observe.progress import bar
 from spo_core.observe.tracking import Tracker
 from spo_core.observe.tree_table import TreeTable, tree_table
 from spo_core.provenance import record_attempt
 from spo_core.session import Session
+from spo_core.training_run import training_device
 from tasks.provenance import caller
 from tasks.records import RunSpec
 
@@ -49,7 +51,8 @@ def watched(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, 
         Pages(spec.run_name or "main", iterations, rows) as pages,
         bar("train", iterations, unit="it") as progress,
     ):
-        record_attempt(session.run.path, spec.paths.root, session.iteration + 1, caller(spec), tracker.where)
+        device = device_name(training_device(spec.params))
+        record_attempt(session.run.path, spec.paths.root, session.iteration + 1, caller(spec), tracker.where, device)
         progress.update(session.iteration)
 
         def tell(metrics: Mapping[str, Any]) -> None:

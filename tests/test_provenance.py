@@ -140,7 +140,18 @@ def test_a_start_says_which_kernels_rounded_its_sums(project, caplog):
     subprocess.run([sys.executable, "-c", code, str(run), str(project)], env=plain, cwd=ROOT, check=True)
     assert read_run(run).attempts[-1].cpu == "DEFAULT"
     record_attempt(run, project, 6, CALLER)
-    assert f"{run} was on a CPU with DEFAULT, now {torch.backends.cpu.get_cpu_capability()}" in caplog.text
+    here = torch.backends.cpu.get_cpu_capability()
+    assert f"{run} was on a CPU with DEFAULT, now on a CPU with {here}" in caplog.text
+
+
+def test_a_start_says_which_device_rounded_its_sums(project, caplog):
+    """On one GPU the kind of CPU does not matter; from CPU to GPU and from GPU to GPU bits change."""
+    (run,) = project.glob("work/train-*")
+    for device, warns in (("A", True), ("A", False), ("B", True), ("cpu", True), ("cpu", False)):
+        caplog.clear()
+        record_attempt(run, project, 6, CALLER, device=device)
+        assert ("sums round otherwise" in caplog.text) == warns, device
+        assert read_run(run).attempts[-1].device == device
 
 
 def test_a_policy_is_recorded_once_and_again_where_it_changed(project):

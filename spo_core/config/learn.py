@@ -147,7 +147,8 @@ class LearnParams(Namespace):
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping what it computed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations in training."""
+    """Of weights and activations in training. The optimizer updates float32 weights, which are the ones saved;
+    gradients are summed in float32."""
     replay: ReplayParams = ReplayParams()
     backend: Annotated[TorchBackend | DeepSpeedBackend, Field(discriminator="type")] = TorchBackend(type="torch")
 
@@ -157,8 +158,6 @@ class LearnParams(Namespace):
             raise ValueError("normalization or whitening by micro_batch need learn.micro_batch, its episodes")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(f"decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}")
-        if self.dtype == "bfloat16" and self.backend.type == "torch":
-            raise ValueError("dtype bfloat16 needs backend deepspeed, which keeps float32 weights for the optimizer")
         return self
 
 

@@ -42,6 +42,10 @@ class RunParams(Namespace):
     goes on; null: none."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch. Results are bit-identical only for the same number."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]*))?)$")
+    """``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``: what warm-up, backend torch and engine
+    transformers compute on. DeepSpeed's ranks and vLLM have devices of their own; the flow's copy of the policy is then
+    on the CPU."""
     gpu_limit: str | None = Field(default="gpu", min_length=1)
     """Prefect's global concurrency limit of which training and every evaluated cell hold one slot, so that they take
     turns on the GPU; nothing is held where the server has no such limit, or for null."""

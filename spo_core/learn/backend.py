@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
 from spo_core.learn.objective import Pair
+from spo_core.learn.precision import MasterWeights, working_copy
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
@@ -49,7 +50,9 @@ class Backend(Protocol):
 
     def save_optimizer(self, path: Path) -> None: ...
 
-    def load_optimizer(self, path: Path) -> None: ...
+    def load_optimizer(self, path: Path) -> None:
+        """Read what any backend saved, and go on from the weights that the model has now."""
+        ...
 
 
 class Learner(Protocol):
@@ -85,14 +88,28 @@ def without_gradient(reference: TreePolicy | None, batch: TreeBatch, temperature
 
 
 class TorchBackend:
-    """One device, plain torch."""
+    """One device, plain torch.
+
+    ``model`` has the float32 weights that the optimizer updates. ``working`` computes: see precision.working_copy,
+    which makes it where none is given.
+    """
 
     rank, ranks = 0, 1
 
-    def __init__(self, model: PreTrainedModel, reference: PreTrainedModel | None, params: LearnParams) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        params: LearnParams,
+        working: PreTrainedModel | None = None,
+    ) -> None:
         self.model, self.params = model, params
-        self.policy = TreePolicy(model, params.attention, checkpointing=params.gradient_checkpointing)
-        self.reference = None if reference is None else TreePolicy(reference, params.attention).eval()
+        self.working = working_copy(model, params) if working is None else working
+        self.masters = MasterWeights(model, self.working)
+        self.policy = TreePolicy(self.working, params.attention, checkpointing=params.gradient_checkpointing)
+        self.reference = None
+        if reference is not None:
+            self.reference = TreePolicy(working_copy(reference, params), params.attention).eval()
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=params.learning_rate,
@@ -107,7 +124,7 @@ class TorchBackend:
         return self.model.device
 
     def logprobs(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        self.model.train(torch.is_grad_enabled())
+        self.working.train(torch.is_grad_enabled())
         return self.policy(batch, temperature, entropy)
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
@@ -122,8 +139,9 @@ class TorchBackend:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
+            self.masters.round()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.eval()  # the engine shares it, and checkpointing in training mode would drop its cache
+        self.working.eval()  # the engine shares it, and checkpointing in training mode would drop its cache
         return norm
 
     def total(self, values: Tensor) -> Tensor:
@@ -134,3 +152,4 @@ class TorchBackend:
 
     def load_optimizer(self, path: Path) -> None:
         load_optimizer(path, self.model, self.optimizer)
+        self.masters.round()

@@ -17,17 +17,19 @@ def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     tensors = {}
     for param, state in optimizer.state.items():
         for key, value in state.items():
-            tensors[f"{names[id(param)]}/{key}"] = torch.as_tensor(value).detach().clone().contiguous()
+            copied = torch.as_tensor(value).detach().to("cpu", copy=True)  # a GPU may have no room for a second one
+            tensors[f"{names[id(param)]}/{key}"] = copied.contiguous()
     save_file(tensors, path)
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read what ``save_optimizer`` wrote; raises RunError where it is of another model."""
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    params = {name: p for name, p in model.named_parameters() if id(p) in owned}
+    fused = {id(p): bool(group.get("fused")) for group in optimizer.param_groups for p in group["params"]}
+    params = {name: p for name, p in model.named_parameters() if id(p) in fused}
     for full_name, tensor in load_file(path, device="cpu").items():
         name, _, key = full_name.rpartition("/")
         if name not in params or (tensor.ndim and tensor.shape != params[name].shape):
             raise RunError(f"{path}: {full_name} does not fit the policy; this checkpoint is of another one")
         param = params[name]
-        optimizer.state[param][key] = tensor.to(param.device) if tensor.ndim else tensor
+        beside = tensor.ndim or fused[id(param)]  # torch counts steps on the device for fused kernels alone
+        optimizer.state[param][key] = tensor.to(param.device) if beside else tensor

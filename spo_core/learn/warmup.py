@@ -56,6 +56,7 @@ class Warmup:
     def step(self, ids: torch.Tensor, labels: torch.Tensor, number: int) -> float:
         """Optimizer step ``number`` (from 0); the mean cross-entropy in nats a token, before it."""
         self.model.train()
+        ids, labels = ids.to(self.model.device), labels.to(self.model.device)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(number, self.params.steps)

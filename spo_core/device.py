@@ -1,0 +1,36 @@
+"""Where a process computes with the policy: ``run.device``."""
+
+from __future__ import annotations
+
+import torch
+
+from spo_core.errors import ConfigError
+
+
+def find_device(chosen: str) -> torch.device:
+    """What ``run.device`` names, with its number; raises ConfigError where it is not there."""
+    if chosen == "cpu" or (chosen == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = 0 if ":" not in chosen else int(chosen.partition(":")[2])
+    if number >= count:
+        there = "no GPU" if not count else "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ConfigError(f"run.device {chosen}: torch sees {there} here; set it to auto, or see CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", number)
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the one that libraries take which ask for none by number, as compiled kernels do."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def give_back(device: torch.device) -> None:
+    """Return memory that torch keeps for later to the GPU, for an engine of another kind that wakes on it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,57 @@
+"""Weights in bfloat16 for computing, beside the float32 ones that the optimizer updates and that are saved.
+
+An update of a weight is mostly smaller than the 8 bits of a bfloat16 show: added to rounded weights it would be lost.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spo_core.config import LearnParams
+
+
+def working_copy(model: PreTrainedModel, params: LearnParams) -> PreTrainedModel:
+    """What computes in the process that ``model`` is in: ``model`` itself where it is trained in float32, or elsewhere
+    by ranks of their own; else a copy of it with bfloat16 parameters. Buffers keep their digits: positions need them.
+    """
+    if params.dtype == "float32" or params.backend.type != "torch":
+        return model
+    rounded = {id(p): nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, rounded)  # which takes these for copies that are made already
+
+
+class MasterWeights:
+    """Ties a working copy to the ``model`` with the float32 weights; nothing to do where both are one module.
+
+    Each backward pass leaves its gradient with the model's parameters, summed in float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, working: PreTrainedModel) -> None:
+        pairs = list(zip(model.parameters(), working.parameters(), strict=True))
+        self.pairs = [] if working is model else pairs
+        for master, parameter in self.pairs:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_hand_gradient_to(master))
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """The working weights become the model's present ones, rounded."""
+        for master, parameter in self.pairs:
+            parameter.copy_(master)
+
+
+def _hand_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return add
