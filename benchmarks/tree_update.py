@@ -55,10 +55,12 @@ class Case:
     segment: int = 30
     budget: int = 16384  # of one forward pass of ours
     rounds: int = 1  # times the repeats asked for
+    branches: tuple[int, ...] = BRANCH_FACTORS
 
-    def model(self) -> PreTrainedModel:
-        torch.manual_seed(0)
-        shape = {
+    @property
+    def config(self) -> dict[str, int]:
+        """Of transformers."""
+        return {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -67,29 +69,36 @@ class Case:
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": 4096,
         }
+
+    def model(self) -> PreTrainedModel:
+        torch.manual_seed(0)
         if torch.cuda.is_available():
-            return Qwen2ForCausalLM(Qwen2Config(**shape)).to("cuda", torch.bfloat16).train()
-        return LlamaForCausalLM(LlamaConfig(**shape)).train()
+            return Qwen2ForCausalLM(Qwen2Config(**self.config)).to("cuda", torch.bfloat16).train()
+        return LlamaForCausalLM(LlamaConfig(**self.config)).train()
 
     def tree(self) -> WeightedTree:
         """Every node full, every token trained, old log-probs and advantages at random."""
         rng = np.random.default_rng(0)
         nodes = [Node.prompt(rng.integers(3, self.vocabulary, self.prompt))]
         level = [0]
-        for depth, factor in enumerate(BRANCH_FACTORS):
-            finish = Finish.STOP if depth + 1 == len(BRANCH_FACTORS) else Finish.SEGMENT
+        for depth, factor in enumerate(self.branches):
+            finish = Finish.STOP if depth + 1 == len(self.branches) else Finish.SEGMENT
             level = [parent for parent in level for _ in range(factor)]
             first = len(nodes)
             for parent in level:
                 ids = rng.integers(3, self.vocabulary, self.segment)
                 nodes.append(Node.sampled(parent, ids, -rng.exponential(1.0, self.segment), finish))
             level = list(range(first, len(nodes)))
-        tree = RolloutTree("q", tuple(nodes))
-        sizes = [len(node.token_ids) for node in nodes]
-        trained = tuple(np.full(n, i > 0) for i, n in enumerate(sizes))
-        advantages = tuple(np.full(n, rng.standard_normal(), np.float32) for n in sizes)
-        ones = tuple(np.ones(n, np.float32) for n in sizes)
-        return WeightedTree(0, tree, trained, advantages, ones, ones)
+        return weighted(nodes, rng)
+
+
+def weighted(nodes: list[Node], rng: np.random.Generator) -> WeightedTree:
+    """A tree whose every sampled token is trained, with an advantage at random for each segment."""
+    sizes = [len(node.token_ids) for node in nodes]
+    trained = tuple(np.full(n, i > 0) for i, n in enumerate(sizes))
+    advantages = tuple(np.full(n, rng.standard_normal(), np.float32) for n in sizes)
+    ones = tuple(np.ones(n, np.float32) for n in sizes)
+    return WeightedTree(0, RolloutTree("q", tuple(nodes)), trained, advantages, ones, ones)
 
 
 CPU_CASES = (
@@ -99,10 +108,18 @@ CPU_CASES = (
 GPU_CASES = (Case("Qwen2-1.5B", 28, 1536, 12, 2, 8960, 151936, prompt=150, segment=600, budget=16384),)
 
 
-def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> int:
-    """Add the gradient of the whole tree; the tokens forwarded."""
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What one way of computing the loss and adding its gradient forwarded, padding left out; the loss is detached."""
+
+    tokens: int
+    loss: torch.Tensor
+
+
+def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> Added:
+    """Add the gradient of the whole tree."""
     total = sum(int(mask.sum()) for mask in tree.masks)
-    forwarded = 0
+    forwarded, loss = 0, torch.zeros((), device=policy.model.device)
     for part in divide([tree], budget)[0]:
         batch = layout([piece.segments for piece in part], policy.model.device)
         old, advantages = (
@@ -112,17 +129,19 @@ def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> int:
             for values in (lambda t, n: t.tree.nodes[n].logprobs, lambda t, n: t.advantages[n])
         )
         logprobs, _ = policy(batch, 1.0)
-        (token_loss(logprobs, old, advantages, PARAMS).policy.sum() / total).backward()
+        own = token_loss(logprobs, old, advantages, PARAMS).policy.sum() / total
+        own.backward()
+        loss += own.detach()
         forwarded += batch.forwarded_tokens
-    return forwarded
+    return Added(forwarded, loss)
 
 
-def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) -> int:
-    """The same gradient from one padded sequence per segment; the tokens forwarded, padding left out."""
+def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) -> Added:
+    """The same gradient from one padded sequence per segment."""
     device, nodes = model.device, tree.tree.nodes
     total = sum(int(mask.sum()) for mask in tree.masks)
     trained = [index for index in range(1, len(nodes))]
-    forwarded = 0
+    forwarded, whole = 0, torch.zeros((), device=device)
     for at in range(0, len(trained), micro_batch):
         rows = trained[at : at + micro_batch]
         sequences = [np.concatenate([nodes[i].token_ids for i in tree.tree.path(index)]) for index in rows]
@@ -140,25 +159,27 @@ def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) ->
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
         loss = token_loss(logprobs, old[:, 1:], advantages[:, 1:], PARAMS).policy * mask[:, 1:]
-        (loss.sum() / total).backward()
-    return forwarded
+        own_loss = loss.sum() / total
+        own_loss.backward()
+        whole += own_loss.detach()
+    return Added(forwarded, whole)
 
 
-def methods(case: Case) -> tuple[PreTrainedModel, dict[str, Callable[[], int]]]:
-    """The model, and ways to add the same gradient to it, each returning the tokens it forwarded."""
+def methods(case: Case) -> tuple[PreTrainedModel, dict[str, Callable[[], Added]]]:
+    """The model, and ways to add the same gradient to it, each telling what it forwarded."""
     model, tree = case.model(), case.tree()
     plain = {f"sequences, {size} at once": partial(update_flat, model, tree, size) for size in MICRO_BATCHES}
     return model, {"tree": partial(update_tree, TreePolicy(model), tree, case.budget)} | plain
 
 
-def gradient(model: PreTrainedModel, update: Callable[[], int]) -> tuple[torch.Tensor, int]:
+def gradient(model: PreTrainedModel, update: Callable[[], Added]) -> tuple[torch.Tensor, int]:
     """The gradient of every parameter, flattened; and the tokens forwarded."""
     model.zero_grad()
-    forwarded = update()
+    forwarded = update().tokens
     return torch.cat([p.grad.flatten().float() for p in model.parameters()]), forwarded
 
 
-def seconds(updates: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+def seconds(updates: dict[str, Callable[[], Added]], repeats: int) -> dict[str, list[float]]:
     """Of every update, in turns, so that a machine that slows down slows all of them."""
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(repeats):

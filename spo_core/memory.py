@@ -17,14 +17,17 @@ LAID_OUT_ALIKE = ("llama", "mistral", "qwen2")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one rank. A rough sum: no fragmentation, no communication buffers, no workspace of kernels."""
+    """Of one rank. A rough sum: no fragmentation, no workspace of kernels, and no communication buffers, of which
+    DeepSpeed has one of 5e8 numbers with stage 3, with offload at stage 1, and in float32 at stage 1."""
 
     parameters: int
     """A number, not bytes."""
     weights: int
     gradients: int
+    """At the end of the last backward pass of a step but one."""
     optimizer: int
-    """AdamW's two float32 moments, and float32 weights where those of the model are bfloat16."""
+    """AdamW's two float32 moments, and float32 weights of its own: beside those of the model in bfloat16, and in
+    DeepSpeed from stage 1 beside any."""
     optimizer_on_cpu: bool
     reference: int
     """Weights of the reference policy; 0 without a KL penalty."""
@@ -107,13 +110,16 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
     layer keeps about T b (8 h + 2 k + 4 i): inputs and outputs of both norms, queries, attention's output and both
     residuals (8 h), keys and values (2 k), gate, up, its activation and their product (4 i). Attention is taken to
     keep no T x T matrix. Recomputing layers (``gradient_checkpointing``) keeps T b h of every layer and all of one.
-    ZeRO divides optimizer state from stage 1, gradients from 2 and weights from 3 among ranks. Gradients are counted in
-    the dtype of the weights.
+    ZeRO divides optimizer state from stage 1, gradients from 2 and weights from 3 among ranks. Gradients are summed in
+    float32; at stage 1 in bfloat16 (what stage 0 then means) those of a pass stand beside a buffer of their sums, both
+    whole on every rank, unless the optimizer is on the CPU, where stage 1 keeps the sums alone. From stage 2 on an
+    optimizer on the CPU takes them over one by one; they are counted all the same.
     """
     learn = params.learn
     backend = learn.backend
-    ranks, stage = (backend.ranks, backend.zero_stage) if backend.type == "deepspeed" else (1, 0)
     size = 2 if learn.dtype == "bfloat16" else 4
+    stage = learn.zero_stage
+    ranks, offload = (backend.ranks, backend.offload_optimizer) if backend.type == "deepspeed" else (1, False)
     count = count_parameters(shape)
     tokens = max(learn.max_tokens_per_forward, params.rollout.longest_context)
     keys = shape.kv_heads * (shape.hidden_size // shape.heads)
@@ -124,9 +130,9 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
     return Memory(
         parameters=count,
         weights=count * size // (ranks if stage >= 3 else 1),
-        gradients=count * size // (ranks if stage >= 2 else 1),
-        optimizer=count * (12 if size == 2 else 8) // (ranks if stage >= 1 else 1),
-        optimizer_on_cpu=backend.type == "deepspeed" and backend.offload_optimizer,
+        gradients=count * (6 if stage == 1 and size == 2 and not offload else 4) // (ranks if stage >= 2 else 1),
+        optimizer=count * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
+        optimizer_on_cpu=offload,
         reference=count * size if learn.kl.type == "penalty" else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, LOGITS),

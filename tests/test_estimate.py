@@ -166,14 +166,18 @@ def memory(*overrides: str, preset: str | None = "rho1b-spo-tree-666"):
 
 def test_memory_of_weights_and_optimizer():
     count, alone = 1_100_048_384, memory()
-    assert (alone.weights, alone.gradients, alone.optimizer, alone.reference) == (2 * count, 2 * count, 12 * count, 0)
+    assert (alone.weights, alone.gradients, alone.optimizer, alone.reference) == (2 * count, 6 * count, 12 * count, 0)
     assert alone.engine_cache == 0  # vLLM's is a share of the device of its own
     ours = memory("rollout.engine={type: transformers}", "rollout.max_concurrency=128")
     assert ours.engine_cache == 128 * 2047 * 22 * 2 * 4 * 64 * 2 == ours.device - alone.device
     assert memory("learn.fidelity=reference").reference == 2 * count
     sharded = memory("learn.backend.ranks=4", "learn.backend.zero_stage=2", "learn.backend.offload_optimizer=true")
-    assert (sharded.weights, sharded.gradients, sharded.optimizer) == (2 * count, count // 2, 3 * count)
-    assert alone.device - sharded.device == 12 * count + (2 * count - count // 2)
+    assert (sharded.weights, sharded.gradients, sharded.optimizer) == (2 * count, count, 3 * count)
+    assert alone.device - sharded.device == 12 * count + (6 * count - count)
+    here = memory("learn.backend={type: torch}")
+    assert (here.weights, here.gradients, here.optimizer) == (2 * count, 4 * count, 12 * count)
+    plain = memory("learn.backend={type: torch}", "learn.dtype=float32")
+    assert (plain.weights, plain.gradients, plain.optimizer) == (4 * count, 4 * count, 8 * count)
     assert memory("learn.gradient_checkpointing=false").activations > 5 * alone.activations
 
 

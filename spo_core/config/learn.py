@@ -160,6 +160,14 @@ class LearnParams(Namespace):
             raise ValueError(f"decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}")
         return self
 
+    @property
+    def zero_stage(self) -> int:
+        """The stage that DeepSpeed is told; 0 without it. In bfloat16 stage 0 would add up gradients in that; stage 1
+        gives what it should give, with less memory."""
+        if self.backend.type == "torch":
+            return 0
+        return max(self.backend.zero_stage, 1) if self.dtype == "bfloat16" else self.backend.zero_stage
+
 
 def with_fidelity(learn: dict[str, Any]) -> dict[str, Any]:
     """The content of ``learn`` with the keys that ``fidelity`` decides and that are not given."""

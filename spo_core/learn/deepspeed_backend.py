@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
 from spo_core.learn.backend import without_gradient
+from spo_core.learn.deepspeed_launch import VISIBLE
 from spo_core.learn.deepspeed_state import ShardedState
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
@@ -30,11 +31,21 @@ def join_ranks(store: Path | None) -> None:
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     else:
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        measure_by_torch()
     if store is None:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         return
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     deepspeed.init_distributed(init_method=f"file://{store}", rank=rank, world_size=ranks, verbose=False)
+
+
+def measure_by_torch() -> None:
+    """Have DeepSpeed ask torch for a GPU's free memory where GPUs are named by UUID or MIG name: it asks NVML, to which
+    it gives what CUDA_VISIBLE_DEVICES holds as numbers."""
+    from deepspeed.accelerator import cuda_accelerator
+
+    if not all(name.strip().isdigit() for name in os.environ.get(VISIBLE, "0").split(",")):
+        cuda_accelerator.pynvml = None
 
 
 class DeepSpeedBackend:
@@ -134,8 +145,7 @@ def engine_settings(params: LearnParams, vector: int) -> dict[str, Any]:
     backend = params.backend
     assert backend.type == "deepspeed"
     halved = params.dtype == "bfloat16"
-    # stage 0 would add up gradients in bfloat16; stage 1 gives what it should give, with less memory
-    stage = max(backend.zero_stage, 1) if halved else backend.zero_stage
+    stage = params.zero_stage
     zero: dict[str, Any] = {"stage": stage, "stage3_param_persistence_threshold": vector}
     if backend.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -12,6 +12,8 @@ import torch
 import spo_core
 from spo_core.errors import ConfigError
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 def launch_on_hosts(hosts: Mapping[str, int], hostfile: Path, config: Path, master: tuple[str, int]) -> list[str]:
     """DeepSpeed's launcher on several machines, by pdsh and ssh: so many ranks on each, which meet at ``master``."""
@@ -29,11 +31,7 @@ def launch_here(ranks: int, hostfile: Path, config: Path) -> list[str]:
     """
     if torch.cuda.is_available() and ranks > torch.cuda.device_count():
         raise ConfigError(f"learn.backend.ranks {ranks} exceeds the {torch.cuda.device_count()} GPUs here")
-    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.isdigit()]
-    chosen = ["--num_gpus", str(ranks)]
-    if torch.cuda.is_available() and visible:  # the launcher forgets them when it is given a number
-        chosen = ["--include", f"localhost:{','.join(visible[:ranks])}"]
-    return _launcher([*chosen, "--hostfile", str(hostfile)], config)
+    return _launcher(["--num_gpus", str(ranks), "--hostfile", str(hostfile)], config)
 
 
 def _launcher(options: list[str], config: Path) -> list[str]:
@@ -48,6 +46,14 @@ def environment(ranks: int) -> dict[str, str]:
     if not torch.cuda.is_available():
         env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": _threads(ranks)}
     return env
+
+
+def visible_devices() -> dict[str, str]:
+    """Of ranks on this machine: the GPUs that this process may use, by number, UUID or MIG name, as they are given.
+
+    A rank sets it before torch looks: the launcher knows numbers alone, and has ranks see the machine's GPUs 0, 1, ...
+    """
+    return {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
 
 
 def launcher_environment() -> dict[str, str]:

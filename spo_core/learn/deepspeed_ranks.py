@@ -25,6 +25,7 @@ from spo_core.learn.deepspeed_launch import (
     launch_on_hosts,
     launcher_environment,
     rank_environment,
+    visible_devices,
 )
 from spo_core.learn.hostfile import addresses, free_port, read_hostfile
 from spo_core.processes import child, keep_alive, last_words
@@ -74,7 +75,8 @@ class Ranks:
         except OSError as error:
             raise ConfigError(f"{path}: no socket here ({error}); set TMPDIR to a shorter path") from None
         command = launch_here(self._ranks, folder / "no-hosts", config)
-        return command, environment(self._ranks), {"socket": str(path), "store": str(local / "store")}
+        more = {"socket": str(path), "store": str(local / "store"), "environment": visible_devices()}
+        return command, environment(self._ranks), more
 
     def _on_hosts(self, hostfile: Path, config: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
         """As ``_here``, on the machines of a hostfile."""

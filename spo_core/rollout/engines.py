@@ -12,10 +12,6 @@ from spo_core.policy import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
-from spo_core.rollout.vllm_engine import VllmEngine
-from spo_core.rollout.vllm_group import VllmGroup
-from spo_core.rollout.vllm_settings import vllm_settings
-from spo_core.rollout.vllm_weights import CheckpointWeights
 
 
 def make_engine(
@@ -37,6 +33,11 @@ def make_engine(
             max_concurrency=rollout.max_concurrency,
             entropies=params.credit.partition.type == "entropy",
         )
+    from spo_core.rollout.vllm_engine import VllmEngine
+    from spo_core.rollout.vllm_group import VllmGroup
+    from spo_core.rollout.vllm_settings import vllm_settings
+    from spo_core.rollout.vllm_weights import CheckpointWeights
+
     settings = vllm_settings(
         rollout.engine,
         policy,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betaincinv
 
 from spo_core.config import AdaptiveMonteCarlo
 
@@ -89,5 +88,7 @@ def posterior_width(total: float, count: int) -> float:
     """Width of the central 90 % interval of Beta(1/2 + total, 1/2 + count - total), the posterior of a success
     probability after ``count`` rewards in [0, 1] under Jeffreys' prior."""
     a, b = 0.5 + total, 0.5 + count - total
+    from scipy.special import betaincinv  # for adaptive values alone
+
     low, high = betaincinv(a, b, [(1 - MASS) / 2, (1 + MASS) / 2])  # quantiles of the Beta distribution
     return float(high - low)

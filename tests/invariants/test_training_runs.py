@@ -11,6 +11,7 @@ import torch
 
 from spo_core.config import Params, load_params
 from spo_core.errors import DataError, GradingError, RunError
+from spo_core.files import read_json
 from spo_core.iteration import credit_step, rollout_step, train_step
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.paths import Paths
@@ -92,6 +93,25 @@ def test_resumed_is_straight(project, tmp_path, preset, monkeypatch):
     assert not same_bits(straight, start), "nothing was trained: the test shows nothing"
     assert same_bits(straight, resumed) and rows == rows_again
     assert [r["iteration"] for r in rows] == [1, 2, 3, 4] and "eval/validation_accuracy" in rows[1]
+
+
+def test_resumed_is_straight_in_bfloat16(project, tmp_path, monkeypatch):
+    """Sampled and trained with rounded weights; what is saved, and gone on from, has all digits."""
+    params = small("learn.dtype=bfloat16", "learn.kl={type: penalty}", "learn.max_tokens_per_forward=60")
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, _ = train(params, project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    train(params, project, stop_after=3)
+    resumed, rows_again, path = train(params, project)
+    assert same_bits(straight, resumed) and rows == rows_again
+    policy, _ = load_policy(path / "checkpoints" / "000004" / "policy")
+    config = read_json(path / "checkpoints" / "000004" / "policy" / "config.json")
+    assert same_bits(straight, policy.state_dict()) and config["dtype"] == "float32"
+    lost = {k: v.bfloat16().float() for k, v in straight.items()}
+    assert not any(torch.equal(v, lost[k]) for k, v in straight.items() if k.endswith("proj.weight"))
+    with open_session(params, project) as session:
+        assert session.engine.model is session.working is session.trainer.backend.policy.model
+        assert all(torch.equal(p, straight[k].bfloat16()) for k, p in session.working.named_parameters())
 
 
 def test_resumed_is_straight_with_everything_that_is_carried_over(project, tmp_path, monkeypatch):

@@ -186,9 +186,14 @@ def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
     one = make_trainer(policy, **SMALL, **KL)
     with ranks_of(folder, params) as two:
         expected, found = (t.train_iteration(sample(seed=1), iteration=1) for t in (one, two))
+        half = make_trainer(policy, **SMALL, **KL, dtype="bfloat16")  # one process, without DeepSpeed
+        near = half.train_iteration(sample(seed=1), iteration=1)
         for name in ("policy_loss", "grad_norm", "surprisal", "entropy"):
             assert found[name] == pytest.approx(expected[name], rel=0.05)
-        middle = weights(two)
+            assert found[name] == pytest.approx(near[name], rel=0.01)
+        middle, start = weights(two), list(policy.parameters())
+        ways = [[a - b for a, b in zip(w, start, strict=True)] for w in (middle, weights(half), weights(one))]
+        assert relative(ways[0], ways[1]) < min(0.1, relative(ways[0], ways[2])), "nearer to each other than to float32"
         assert relative(middle, [w.bfloat16().float() for w in middle]) > 1e-4, "digits beyond bfloat16 are lost"
         saved(two, folder / "two")
         two.train_iteration(sample(seed=2), iteration=2)
@@ -197,6 +202,14 @@ def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
         two.load(folder / "two")
         two.train_iteration(sample(seed=2), iteration=2)
         assert all(map(torch.equal, straight, weights(two)))
+        saved(half, folder / "half")
+        for learner, checkpoint in ((two, "half"), (half, "two")):  # each goes on from what the other saved
+            set_weights(learner.model if learner is two else learner.backend.model, middle)
+            learner.load(folder / checkpoint)
+            learner.train_iteration(sample(seed=2), iteration=2)
+        moved = [a - b for a, b in zip(straight, middle, strict=True)]
+        for learner in (two, half):
+            assert relative(moved, [a - b for a, b in zip(weights(learner), middle, strict=True)]) < 0.2
         with pytest.raises(TrainingError, match=r"^loss is nan"):
             two.train_iteration(scaled(sample(), np.nan), iteration=3)
 
