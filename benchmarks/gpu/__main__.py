@@ -29,6 +29,7 @@ PARTS: dict[int, tuple[Callable[[Setting], Result], float]] = {  # and the secon
     3: (embedded.run, 180.0),
     4: (sampling.run, 40.0),
 }
+WIDTH = 120  # of tables, also where the output is a file
 
 
 class Device(StrEnum):
@@ -46,6 +47,7 @@ def command(
 ) -> None:
     """Measure, print a table a part, write the results."""
     console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
     chosen = sorted(set(part or PARTS))
     if unknown := set(chosen) - set(PARTS):
         raise typer.BadParameter(f"there is no part {min(unknown)}; there are 1 to {len(PARTS)}", param_hint="--part")

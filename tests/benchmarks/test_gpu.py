@@ -41,6 +41,7 @@ def here(seconds: float = 60.0) -> Setting:
     return Setting(torch.device("cpu"), True, time.monotonic() + seconds)
 
 
+@pytest.mark.slow
 def test_every_part_runs_with_torch_and_transformers_alone(tmp_path):
     """In a process that finds no other package, and the file holds each part under the machine's name."""
     out = tmp_path / "new" / "gpu.json"
