@@ -151,7 +151,7 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
     metrics: dict[str, float] = {
         "rollout/reward": float(np.mean([expected_reward(t) for t in trees])),
         "rollout/responses": len(leaves),
-        "rollout/completion_tokens": float(np.mean([len(t.completion(i)) for t, i in leaves])),
+        "rollout/completion_tokens": float(np.mean([t.completion_lengths[i] for t, i in leaves])),
         "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
         "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
     }
@@ -160,10 +160,14 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
     return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
 
 
-def expected_reward(tree: RolloutTree, index: int = 0) -> float:
+def expected_reward(tree: RolloutTree) -> float:
     """Mean reward of a response sampled afresh: every segment's continuations count alike, value rollouts do not."""
-    below = [expected_reward(tree, c) for c in tree.children[index] if tree.nodes[c].trainable]
-    return sum(below) / len(below) if below else tree.nodes[index].reward
+    rewards = [node.reward for node in tree.nodes]
+    for index in range(len(tree.nodes) - 1, -1, -1):
+        below = [rewards[c] for c in tree.children[index] if tree.nodes[c].trainable]
+        if below:
+            rewards[index] = sum(below) / len(below)
+    return rewards[0]
 
 
 def credit_step(session: Session, iteration: int) -> dict[str, float]:
@@ -173,13 +177,10 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     trees = read_trees(folder / "trees.parquet")
     credits = [assign_credit(tree, session.params.credit) for tree in trees]
     write_credits(folder / "credits.parquet", trees, credits)
-    trained = [c.trains(i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
-    masks = np.concatenate(
-        [m for t, c in zip(trees, credits, strict=True) for m, n in zip(c.masks, t.nodes, strict=True) if n.trainable]
-    )
+    trainable = [(c, i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
     metrics = {
-        "credit/segments_with_advantage": float(np.mean(trained)),
-        "credit/mask_share": float(masks.mean()),
+        "credit/segments_with_advantage": float(np.mean([credit.trains(i) for credit, i in trainable])),
+        "credit/mask_share": float(np.concatenate([credit.masks[i] for credit, i in trainable]).mean()),
         "timing/advantage": time.perf_counter() - started,
     }
     write_json(folder / "credit.json", metrics)

@@ -163,11 +163,16 @@ def sync_policy(site: Site, prompts: Sequence[Prompt], version: int) -> tuple[Lo
 
 def grade_trees(site: Site, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
     """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
-    leaves = [(tree, row, leaf) for tree, row in zip(trees, rows, strict=True) for leaf in tree.leaves]
-    verdicts = iter(_grade(site, [(t.completion(leaf), t.nodes[leaf].finish, row) for t, row, leaf in leaves]))
+    ended = (
+        (tokens, tree.nodes[index].finish, row)
+        for tree, row in zip(trees, rows, strict=True)
+        for index, tokens in tree.completions()
+        if not tree.children[index]
+    )
+    verdicts = iter(_grade(site, ended))
     rewarded = []
     for tree in trees:
-        outcomes = {leaf: next(verdicts).outcome for leaf in tree.leaves}
+        outcomes = {i: next(verdicts).outcome for i in tree.depth_first if not tree.children[i]}
         rewarded.append(tree.with_rewards({i: (site.verifier.reward(o), str(o)) for i, o in outcomes.items()}))
     return rewarded
 
@@ -180,13 +185,12 @@ def grade_one(site: Site, token_ids: np.ndarray, finish: Finish, row: Question) 
 
 def _grade(site: Site, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
     """All at once, so that the verifier's workers share them."""
-    completions = list(completions)
     skip = site.params.rollout.truncated == "zero"
-    cut_off = [skip and finish is Finish.LENGTH for _, finish, _ in completions]
-    asked = [
-        (site.tokenizer.decode(ids, skip_special_tokens=True), row.answer)
-        for (ids, _, row), truncated in zip(completions, cut_off, strict=True)
-        if not truncated
-    ]
+    asked: list[tuple[str, str]] = []
+    cut_off: list[bool] = []
+    for ids, finish, row in completions:  # decoded as they come: the tokens may be a view that the next overwrites
+        cut_off.append(skip and finish is Finish.LENGTH)
+        if not cut_off[-1]:
+            asked.append((site.tokenizer.decode(ids.tolist(), skip_special_tokens=True), row.answer))
     graded = iter(site.verifier.grade(site.problem, asked))
     return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]

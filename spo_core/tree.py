@@ -8,10 +8,11 @@ trajectory, with fans of value rollouts (``trainable=False``) hanging off the cu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ class RolloutTree:
             depths.append(depths[node.parent] + 1)
         return tuple(depths)
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every node; int64 [nodes]."""
+        return np.array([len(node.token_ids) for node in self.nodes], np.int64)
+
+    @cached_property
+    def completion_lengths(self) -> tuple[int, ...]:
+        """Tokens of the response up to the end of every node, without the prompt."""
+        ends = [0]
+        for node in self.nodes[1:]:
+            ends.append(ends[node.parent] + len(node.token_ids))
+        return tuple(ends)
+
     @property
     def leaves(self) -> list[int]:
         return [i for i, c in enumerate(self.children) if not c]
@@ -99,9 +113,30 @@ class RolloutTree:
         parts = [self.nodes[i].token_ids for i in self.path(index)[1:]]
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
+    @cached_property
+    def depth_first(self) -> tuple[int, ...]:
+        """All nodes, each before its children, and these in order."""
+        order, waiting = [], [0]
+        while waiting:
+            order.append(waiting.pop())
+            waiting += reversed(self.children[order[-1]])
+        return tuple(order)
+
+    def completions(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Every node with its ``completion``, depth first, at the cost of its own tokens alone.
+
+        The tokens are a view that the next step overwrites.
+        """
+        ends, response = self.completion_lengths, np.zeros(max(self.completion_lengths), np.int32)
+        for index in self.depth_first:
+            end, node = ends[index], self.nodes[index]
+            if index:
+                response[end - len(node.token_ids) : end] = node.token_ids
+            yield index, response[:end]
+
     @property
     def generated_tokens(self) -> int:
-        return sum(len(n.token_ids) for n in self.nodes[1:])
+        return int(self.lengths[1:].sum())
 
     def with_rewards(self, graded: dict[int, tuple[float, str]]) -> RolloutTree:
         """The same tree with (reward, outcome) set on the given leaves."""
@@ -118,24 +153,66 @@ def validate(tree: RolloutTree) -> None:
     def refuse(index: int, why: str) -> None:
         raise DataError(f"tree of question {tree.question_id!r}, node {index}: {why}")
 
-    if not tree.nodes or tree.nodes[0].parent != -1 or tree.nodes[0].finish != Finish.PROMPT:
+    nodes = tree.nodes
+    if not nodes or nodes[0].parent != -1 or nodes[0].finish != Finish.PROMPT:
         raise DataError(f"tree of question {tree.question_id!r}: node 0 must be the prompt")
-    if len(tree.nodes[0].token_ids) == 0:
+    if len(nodes[0].token_ids) == 0:
         refuse(0, "the prompt has no tokens")
-    has_child = np.zeros(len(tree.nodes), bool)
-    for index, node in enumerate(tree.nodes[1:], start=1):
+    has_child = [False] * len(nodes)
+    for index, node in enumerate(nodes[1:], start=1):
         if not 0 <= node.parent < index:
             refuse(index, f"parent {node.parent} does not stand before it")
         if len(node.token_ids) == 0 or len(node.token_ids) != len(node.logprobs):
             refuse(index, f"{len(node.token_ids)} token ids and {len(node.logprobs)} log-probs")
-        if not (np.isfinite(node.logprobs).all() and (node.logprobs <= 1e-6).all()):
-            refuse(index, "a log-prob is positive or not finite")
-        if tree.nodes[node.parent].finish in (Finish.STOP, Finish.LENGTH):
-            refuse(index, f"its parent had already ended ({tree.nodes[node.parent].finish})")
+        if nodes[node.parent].finish in _ENDED:
+            refuse(index, f"its parent had already ended ({nodes[node.parent].finish})")
         has_child[node.parent] = True
-    for index, node in enumerate(tree.nodes):
+    logprobs = np.concatenate([_NO_LOGPROBS, *(node.logprobs for node in nodes[1:])])
+    wrong = ~(logprobs <= 1e-6) | (logprobs == -np.inf)  # the first is true of NaN too
+    if wrong.any():
+        ends = np.cumsum(tree.lengths[1:])
+        refuse(int(np.searchsorted(ends, np.argmax(wrong), side="right")) + 1, "a log-prob is positive or not finite")
+    for index, node in enumerate(nodes):
         if has_child[index] and not math.isnan(node.reward):
             refuse(index, "only leaves carry a reward")
+
+
+_ENDED = frozenset((Finish.STOP, Finish.LENGTH))
+_NO_LOGPROBS = np.zeros(0, np.float32)
+
+
+def pruned(tree: RolloutTree, needed: np.ndarray) -> tuple[RolloutTree, np.ndarray]:
+    """The tree without what its ``needed`` nodes (bool [nodes]) do not hang from, and the indices of the nodes kept.
+
+    Siblings of needed nodes stay too, as their first token: how many continuations a state had is part of what their
+    advantages and episodes mean. The same tree where that leaves nothing out.
+    """
+    inside, nodes = needed.copy(), tree.nodes
+    inside[0] = True
+    for index in range(len(nodes) - 1, 0, -1):
+        if inside[index]:
+            inside[nodes[index].parent] = True
+    beside = np.zeros(len(nodes), bool)  # trainable siblings of what is inside
+    for children in tree.children:
+        trainable = [c for c in children if nodes[c].trainable]
+        if inside[trainable].any():
+            beside[trainable] = True
+    kept = np.flatnonzero(inside | beside)
+    if len(kept) == len(nodes) and not (tree.lengths[~inside] > 1).any():
+        return tree, kept
+    place = np.full(len(nodes), -1)
+    place[kept] = np.arange(len(kept))
+    short = (nodes[i] if inside[i] else _first_token(nodes[i]) for i in kept.tolist())
+    moved = tuple(n if n.parent < 0 else _under(n, int(place[n.parent])) for n in short)
+    return replace(tree, nodes=moved), kept
+
+
+def _under(n: Node, parent: int) -> Node:
+    return Node(parent, n.token_ids, n.logprobs, n.finish, n.trainable, n.reward, n.outcome)
+
+
+def _first_token(n: Node) -> Node:
+    return Node(n.parent, n.token_ids[:1], n.logprobs[:1], n.finish, n.trainable, n.reward, n.outcome)
 
 
 _SCHEMA = pa.schema(
@@ -158,27 +235,26 @@ _SCHEMA = pa.schema(
 
 def write_trees(path: Path, trees: Iterable[RolloutTree]) -> None:
     """Write trees to one Parquet file, a row per node, in order."""
-    columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
-    for tree in trees:
-        for index, node in enumerate(tree.nodes):
-            row = (
-                tree.question_id,
-                index,
-                node.parent,
-                tree.depths[index],
-                node.token_ids,
-                node.logprobs,
-                str(node.finish),
-                node.trainable,
-                None if math.isnan(node.reward) else node.reward,
-                node.outcome,
-                tree.policy_version,
-                tree.iteration,
-            )
-            for name, value in zip(_SCHEMA.names, row, strict=True):
-                columns[name].append(value)
+    trees = list(trees)
+    nodes = [node for tree in trees for node in tree.nodes]
+    counts = [len(tree.nodes) for tree in trees]
+    rewards = np.array([node.reward for node in nodes], np.float64)
+    columns: dict[str, Any] = {
+        "question_id": np.repeat(np.array([tree.question_id for tree in trees], object), counts),
+        "node": np.concatenate([_NO_IDS, *(np.arange(count, dtype=np.int32) for count in counts)]),
+        "parent": np.array([node.parent for node in nodes], np.int32),
+        "depth": np.array([depth for tree in trees for depth in tree.depths], np.int32),
+        "token_ids": ragged([node.token_ids for node in nodes], np.int32),
+        "logprobs": ragged([node.logprobs for node in nodes], np.float32),
+        "finish": [str(node.finish) for node in nodes],
+        "trainable": np.array([node.trainable for node in nodes], bool),
+        "reward": pa.array(rewards, mask=np.isnan(rewards)),
+        "outcome": [node.outcome for node in nodes],
+        "policy_version": np.repeat(np.array([tree.policy_version for tree in trees], np.int32), counts),
+        "iteration": np.repeat(np.array([tree.iteration for tree in trees], np.int32), counts),
+    }
     schema = _SCHEMA.with_metadata({"spo.schema_version": SCHEMA_VERSION})
-    arrays = [pa.array(columns[f.name], type=f.type) for f in _SCHEMA]
+    arrays = [c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type) for f in _SCHEMA]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, compression="zstd")
 
 
@@ -188,24 +264,44 @@ def read_trees(path: Path) -> list[RolloutTree]:
     found = (table.schema.metadata or {}).get(b"spo.schema_version", b"none").decode()
     if found != SCHEMA_VERSION:
         raise DataError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}; sample the trees again")
-    trees: list[RolloutTree] = []
-    nodes: list[Node] = []
-    rows = table.to_pydict()
-    for i in range(table.num_rows):
-        nodes.append(
-            Node(
-                rows["parent"][i],
-                np.asarray(rows["token_ids"][i], np.int32),
-                np.asarray(rows["logprobs"][i], np.float32),
-                Finish(rows["finish"][i]),
-                rows["trainable"][i],
-                math.nan if rows["reward"][i] is None else rows["reward"][i],
-                rows["outcome"][i],
-            )
-        )
-        if i + 1 == table.num_rows or rows["node"][i + 1] == 0:
-            trees.append(
-                RolloutTree(rows["question_id"][i], tuple(nodes), rows["policy_version"][i], rows["iteration"][i])
-            )
-            nodes = []
-    return trees
+    rewards = table["reward"].to_numpy()  # NaN for null
+    columns = (
+        table["parent"].to_pylist(),
+        parts(table["token_ids"]),
+        parts(table["logprobs"]),
+        map(Finish, table["finish"].to_pylist()),
+        table["trainable"].to_pylist(),
+        rewards.tolist(),
+        table["outcome"].to_pylist(),
+    )
+    nodes = list(map(Node, *columns))
+    starts = np.flatnonzero(table["node"].to_numpy() == 0).tolist()
+    bounds = pairwise([*starts, len(nodes)])
+    of_trees = [table[name].take(pa.array(starts, pa.int64())).to_pylist() for name in _OF_TREES]
+    return [
+        RolloutTree(question, tuple(nodes[start:stop]), version, iteration)
+        for question, version, iteration, (start, stop) in zip(*of_trees, bounds, strict=True)
+    ]
+
+
+_OF_TREES = ("question_id", "policy_version", "iteration")
+_NO_IDS = np.zeros(0, np.int32)
+
+
+def ragged(values: Sequence[np.ndarray], kind: type) -> pa.ListArray:
+    """A column of lists from arrays of numbers or booleans, one a row."""
+    ends = np.cumsum([0, *map(len, values)])
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise DataError(f"{ends[-1]} tokens in one iteration, more than a column of lists can hold; sample fewer")
+    flat = np.concatenate([np.zeros(0, kind), *values])
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(flat))
+
+
+def parts(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The arrays of a column of lists, one a row."""
+    found: list[np.ndarray] = []
+    for chunk in column.chunks:
+        ends = chunk.offsets.to_numpy()
+        flat = chunk.values.to_numpy(zero_copy_only=False)
+        found += [flat[start:stop] for start, stop in pairwise(ends.tolist())]
+    return found

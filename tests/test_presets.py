@@ -175,6 +175,7 @@ def test_its_own_numbers(name):
             "max_age": 8,
             "per_question": 32,
             "segments": row.episodes,
+            "rule": "reference",
             "unit": "siblings",
         }
         assert learn.zero_advantage == "drop"

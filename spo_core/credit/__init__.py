@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from spo_core.credit.advantage import ROUNDING, node_advantages
 from spo_core.credit.mask import is_certain, is_low, token_mask
 from spo_core.credit.value import check_values, node_values
 from spo_core.errors import DataError
-from spo_core.tree import Node, RolloutTree
+from spo_core.tree import RolloutTree, parts, pruned, ragged
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,13 +34,18 @@ class Credit:
 
 def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
     """Value, advantage and mask of every node. Raises TrainingError as :func:`segment_credit`."""
-    values, advantages = segment_credit(tree, params)
-    nodes = tree.nodes
-    return Credit(
-        values,
-        tuple(_token_advantages(n, a, params) for n, a in zip(nodes, advantages, strict=True)),
-        tuple(token_mask(n.logprobs, params.mask) if n.trainable else np.zeros(len(n.token_ids), bool) for n in nodes),
-    )
+    values, of_nodes = segment_credit(tree, params)
+    logprobs, lengths = np.concatenate([node.logprobs for node in tree.nodes]), tree.lengths
+    advantages = np.repeat(of_nodes.astype(np.float32), lengths)
+    if params.partition.type == "cutpoints":  # 0 at tokens more probable than the threshold, and not at one exactly
+        advantages[is_certain(logprobs, params.partition.prob_threshold)] = 0.0  # there (reference facts 1.1 step 7)
+    mask = token_mask(logprobs, params.mask) & np.repeat([node.trainable for node in tree.nodes], lengths)
+    return Credit(values, by_node(advantages, lengths), by_node(mask, lengths))
+
+
+def by_node(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Values of all tokens of a tree, [tokens], as one view a node."""
+    return tuple(values[start:stop] for start, stop in pairwise([0, *np.cumsum(lengths).tolist()]))
 
 
 def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
@@ -52,48 +58,51 @@ def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray,
     advantages = node_advantages(tree, values, params.advantage)
     advantages[np.abs(advantages) < ROUNDING] = 0.0
     if params.partition.type == "cutpoints":  # tokens before a trajectory's first low one: A = 0, even if another
-        for index, node in enumerate(tree.nodes):  # trajectory had the prompt valued (reference facts 1.1 step 7)
-            if not is_low(node.logprobs, params.partition.prob_threshold).any():
-                advantages[index] = 0.0
+        low = is_low(np.concatenate([node.logprobs for node in tree.nodes]), params.partition.prob_threshold)
+        starts = np.cumsum(tree.lengths) - tree.lengths  # trajectory had the prompt valued (facts 1.1 step 7)
+        advantages[~np.logical_or.reduceat(low, starts)] = 0.0
     return values, advantages
 
 
-def _token_advantages(node: Node, segment: float, params: CreditParams) -> np.ndarray:
-    """The segment's advantage at every token, float32 [tokens]; with cutpoints 0 at tokens more probable than the
-    threshold, and not at one exactly there (reference facts 1.1 step 7)."""
-    advantages = np.full(len(node.token_ids), segment, np.float32)
-    if params.partition.type == "cutpoints":
-        advantages[is_certain(node.logprobs, params.partition.prob_threshold)] = 0.0
-    return advantages
+def pruned_pair(tree: RolloutTree, credit: Credit, nodes: Iterable[int]) -> tuple[RolloutTree, Credit]:
+    """What training needs of these nodes: the tree ``pruned`` to them, and its credit with only their masks."""
+    trained = np.zeros(len(tree.nodes), bool)
+    trained[list(nodes)] = True
+    smaller, kept = pruned(tree, trained)
+    masks, advantages = [], []
+    for node, index in zip(smaller.nodes, kept.tolist(), strict=True):
+        mask, count = credit.masks[index], len(node.token_ids)
+        masks.append(mask if trained[index] else np.zeros(count, bool))
+        advantages.append(credit.advantages[index][:count])
+    return smaller, Credit(credit.values[kept], tuple(advantages), tuple(masks))
 
 
 def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Credit]) -> None:
     """One Parquet row per node, in the order of ``tree.write_trees``."""
-    rows: dict[str, list] = {"question_id": [], "node": [], "value": [], "advantages": [], "mask": []}
-    for tree, credit in zip(trees, credits, strict=True):
-        for index in range(len(tree.nodes)):
-            rows["question_id"].append(tree.question_id)
-            rows["node"].append(index)
-            rows["value"].append(credit.values[index])
-            rows["advantages"].append(credit.advantages[index])
-            rows["mask"].append(credit.masks[index])
-    types = [pa.string(), pa.int32(), pa.float64(), pa.list_(pa.float32()), pa.list_(pa.bool_())]
-    arrays = [pa.array(column, type=kind) for column, kind in zip(rows.values(), types, strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(rows)), path, compression="zstd")
+    trees, credits = list(trees), list(credits)
+    counts = [len(tree.nodes) for tree in trees]
+    columns = {
+        "question_id": pa.array(np.repeat(np.array([tree.question_id for tree in trees], object), counts), pa.string()),
+        "node": pa.array(np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in counts)])),
+        "value": pa.array(np.concatenate([np.zeros(0), *(credit.values for credit in credits)])),
+        "advantages": ragged([a for credit in credits for a in credit.advantages], np.float32),
+        "mask": ragged([m for credit in credits for m in credit.masks], bool),
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 def read_credits(path: Path, trees: Iterable[RolloutTree]) -> list[Credit]:
     """Read what ``write_credits`` wrote; raises DataError where the rows are not those trees' nodes."""
-    rows = pq.read_table(path).to_pydict()
+    table = pq.read_table(path)
+    questions, values = table["question_id"].to_pylist(), table["value"].to_numpy()
+    advantages, masks = parts(table["advantages"]), parts(table["mask"])
     credits, start = [], 0
     for tree in trees:
         stop = start + len(tree.nodes)
-        if rows["question_id"][start:stop] != [tree.question_id] * len(tree.nodes):
+        if questions[start:stop] != [tree.question_id] * len(tree.nodes):
             raise DataError(f"{path}: row {start} is not of question {tree.question_id!r}; assign credit again")
-        advantages = tuple(np.asarray(a, np.float32) for a in rows["advantages"][start:stop])
-        masks = tuple(np.asarray(m, bool) for m in rows["mask"][start:stop])
-        if [len(a) for a in advantages] != [len(node.token_ids) for node in tree.nodes]:
+        if [len(a) for a in advantages[start:stop]] != tree.lengths.tolist():
             raise DataError(f"{path}: token counts of question {tree.question_id!r} differ; assign credit again")
-        credits.append(Credit(np.asarray(rows["value"][start:stop], np.float64), advantages, masks))
+        credits.append(Credit(values[start:stop], tuple(advantages[start:stop]), tuple(masks[start:stop])))
         start = stop
     return credits

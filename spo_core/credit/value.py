@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 
@@ -73,9 +74,9 @@ def monte_carlo(tree: RolloutTree) -> np.ndarray:
     lies right behind it. SPO-chain, reference facts 1.1 steps 6 and 7; the reference compares states by their text.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
-    states = {i: tree.completion(i).tobytes() for i, children in enumerate(tree.children) if children}
+    states = {i: tokens.tobytes() for i, tokens in tree.completions() if tree.children[i]}
     rewards: dict[bytes, list[float]] = {state: [] for state in states.values()}
-    for index, state in states.items():
+    for index, state in sorted(states.items()):
         rewards[state] += [tree.nodes[c].reward for c in tree.children[index] if not tree.nodes[c].trainable]
     means = {state: float(np.mean(pooled)) if pooled else math.nan for state, pooled in rewards.items()}
     for index, state in states.items():
@@ -95,29 +96,26 @@ def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
     Last segments, and a prompt that was not valued, are as in ``monte_carlo``.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
+    responses = {i: tokens.astype(">i4").tobytes() for i, tokens in tree.completions()}  # their order is the tokens'
     states: dict[bytes, list[int]] = {}  # tokens of a response so far -> the nodes that end there
-    rollouts: list[tuple[int, bytes]] = []  # (bytes before it began, its tokens)
-    next_met: list[float] = []  # of every rollout, while states are gone through from the last to the first
+    rollouts: list[int] = []
     for index, (node, children) in enumerate(zip(tree.nodes, tree.children, strict=True)):
-        tokens = tree.completion(index).tobytes()
         if children:
             values[index] = math.nan
             if index or not all(tree.nodes[c].trainable for c in children):
-                states.setdefault(tokens, []).append(index)
+                states.setdefault(responses[index], []).append(index)
         elif index and not node.trainable:
-            rollouts.append((len(tokens) - node.token_ids.nbytes, tokens))
-            next_met.append(node.reward)
+            rollouts.append(index)
+    next_met = values[rollouts]  # of every rollout, while states are gone through from the last to the first
+    lengths = np.array([len(responses[i]) for i in rollouts], np.int64)
+    begins = lengths - 4 * tree.lengths[rollouts]
+    order = np.array(sorted(range(len(rollouts)), key=lambda k: responses[rollouts[k]]), np.int64)
+    ordered = [responses[rollouts[k]] for k in order.tolist()]
     for state in sorted(states, key=len, reverse=True):
-        through = [
-            k
-            for k, (begin, tokens) in enumerate(rollouts)
-            if begin <= len(state) < len(tokens) and tokens.startswith(state)
-        ]
-        if through:
-            mean = float(np.mean([next_met[k] for k in through]))
-            values[states[state]] = mean
-            for k in through:
-                next_met[k] = mean
+        alike = order[bisect_left(ordered, state) : bisect_left(ordered, state + b"\xff")]  # they begin with it
+        through = np.sort(alike[(begins[alike] <= len(state)) & (lengths[alike] > len(state))])
+        if len(through):
+            values[states[state]] = next_met[through] = np.mean(next_met[through])
     return values
 
 

@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
-from spo_core.credit import write_credits
 from spo_core.errors import ConfigError
 from spo_core.files import room_at
 from spo_core.learn.deepspeed_ranks import Ranks
 from spo_core.learn.objective import Pair
+from spo_core.learn.pairs import write_pairs
 from spo_core.learn.trainer import Progress
-from spo_core.tree import write_trees
 
 PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 
@@ -84,12 +83,10 @@ class DeepSpeedTrainer:
         self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
         """As Trainer does it."""
-        trees, credits = [tree for tree, _ in pairs], [credit for _, credit in pairs]
         weights = self._new_weights()
         more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
         with room_at(self._folder):
-            write_trees(self._folder / "trees.parquet", trees)
-            write_credits(self._folder / "credits.parquet", trees, credits)
+            write_pairs(self._folder, pairs)
             metrics = self._ask("train", progress, **more)
         tensors = load_file(weights)
         with torch.no_grad():

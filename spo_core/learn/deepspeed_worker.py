@@ -65,11 +65,10 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     import torch
 
     from spo_core.config import LearnParams
-    from spo_core.credit import read_credits
     from spo_core.learn.deepspeed_backend import DeepSpeedBackend, join_ranks
+    from spo_core.learn.pairs import read_pairs
     from spo_core.learn.trainer import Trainer
     from spo_core.policy import load_policy
-    from spo_core.tree import read_trees
 
     params = LearnParams.model_validate_json(settings["learn"])
     join_ranks(Path(settings["store"]) if "store" in settings else None)
@@ -85,10 +84,10 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
 
     def obey(command: dict[str, Any]) -> Any:
         if command["do"] == "train":
-            trees = read_trees(Path(command["folder"], "trees.parquet"))
-            pairs = list(zip(trees, read_credits(Path(command["folder"], "credits.parquet"), trees), strict=True))
             metrics = trainer.train_iteration(
-                pairs, iteration=command["iteration"], progress=progress if rank == 0 else None
+                read_pairs(Path(command["folder"])),
+                iteration=command["iteration"],
+                progress=progress if rank == 0 else None,
             )
             backend.save_weights(Path(command["weights"]))
             if torch.cuda.is_available():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spo_core.config import LearnParams
-from spo_core.credit import Credit
+from spo_core.credit import Credit, by_node
 from spo_core.learn.tree_batch import TrainedSegments
 from spo_core.tree import RolloutTree
 
@@ -57,7 +57,7 @@ def counted_masks(credit: Credit, params: LearnParams) -> tuple[np.ndarray, ...]
     no advantage where these are dropped (reference facts 1.3: the filter of the tree's edges)."""
     if params.zero_advantage == "keep":
         return credit.masks
-    return tuple(m & (a != 0) for m, a in zip(credit.masks, credit.advantages, strict=True))
+    return tuple(m & (a != 0) if m.any() else m for m, a in zip(credit.masks, credit.advantages, strict=True))
 
 
 def episodes_of(pair: int, tree: RolloutTree, masks: Sequence[np.ndarray]) -> list[Episode]:
@@ -125,7 +125,9 @@ def _weighted(
         if params.whitening == "micro_batch":
             shift, scale = whitening(np.concatenate([pairs[p][1].advantages[n][masks[p][n]] for p, n in counted]))
         for p, n in counted:
-            tree = trees.setdefault(p, _empty(p, *pairs[p]))
+            if p not in trees:
+                trees[p] = _empty(p, *pairs[p])
+            tree = trees[p]
             mask = masks[p][n]
             tree.advantages[n][mask] = (pairs[p][1].advantages[n][mask] - shift) * scale
             tree.policy_weights[n][mask] = per_token
@@ -146,11 +148,7 @@ def whitening(advantages: np.ndarray) -> tuple[float, float]:
 
 
 def _empty(pair: int, tree: RolloutTree, credit: Credit) -> WeightedTree:
-    ends = np.cumsum([len(a) for a in credit.advantages]).tolist()
-    bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-
     def zeros(kind: type) -> tuple[np.ndarray, ...]:
-        flat = np.zeros(ends[-1], kind)
-        return tuple(flat[start:stop] for start, stop in bounds)
+        return by_node(np.zeros(int(tree.lengths.sum()), kind), tree.lengths)
 
     return WeightedTree(pair, tree, zeros(bool), zeros(np.float32), zeros(np.float32), zeros(np.float32))

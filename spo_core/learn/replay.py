@@ -1,27 +1,28 @@
 """Segments that wait to be trained.
 
-Each is drawn at most once and leaves the buffer in one of two counted ways: drawn, or expired with age. The reference
-draws at random, then loses what a later cut leaves over, and forgets everything on resume (reference facts 1.3, 9.2).
+Each is drawn at most once and leaves the buffer in one of three counted ways: drawn, expired with age, or, under the
+published rule alone, discarded. The reference forgets everything on resume (reference facts 1.3, 9.2); a checkpoint
+holds ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from spo_core.config import LearnParams
-from spo_core.credit import Credit, read_credits, write_credits
+from spo_core.credit import Credit, pruned_pair
 from spo_core.learn.objective import Pair, counted_masks
-from spo_core.tree import RolloutTree, read_trees, write_trees
+from spo_core.learn.pairs import read_pairs, write_pairs
+from spo_core.tree import RolloutTree
 
 Unit = tuple[int, tuple[int, ...]]  # (entry, nodes)
 
 
 class ReplayBuffer:
-    """Trees with credit whose masks hold the segments that still wait; the trees themselves are kept whole."""
+    """Trees with credit whose masks hold the segments that still wait; of a tree is kept what these need."""
 
     def __init__(self, params: LearnParams) -> None:
         self.params = params
@@ -31,36 +32,49 @@ class ReplayBuffer:
         """Let every segment that counts in training wait; their number."""
         before = self.waiting
         for tree, credit in zip(trees, credits, strict=True):
-            self._keep(tree, replace(credit, masks=_only(credit, segments(counted_masks(credit, self.params)))))
+            self._keep(tree, credit, segments(counted_masks(credit, self.params)))
         return self.waiting - before
 
     def draw(self, iteration: int, rng: np.random.Generator) -> tuple[list[Pair], dict[str, float]]:
         """Segments to train now, as trees whose masks hold nothing else, and the counts of what happened.
 
         First those beyond ``max_age`` expire. Then, question by question, whole sibling groups (or single segments) are
-        drawn at random up to ``per_question``; of these, at random up to ``segments`` in all. A group that does not fit
-        waits; one that alone exceeds a cap is drawn where nothing else was.
+        drawn up to ``per_question``, and of these up to ``segments`` in all. By rule ``fresh`` both draw the newest
+        first, at random within an iteration, and what is left waits. By rule ``reference`` both draw at random, and
+        what the second leaves over is lost. A group that does not fit is passed over; one that alone exceeds a cap is
+        drawn where nothing else was.
         """
-        replay = self.params.replay
+        replay, fresh = self.params.replay, self.params.replay.rule == "fresh"
         expired = self._expire(iteration - replay.max_age)
+        ages = [iteration - tree.iteration for tree, _ in self.entries]
         questions: dict[str, list[Unit]] = {}
         for entry, (tree, credit) in enumerate(self.entries):
             for nodes in self._units(tree, segments(credit.masks)):
                 questions.setdefault(tree.question_id, []).append((entry, nodes))
-        chosen = [unit for units in questions.values() for unit in _fill(units, replay.per_question, rng)]
-        chosen = _fill(chosen, replay.segments, rng)
-        taken: dict[int, set[int]] = {}
-        for entry, nodes in chosen:
-            taken.setdefault(entry, set()).update(nodes)
+
+        def some(units: list[Unit], limit: int | None) -> list[Unit]:
+            order = rng.permutation(len(units)).tolist() if limit is not None and _size(units) > limit else None
+            if order and fresh:
+                order.sort(key=lambda at: ages[units[at][0]])
+            return units if order is None else _fill(units, limit, order)
+
+        sampled = [unit for units in questions.values() for unit in some(units, replay.per_question)]
+        chosen = some(sampled, replay.segments)
+        taken, gone = _nodes(chosen), _nodes(chosen if fresh else sampled)
         drawn: list[Pair] = []
         kept, self.entries = self.entries, []
         for entry, (tree, credit) in enumerate(kept):
-            now = taken.get(entry, set())
-            if now:
-                drawn.append((tree, replace(credit, masks=_only(credit, now))))
-            self._keep(tree, replace(credit, masks=_only(credit, set(segments(credit.masks)) - now)))
-        count = sum(len(nodes) for nodes in taken.values())
-        return drawn, {"drawn": count, "expired": expired, "waiting": self.waiting}
+            if entry in taken:
+                drawn.append(pruned_pair(tree, credit, taken[entry]))
+            waiting = set(segments(credit.masks)) - gone.get(entry, set())
+            self._keep(tree, credit, waiting)
+        counts: dict[str, float] = {"drawn": _size(chosen), "expired": expired, "waiting": self.waiting}
+        if not fresh:
+            counts["discarded"] = _size(sampled) - _size(chosen)
+        if chosen:
+            of_segments = [ages[entry] for entry, nodes in chosen for _ in nodes]
+            counts |= {"age_mean": float(np.mean(of_segments)), "age_max": max(of_segments)}
+        return drawn, counts
 
     @property
     def waiting(self) -> int:
@@ -68,16 +82,14 @@ class ReplayBuffer:
         return sum(len(segments(credit.masks)) for _, credit in self.entries)
 
     def save(self, folder: Path) -> None:
-        write_trees(folder / "trees.parquet", [tree for tree, _ in self.entries])
-        write_credits(folder / "credits.parquet", *zip(*self.entries, strict=True) if self.entries else ([], []))
+        write_pairs(folder, self.entries)
 
     def load(self, folder: Path) -> None:
-        trees = read_trees(folder / "trees.parquet")
-        self.entries = list(zip(trees, read_credits(folder / "credits.parquet", trees), strict=True))
+        self.entries = read_pairs(folder)
 
-    def _keep(self, tree: RolloutTree, credit: Credit) -> None:
-        if any(mask.any() for mask in credit.masks):
-            self.entries.append((tree, credit))
+    def _keep(self, tree: RolloutTree, credit: Credit, nodes: Collection[int]) -> None:
+        if nodes:
+            self.entries.append(pruned_pair(tree, credit, nodes))
 
     def _expire(self, last_expired: int) -> int:
         old = [(tree, credit) for tree, credit in self.entries if tree.iteration <= last_expired]
@@ -88,12 +100,15 @@ class ReplayBuffer:
         """Sibling groups; segments without siblings stay with their parent's, as those of one response do."""
         if self.params.replay.unit == "segments":
             return [(index,) for index in nodes]
+        trainable = [node.trainable for node in tree.nodes]
+        several = [sum(trainable[c] for c in children) > 1 for children in tree.children]
+        top = [0] * len(tree.nodes)  # of every node, the parent of the group that it belongs to
+        for index, node in enumerate(tree.nodes[1:], start=1):
+            parent = node.parent
+            top[index] = parent if several[parent] or parent == 0 else top[parent]
         groups: dict[int, list[int]] = {}
         for index in nodes:
-            top = tree.nodes[index].parent
-            while top > 0 and sum(tree.nodes[c].trainable for c in tree.children[top]) == 1:
-                top = tree.nodes[top].parent
-            groups.setdefault(top, []).append(index)
+            groups.setdefault(top[index], []).append(index)
         return [tuple(group) for group in groups.values()]
 
 
@@ -102,21 +117,26 @@ def segments(masks: Sequence[np.ndarray]) -> list[int]:
     return [index for index, mask in enumerate(masks) if mask.any()]
 
 
-def _only(credit: Credit, nodes: Sequence[int] | set[int]) -> tuple[np.ndarray, ...]:
-    kept = set(nodes)
-    return tuple(m if i in kept else np.zeros_like(m) for i, m in enumerate(credit.masks))
+def _size(units: Sequence[Unit]) -> int:
+    return sum(len(nodes) for _, nodes in units)
 
 
-def _fill(units: list[Unit], limit: int | None, rng: np.random.Generator) -> list[Unit]:
-    """Units up to ``limit`` segments, chosen at random, in their first order."""
-    if limit is None or sum(len(nodes) for _, nodes in units) <= limit:
-        return units
+def _nodes(units: Sequence[Unit]) -> dict[int, set[int]]:
+    """By entry."""
+    found: dict[int, set[int]] = {}
+    for entry, nodes in units:
+        found.setdefault(entry, set()).update(nodes)
+    return found
+
+
+def _fill(units: list[Unit], limit: int, order: Sequence[int]) -> list[Unit]:
+    """Units up to ``limit`` segments, chosen in an order, in their first order."""
     chosen: list[int] = []
     size = 0
-    for at in rng.permutation(len(units)).tolist():
+    for at in order:
         if size + len(units[at][1]) <= limit:
             chosen.append(at)
             size += len(units[at][1])
     if not chosen:
-        chosen = [min(range(len(units)), key=lambda at: len(units[at][1]))]
+        chosen = [min(order, key=lambda at: len(units[at][1]))]
     return [units[at] for at in sorted(chosen)]

@@ -52,31 +52,29 @@ def forwarded_tokens(tree: WeightedTree) -> int:
 
 def split_tree(tree: WeightedTree, budget: int) -> list[WeightedTree]:
     """Trees with disjoint trained nodes, each within the budget where one path allows it; depth-first, so that nodes
-    that share ancestors stay together."""
+    that share ancestors stay together. A path beyond the budget is one, however many of its nodes are trained."""
     if forwarded_tokens(tree) <= budget:
         return [tree]
+    nodes, lengths = tree.tree.nodes, tree.tree.lengths.tolist()
+    from_root = [length + lengths[0] for length in tree.tree.completion_lengths]
+    group = [0] * len(nodes)  # the last one that a node is inside of, counted from 1
     groups: list[list[int]] = []
-    inside: set[int] = set()
     size = 0
-    for index in _depth_first(tree):
+    for index in tree.tree.depth_first:
         if not tree.masks[index].any():
             continue
-        path = tree.tree.path(index)
-        cost = sum(len(tree.tree.nodes[i].token_ids) for i in path if i not in inside)
-        if not groups or size + cost > budget:
+        above, cost = index, 0
+        while above >= 0 and group[above] != len(groups):
+            cost += lengths[above]
+            above = nodes[above].parent
+        longer = bool(groups) and above == groups[-1][-1] and size == from_root[above]  # one path, which goes on
+        if not groups or (size + cost > budget and not longer):
             groups.append([])
-            inside, size = set(), 0
-            cost = sum(len(tree.tree.nodes[i].token_ids) for i in path)
+            size, cost, above = 0, from_root[index], -1
         groups[-1].append(index)
-        inside.update(path)
         size += cost
+        inside = index
+        while inside != above:
+            group[inside] = len(groups)
+            inside = nodes[inside].parent
     return [tree.restricted(nodes) for nodes in groups]
-
-
-def _depth_first(tree: WeightedTree) -> list[int]:
-    order, stack = [], [0]
-    while stack:
-        index = stack.pop()
-        order.append(index)
-        stack += reversed(tree.tree.children[index])
-    return order

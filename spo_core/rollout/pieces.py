@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
+UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 
 
 def token_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
@@ -21,7 +21,7 @@ def token_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
     for stop in range(1, len(ids) + 1):
         before = tokenizer.decode(ids[begin:done], skip_special_tokens=True)
         text = tokenizer.decode(ids[begin:stop], skip_special_tokens=True)
-        if text.endswith(_UNFINISHED) and stop < len(ids):
+        if text.endswith(UNFINISHED) and stop < len(ids):
             pieces.append("")
             continue
         pieces.append(text[len(before) :])

@@ -92,16 +92,16 @@ class Sampler:
         request = self._open.pop(completion.request_id)
         tree = request.tree
         tree.open -= 1
-        path = np.concatenate([request.prefix, completion.token_ids])
-        if self.stop and (end := self.stop(path[len(tree.prompt.token_ids) :])) is not None:
-            path = path[: len(tree.prompt.token_ids) + end]
+        path, prompt = np.concatenate([request.prefix, completion.token_ids]), len(tree.prompt.token_ids)
+        if self.stop and (end := self.stop(path[prompt:], len(request.prefix) - prompt)) is not None:
+            path = path[: prompt + end]
             completion = completion.cut(len(path) - len(request.prefix))
         ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth
         finish = Finish.STOP if completion.stopped else Finish.LENGTH if ended else Finish.SEGMENT
         if isinstance(self._valued, AdaptiveMonteCarlo):
             self._record(request, path, finish)
         if self._valued and request.trainable:
-            self._cut(request, completion, finish)
+            self._cut(request, completion, path, finish)
         else:
             ids, logprobs = completion.token_ids, completion.logprobs
             node = Node.sampled(request.parent, ids, logprobs, finish, trainable=request.trainable)
@@ -145,7 +145,7 @@ class Sampler:
         ]
         self._submit(children, keep=not last or partition.type in CUT_TYPES)
 
-    def _cut(self, request: OpenRequest, completion: Completion, finish: Finish) -> None:
+    def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: Finish) -> None:
         """Turn a response into a spine of segments, and have the state at every cutpoint valued."""
         partition, tree = self.credit.partition, request.tree
         assert isinstance(partition, CutPartition)
@@ -159,7 +159,7 @@ class Sampler:
             parent = tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end), place)
             place = 0
             if stop < len(ids):
-                prefix = np.concatenate([request.prefix, ids[:stop]])
+                prefix = path[: len(request.prefix) + stop]
                 states.append(State(parent, prefix, (*request.path, f"cut{stop}"), completion.request_id))
         self._value(tree, states)
 

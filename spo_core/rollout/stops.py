@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from spo_core.rollout.pieces import token_pieces
+from spo_core.rollout.pieces import UNFINISHED, token_pieces
 
-Stop = Callable[[Iterable[int]], int | None]  # token ids of a response -> how many of them it has, None for all
+MARGIN = 8  # characters; more than a decoder drops at its beginning or writes for an unfinished character
+
+
+class Stop(Protocol):
+    def __call__(self, token_ids: Sequence[int] | np.ndarray, known: int = 0) -> int | None:
+        """How many tokens of a response are its own, None for all; its first ``known`` ones hold no string."""
+        ...
 
 
 def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
@@ -17,22 +24,56 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
 
     Engines know token ids only, so a response is cut when it, or a segment of it, is back: a string may begin in one
     segment and end in the next, and what was sampled behind it is thrown away. The tokens of the string stay, since
-    they were sampled and ended the response.
+    they were sampled and ended the response. Decoded are the new tokens and so many before them as a string can reach.
     """
     if not strings:
         return None
+    longest = max(map(len, strings))
+    vocabulary = tokenizer.get_vocab()
+    byte_tokens = {vocabulary[name] for name in (f"<0x{byte:02X}>" for byte in range(256)) if name in vocabulary}
+    special = set(tokenizer.all_special_ids)
 
-    def stop(token_ids: Iterable[int]) -> int | None:
-        ids = [int(i) for i in token_ids]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        if not any(string in text for string in strings):
+    def decode(ids: np.ndarray) -> str:
+        return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+    def window(ids: np.ndarray, known: int) -> tuple[int, int]:
+        """A token from which decoding gives the end of the whole text, and the first character there at which a string
+        may begin that the known tokens do not hold.
+
+        Bytes of UTF-8 in front of a whole character never change it; but bytes that are tokens of their own are decoded
+        as one run, all or none, so none begins inside.
+        """
+        size = longest
+        while size < known:
+            text = decode(ids[known - size : known])
+            first = next((i for i in ids[known - size : known].tolist() if i not in special), None)
+            if len(text) >= longest + MARGIN and text[0] != UNFINISHED and first not in byte_tokens:
+                return known - size, len(text) - longest - MARGIN // 2
+            size *= 2
+        return 0, 0
+
+    def stop(token_ids: Sequence[int] | np.ndarray, known: int = 0) -> int | None:
+        ids = np.asarray(token_ids, np.int64)
+        begin, place = window(ids, known)
+
+        def held(text: str) -> bool:
+            return any(text.find(string, place) >= 0 for string in strings)
+
+        text = decode(ids[begin:])
+        if not held(text):
             return None
-        pieces = token_pieces(tokenizer, ids)
-        whole = "".join(pieces)
-        end = min((whole.index(string) + len(string) for string in strings if string in whole), default=None)
-        if end is None:
-            return None
-        lengths = np.cumsum([len(piece) for piece in pieces])
-        return int(np.searchsorted(lengths, end)) + 1
+        if byte_tokens and UNFINISHED in text:  # a run of bytes may lose its text to its last one
+            pieces = token_pieces(tokenizer, ids[begin:])
+            whole = "".join(pieces)
+            stops = [at + len(string) for string in strings if (at := whole.find(string, place)) >= 0]
+            return begin + int(np.searchsorted(np.cumsum([len(p) for p in pieces]), min(stops))) + 1 if stops else None
+        inside = byte_tokens and byte_tokens | special  # no end of a run of bytes stands before these
+        ends = [n for n in range(known + 1, len(ids)) if int(ids[n]) not in inside] + [len(ids)]
+        at = bisect_left(ends, True, key=lambda n: held(decode(ids[begin:n])))
+        for count in range(ends[at - 1] + 1 if at else known + 1, len(ids)):
+            text = decode(ids[begin:count])
+            if held(text) and not text.endswith(UNFINISHED):  # else the token begins a character, and goes with the one
+                return count  # that ends it
+        return len(ids)
 
     return stop
