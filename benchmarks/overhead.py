@@ -75,8 +75,15 @@ class Case:
 
 
 CASES = (
-    Case("SPO-tree 6-6-6", "qwen1.5b-spo-tree-666", ("rollout.context_length=4096", "rollout.context_schedule=[]"),
-         151_665, 600, 0.1, 10.0),
+    Case(
+        "SPO-tree 6-6-6",
+        "qwen1.5b-spo-tree-666",
+        ("rollout.context_length=4096", "rollout.context_schedule=[]"),
+        151_665,
+        600,
+        0.1,
+        10.0,
+    ),
     Case("SPO-chain", "rho1b-spo-chain-int5", (), 32_000, 300, 0.33, 60.0),
 )
 
@@ -164,8 +171,11 @@ class InstantEngine:
 
 def prepare(case: Case, params: Params, paths: Paths) -> None:
     """Questions and a first policy, as the stages before training would leave them."""
-    special = ("<s>", "</s>") if case.preset.startswith("rho") else (
-        "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+    special = (
+        ("<s>", "</s>")
+        if case.preset.startswith("rho")
+        else ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+    )
     tokenizer = random_tokenizer(case.vocabulary, special)
     shape = ScratchPolicy(
         type="scratch", tokenizer="bytes", hidden_size=8, layers=2, heads=1, intermediate_size=8, max_positions=8192
@@ -209,7 +219,11 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     spans.wrap("checkpoint", Session, "save")
     if skip_model:
         backend = type(session.trainer.backend)
-        spans.replace(backend, "logprobs", lambda self, batch, *_: (batch.targets * next(self.model.parameters()).sum() * 0 - 0.5, None))
+        spans.replace(
+            backend,
+            "logprobs",
+            lambda self, batch, *_: (batch.targets * next(self.model.parameters()).sum() * 0 - 0.5, None),
+        )
         spans.replace(backend, "backward", lambda *_, **__: None)
         spans.replace(backend, "step", lambda *_: 1.0)
     return kept
@@ -263,8 +277,12 @@ def measure(case: Case, root: Path, overrides: Sequence[str] = (), *, skip_model
         "iteration_bytes": written,
         "bytes_before": before,
         "steps": {
-            step: {"seconds": spans.seconds[step], "cpu_seconds": spans.cpu_seconds[step], "calls": spans.calls[step],
-                   "peak_bytes": spans.peak_bytes[step]}
+            step: {
+                "seconds": spans.seconds[step],
+                "cpu_seconds": spans.cpu_seconds[step],
+                "calls": spans.calls[step],
+                "peak_bytes": spans.peak_bytes[step],
+            }
             for step in spans.seconds
         },
         "seconds": sum(s for step, s in spans.seconds.items() if step not in NOT_COUNTED),
@@ -280,11 +298,21 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "step" else "right")
     for step, of in sorted(result["steps"].items(), key=lambda item: (item[0] in NOT_COUNTED, -item[1]["seconds"])):
         name = f"({step})" if step in NOT_COUNTED else step
-        table.add_row(name, f"{of['seconds']:.2f}", f"{of['cpu_seconds']:.2f}", f"{of['calls']:,}",
-                      f"{of['peak_bytes'] / 2**20:,.0f}")
+        table.add_row(
+            name,
+            f"{of['seconds']:.2f}",
+            f"{of['cpu_seconds']:.2f}",
+            f"{of['calls']:,}",
+            f"{of['peak_bytes'] / 2**20:,.0f}",
+        )
     table.add_section()
-    table.add_row(f"all but ({', '.join(NOT_COUNTED)})", f"{result['seconds']:.2f}", f"{result['cpu_seconds']:.2f}", "",
-                  f"{result['peak_bytes'] / 2**20:,.0f}")
+    table.add_row(
+        f"all but ({', '.join(NOT_COUNTED)})",
+        f"{result['seconds']:.2f}",
+        f"{result['cpu_seconds']:.2f}",
+        "",
+        f"{result['peak_bytes'] / 2**20:,.0f}",
+    )
     Console(highlight=False).print(table)
 
 

@@ -62,9 +62,9 @@ class ReplayParams(Namespace):
     segments: int | None = Field(default=None, ge=1)
     """Most segments drawn in an iteration; null: all. The others wait."""
     rule: Literal["fresh", "reference"] = "fresh"
-    """Which are drawn where not all may be. fresh: the newest first, at random within an iteration, and the others wait.
-    reference: at random among all that wait, up to per_question; of these at random up to segments, and what that leaves
-    over is lost."""
+    """Which are drawn where not all may be. fresh: the newest first, at random within an iteration, and the others
+    wait. reference: at random among all that wait, up to per_question; of these at random up to segments, and what
+    that leaves over is lost."""
     unit: Literal["siblings", "segments"] = "siblings"
     """What is drawn together: all segments of one parent, which share their prefix, or each on its own (reference)."""
 

@@ -24,10 +24,10 @@ class TrainedSegments:
 class Level:
     """All forwarded segments of one depth, a contiguous range of the packed row, with siblings side by side.
 
-    They attend as a grid of parents x children x width: ``slots`` (parents, children, width) indexes the level's
-    tokens, ``taken`` [tokens] is each token's place in the flattened grid; both None where every slot is a token, in
-    order. ``path`` (parents, length) indexes the packed row: the tokens before the segments; ``path_valid`` None where
-    it is unpadded.
+    An unbranched run of segments is as one here. They attend as a grid of parents x children x width: ``slots``
+    (parents, children, width) indexes the level's tokens, ``taken`` [tokens] is each token's place in the flattened
+    grid; both None where every slot is a token, in order. ``path`` (parents, length) indexes the packed row: the tokens
+    before the segments; ``path_valid`` None where it is unpadded.
     """
 
     start: int
@@ -56,8 +56,8 @@ class Measured:
 class TreeBatch:
     """One packed row, level after level. ``sources``/``targets`` [trained tokens]: packed index and token id.
 
-    ``order`` names the (item, node) pairs whose trained tokens follow one another in them. ``first``/``last`` [tokens]
-    number the nodes depth-first over all trees: token k is before token q on its path where
+    ``order`` names the (item, node) pairs whose trained tokens follow one another in them, by depth, item, node.
+    ``first``/``last`` [tokens] number the nodes depth-first over all trees: token k is before token q on its path where
     first[k] <= first[q] <= last[k] and k <= q.
     """
 
@@ -91,14 +91,13 @@ def needed_nodes(tree: RolloutTree, masks: Sequence[np.ndarray]) -> tuple[np.nda
 class _Placed:
     """A forwarded node: its tokens stand at start, start + 1, ... of the packed row, ``before`` tokens after its root.
 
-    The last token of a segment without forwarded children predicts nothing and is left out; its path is not needed.
+    The last token of a segment without forwarded children predicts nothing and is left out.
     """
 
     key: tuple[int, int]
     ids: np.ndarray
     before: int
     start: int
-    path: np.ndarray  # packed indices from the root to its last token
 
 
 def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu", *, measure: bool = False) -> TreeBatch:
@@ -106,42 +105,45 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu",
 
     ``measure``: their other sampled tokens are to be measured, see Measured; it changes nothing else.
     """
-    placed: dict[tuple[int, int], _Placed] = {}
+    placed: list[_Placed] = []
+    paths: dict[tuple[int, int], np.ndarray] = {}  # packed indices from the root to the last token of a run
     levels: list[Level] = []
-    sources: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    order: list[tuple[int, int]] = []
+    trained: list[tuple[tuple[int, int], np.ndarray, np.ndarray]] = []  # key, sources, targets
     measured: list[tuple[np.ndarray, np.ndarray, tuple[int, int, np.ndarray]]] = []
     start = 0
     for groups in _needed_by_depth(items):
         rows: list[tuple[np.ndarray, list[int]]] = []  # path of the parent, lengths of its children
         level_start = start
-        for parent, children in groups:
-            path = _NOTHING if parent is None else placed[parent].path
+        for parent, runs in groups:
+            path = _NOTHING if parent is None else paths[parent]
             lengths = []
-            for key, whole in children:
-                node = items[key[0]].tree.nodes[key[1]]
-                ids = node.token_ids if whole else node.token_ids[:-1]
-                own_path = np.concatenate([path, np.arange(start, start + len(ids))]) if whole else _NOTHING
-                placed[key] = _Placed(key, ids, len(path), start, own_path)
-                if parent is not None:
-                    mask = items[key[0]].masks[key[1]]
-                    before = np.arange(start - 1, start + len(mask) - 1)  # each token's predecessor
-                    before[0] = path[-1]
-                    if mask.any():
-                        sources.append(before[mask])
-                        targets.append(node.token_ids[mask])
-                        order.append(key)
-                    if measure and not mask.all():
-                        measured.append((before[~mask], node.token_ids[~mask], (*key, np.flatnonzero(~mask))))
-                start += len(ids)
-                if len(ids):
-                    lengths.append(len(ids))
+            for item, run, whole in runs:
+                tree, masks = items[item].tree, items[item].masks
+                begin, last = start, path[-1:]  # the packed index of the token before
+                for index in run:
+                    node, mask = tree.nodes[index], masks[index]
+                    ids = node.token_ids if whole or index != run[-1] else node.token_ids[:-1]
+                    placed.append(_Placed((item, index), ids, len(path) + start - begin, start))
+                    if parent is not None:
+                        before = np.arange(start - 1, start + len(mask) - 1)  # each token's predecessor
+                        before[0] = last[0]
+                        if mask.any():
+                            trained.append(((item, index), before[mask], node.token_ids[mask]))
+                        if measure and not mask.all():
+                            places = (item, index, np.flatnonzero(~mask))
+                            measured.append((before[~mask], node.token_ids[~mask], places))
+                    start += len(ids)
+                    last = np.array([start - 1])
+                if whole:
+                    paths[item, run[-1]] = np.concatenate([path, np.arange(begin, start)])
+                if start > begin:
+                    lengths.append(start - begin)
             if lengths:
                 rows.append((path, lengths))
         if rows:
             levels.append(_level(level_start, start, rows, device))
-    batch = _packed(list(placed.values()), _depth_first(items), levels, sources, targets, order, device)
+    trained.sort(key=lambda of: (items[of[0][0]].tree.depths[of[0][1]], of[0]))
+    batch = _packed(placed, _depth_first(items), levels, trained, device)
     if not measure:
         return batch
     before_each, followers = _tensor([m for m, _, _ in measured], device), _tensor([m for _, m, _ in measured], device)
@@ -155,9 +157,7 @@ def _packed(
     nodes: list[_Placed],
     spans: dict[tuple[int, int], tuple[int, int]],
     levels: list[Level],
-    sources: list[np.ndarray],
-    targets: list[np.ndarray],
-    order: list[tuple[int, int]],
+    trained: list[tuple[tuple[int, int], np.ndarray, np.ndarray]],
     device: torch.device | str,
 ) -> TreeBatch:
     lengths = np.array([len(node.ids) for node in nodes], np.int64)
@@ -175,9 +175,9 @@ def _packed(
         tensor([per_token([spans[node.key][0] for node in nodes])]),
         tensor([per_token([spans[node.key][1] for node in nodes])]),
         tuple(levels),
-        tensor(sources),
-        tensor(targets),
-        tuple(order),
+        tensor([sources for _, sources, _ in trained]),
+        tensor([targets for _, _, targets in trained]),
+        tuple(key for key, _, _ in trained),
     )
 
 
@@ -185,30 +185,40 @@ def _tensor(parts: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.concatenate([_NOTHING, *parts]).astype(np.int64)).to(device)
 
 
-Group = tuple[tuple[int, int] | None, list[tuple[tuple[int, int], bool]]]
+Run = tuple[int, list[int], bool]  # item, nodes that follow one another, whether the last has forwarded children
+Group = tuple[tuple[int, int] | None, list[Run]]
 
 
 def _needed_by_depth(items: Sequence[TrainedSegments]) -> list[list[Group]]:
-    """Per depth: (parent, [(child, whether it has forwarded children)]), the parent as (item, node)."""
+    """Per level: (parent as (item, node), what follows it). Segments of one response that was cut, each the only one
+    to continue its parent, are one run: a level has as many steps as a path has branchings, not segments."""
     by_depth: list[list[Group]] = []
     for t, item in enumerate(items):
         needed, below = needed_nodes(item.tree, item.masks)
         if not needed[0]:
             continue
-        level: list[Group] = [(None, [((t, 0), True)])]
+        children, nodes = item.tree.children, item.tree.nodes
+
+        own = [[c for c in below_it if nodes[c].trainable] for below_it in children]
+        only = [of[0] if len(of) == 1 else -1 for of in own]
+        level: list[Group] = [(None, [(t, [0], True)])]
         depth = 0
         while level:
             while len(by_depth) <= depth:
                 by_depth.append([])
             by_depth[depth] += level
-            level = [
-                (key, [((t, c), bool(below[c])) for c in item.tree.children[key[1]] if needed[c]])
-                for _, children in level
-                for key, inner in children
-                if inner
-            ]
+            ends = [indices[-1] for _, runs in level for _, indices, inner in runs if inner]
+            level = [((t, end), [_run(t, c, only, below) for c in children[end] if needed[c]]) for end in ends]
             depth += 1
     return by_depth
+
+
+def _run(item: int, index: int, only: Sequence[int], below: np.ndarray) -> Run:
+    """From a node on, while ``only`` one trainable node continues it; -1 where none or several do."""
+    indices = [index]
+    while below[indices[-1]] and only[indices[-1]] >= 0:
+        indices.append(only[indices[-1]])
+    return item, indices, bool(below[indices[-1]])
 
 
 def _depth_first(items: Sequence[TrainedSegments]) -> dict[tuple[int, int], tuple[int, int]]:

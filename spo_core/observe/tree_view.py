@@ -61,6 +61,19 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A step of drawing below the prompt: a branch that opens, ``depth`` branchings down, or (None) the end of the one
+    opened last. Without branches of its own or further segments it ends at once."""
+
+    branch: Branch | None
+    depth: int
+
+    @property
+    def folds(self) -> bool:
+        return self.branch is not None and (len(self.branch.segments) > 1 or bool(self.branch.branches))
+
+
+@dataclass(frozen=True, slots=True)
 class TreeView:
     question_id: str
     question: str
@@ -72,6 +85,16 @@ class TreeView:
     trained_tokens: int
     value_rollouts: int
 
+    def rows(self) -> Iterator[Row]:
+        """All branches below the prompt, each before those that hang from it."""
+        waiting = [Row(branch, 0) for branch in reversed(self.root.branches)]
+        while waiting:
+            row = waiting.pop()
+            yield row
+            if row.branch is not None and row.folds:
+                waiting.append(Row(None, row.depth))
+                waiting += [Row(branch, row.depth + 1) for branch in reversed(row.branch.branches)]
+
 
 def tree_view(tree: RolloutTree, credit: Credit, question: str, decode: Decode) -> TreeView:
     """What is drawn of a tree. Every node is in it once, but a value rollout only as a count in its state's fan."""
@@ -80,7 +103,7 @@ def tree_view(tree: RolloutTree, credit: Credit, question: str, decode: Decode) 
         question_id=tree.question_id,
         question=question,
         iteration=tree.iteration,
-        root=_Drawing(tree, credit, decode).branch(0, is_open=True),
+        root=_Drawing(tree, credit, decode).root(),
         segments=len(trainable),
         segments_with_advantage=sum(credit.trains(i) for i in trainable),
         tokens=tree.generated_tokens,
@@ -110,17 +133,29 @@ class _Drawing:
             parent = tree.nodes[index].parent
             self.below[parent] = max(self.below[parent], self.below[index])
 
-    def branch(self, index: int, *, is_open: bool) -> Branch:
-        run = [index]
-        while index and len(self.followers[run[-1]]) == 1:
-            run.append(self.followers[run[-1]][0])
-        children = self.followers[run[-1]]
-        shown = max(children, key=lambda c: self.below[c]) if children and is_open else None
-        branches = tuple(self.branch(c, is_open=c == shown) for c in children)
-        segments = tuple(self.segment(i) for i in run)
-        if not branches:
-            return Branch(segments, (), int(index > 0), int(segments[-1].outcome == Outcome.CORRECT), is_open)
-        return Branch(segments, branches, sum(b.responses for b in branches), sum(b.correct for b in branches), is_open)
+    def root(self) -> Branch:
+        """The whole tree, drawn from its ends up: it may be as deep as it has segments."""
+        runs: dict[int, tuple[list[int], bool]] = {}  # of every branch, by its first node: its nodes, whether open
+        waiting = [(0, True)]
+        while waiting:
+            index, is_open = waiting.pop()
+            run = [index]
+            while index and len(self.followers[run[-1]]) == 1:
+                run.append(self.followers[run[-1]][0])
+            runs[index] = (run, is_open)
+            children = self.followers[run[-1]]
+            shown = max(children, key=lambda c: self.below[c]) if children and is_open else None
+            waiting += [(child, child == shown) for child in children]
+        drawn: dict[int, Branch] = {}
+        for index, (run, is_open) in reversed(runs.items()):  # every branch stands behind the one it hangs from
+            branches = tuple(drawn.pop(c) for c in self.followers[run[-1]])
+            segments = tuple(self.segment(i) for i in run)
+            if branches:
+                responses, correct = (sum(getattr(b, name) for b in branches) for name in ("responses", "correct"))
+            else:
+                responses, correct = int(index > 0), int(segments[-1].outcome == Outcome.CORRECT)
+            drawn[index] = Branch(segments, branches, responses, correct, is_open)
+        return drawn[0]
 
     def segment(self, index: int) -> Segment:
         node = self.tree.nodes[index]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import CreditParams, LearnParams, with_fidelity
 from spo_core.credit import assign_credit
-from spo_core.learn.objective import counted_masks, episodes_of, plan_epoch, whitening
+from spo_core.learn.objective import WeightedTree, counted_masks, episodes_of, plan_epoch, whitening
 from spo_core.learn.splits import divide, forwarded_tokens, split_tree
 from spo_core.learn.tree_batch import layout
 from spo_core.tree import Finish, Node, RolloutTree
@@ -136,7 +136,8 @@ def test_division_trains_every_token_once_within_the_budget(seed, budget, ranks)
         for part in share:
             batch = layout([t.segments for t in part])
             assert batch.forwarded_tokens == sum(forwarded_tokens(t) for t in part)
-            alone = len(part) == 1 and sum(mask.any() for mask in part[0].masks) == 1
+            ends = [n for n, mask in enumerate(part[0].masks) if mask.any()] if len(part) == 1 else []
+            alone = bool(ends) and set(ends) <= set(part[0].tree.path(ends[-1]))
             assert batch.forwarded_tokens <= budget or alone, "only a single path may exceed the budget"
             for t in part:
                 for n, mask in enumerate(t.masks):
@@ -144,6 +145,21 @@ def test_division_trains_every_token_once_within_the_budget(seed, budget, ranks)
     for t in planned[0]:
         for n, mask in enumerate(t.masks):
             assert np.array_equal(counts[t.pair, n], mask.astype(int))
+
+
+def test_a_path_beyond_the_budget_is_one_pass_however_many_of_its_segments_are_trained():
+    """Its last segment needs a pass that long in any case; each of the others in one of its own would be quadratic."""
+    nodes = [Node.prompt([5, 6])]
+    for index in range(40):
+        end = Finish.SEGMENT if index < 39 else Finish.STOP
+        nodes.append(Node.sampled(index, [3, 4, 5], [-0.5] * 3, end, reward=1.0 if index == 39 else np.nan))
+    tree = RolloutTree("q", tuple(nodes))
+    masks = tuple(np.full(len(n.token_ids), i > 0) for i, n in enumerate(nodes))
+    zeros = tuple(np.zeros(len(n.token_ids), np.float32) for n in nodes)
+    pieces = split_tree(WeightedTree(0, tree, masks, zeros, zeros, zeros), 50)
+    assert sum(map(forwarded_tokens, pieces)) == forwarded_tokens(pieces[-1]) == 2 + 3 * 40 - 1
+    batch = layout([p.segments for p in pieces])
+    assert len(batch.levels) == 2, "the prompt, and all that follows it"
 
 
 def test_a_split_tree_repeats_ancestors_only():
