@@ -30,10 +30,12 @@ class ReplayBuffer:
 
     def add(self, trees: Sequence[RolloutTree], credits: Sequence[Credit]) -> int:
         """Let every segment that counts in training wait; their number."""
-        before = self.waiting
+        added = 0
         for tree, credit in zip(trees, credits, strict=True):
-            self._keep(tree, credit, segments(counted_masks(credit, self.params)))
-        return self.waiting - before
+            nodes = segments(counted_masks(credit, self.params))
+            self._keep(tree, credit, nodes)
+            added += len(nodes)
+        return added
 
     def draw(self, iteration: int, rng: np.random.Generator) -> tuple[list[Pair], dict[str, float]]:
         """Segments to train now, as trees whose masks hold nothing else, and the counts of what happened.
@@ -66,8 +68,10 @@ class ReplayBuffer:
         for entry, (tree, credit) in enumerate(kept):
             if entry in taken:
                 drawn.append(pruned_pair(tree, credit, taken[entry]))
-            waiting = set(segments(credit.masks)) - gone.get(entry, set())
-            self._keep(tree, credit, waiting)
+            if entry in gone:
+                self._keep(tree, credit, set(segments(credit.masks)) - gone[entry])
+            else:
+                self.entries.append((tree, credit))
         counts: dict[str, float] = {"drawn": _size(chosen), "expired": expired, "waiting": self.waiting}
         if not fresh:
             counts["discarded"] = _size(sampled) - _size(chosen)
