@@ -217,4 +217,5 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     session.run.append_metrics(row)
     if session.checkpoint_due:
         session.save()
+    session.run.keep_rollouts(iteration, session.params.run.keep_rollouts)
     return row

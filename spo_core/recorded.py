@@ -100,6 +100,11 @@ def read_recorded(path: Path, params: Params, identity: Mapping[str, Any], vocab
                 f"set it to {complete} or less, or record more"
             )
         folder = iteration_folder(path, number)
+        if not (folder / "trees.parquet").is_file():
+            raise RunError(
+                f"{folder}: its trees are gone, as run.keep_rollouts has those of old iterations deleted; replay a run "
+                "of run.keep_rollouts=null, or one that --rollouts-only recorded"
+            )
         tokens += _check_trees(folder / "trees.parquet", number, vocabulary)
         digests.append(_digest(folder))
         if budget is not None and tokens >= budget:

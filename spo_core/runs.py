@@ -3,7 +3,7 @@
 work/<stage>-<fingerprint or name>/
   lock                     held while a process owns the directory; names its process and host
   manifest.json            identity (all that decides the weights) and provenance (code revision, versions)
-  iterations/000007/       what the tasks of one iteration exchange
+  iterations/000007/       what the tasks of one iteration exchange; trees and credits of the newest ones alone
   checkpoints/000010/      a resumable state; COMPLETE is written last and lists every file with its size
     MILESTONE, VERSIONED   in one that is kept for good, and where DVC has its policy
   best/000008/             policy/ with the highest validation accuracy so far, and COMPLETE
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
 NOT_CODE = (":!dvc.lock", ":!metrics", ":!plots", ":!outputs")  # in git, and written by the stages before
 MILESTONE = "MILESTONE"
+ROLLOUTS = ("credits.parquet", "trees.parquet")  # of an iteration; beside them all it leaves is small
 VERSIONED = "VERSIONED"
 
 
@@ -93,6 +94,16 @@ class RunDirectory:
                 # a new name first: half deleted under its own it would stand there as a damaged checkpoint
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
         return target
+
+    def keep_rollouts(self, last: int, newest: int | None) -> None:
+        """Delete trees and credits of the iterations before the ``newest`` ones up to ``last``, but for those at which
+        a checkpoint stands: a run may be told to end there, and publishes them. None: keep all. What is small stays."""
+        checkpoints = self.path / "checkpoints"
+        kept = {p.name for p in checkpoints.iterdir()} if checkpoints.is_dir() else set()
+        for folder in () if newest is None else self.iteration(last).parent.iterdir():
+            if folder.name.isdigit() and int(folder.name) <= last - newest and folder.name not in kept:
+                for name in ROLLOUTS:
+                    (folder / name).unlink(missing_ok=True)
 
     def milestones(self, every: int | None) -> list[int]:
         """Numbers of the complete checkpoints that are kept for good, rising."""

@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(project, tmp_pa
     refused(r"data \(was abababababab\.\.\., is \w{12}\.\.\.\)", damage=lambda f: change_manifest(f, data="ab" * 32))
     refused("trees.parquet: damaged", damage=cut, error=DataError)
     refused("trees.parquet: damaged", damage=overwrite, error=DataError)
-    refused("trees.parquet: damaged", damage=lambda f: (f / trees).unlink(), error=DataError)
+    refused("000002: its trees are gone.*run.keep_rollouts", damage=lambda f: (f / trees).unlink())
     refused("no trees of iteration 2", damage=lambda f: shutil.copy(f / "iterations/000001" / trees.name, f / trees),
             error=DataError)  # fmt: skip
     config = project.checkpoint("warmup") / "config.json"

@@ -37,6 +37,9 @@ class RunParams(Namespace):
     """Iterations between resumable checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest resumable checkpoints kept in the working directory."""
+    keep_rollouts: int | None = Field(default=50, ge=1)
+    """Newest iterations whose trees and credits stay in the working directory, beside those at which a checkpoint
+    stands; null: all. A run that only samples keeps all of them, which are what it is for."""
     milestone_every: int | None = Field(default=None, ge=1)
     """Iterations between milestones: checkpoints that are kept for good, and whose policies DVC versions while the run
     goes on; null: none."""

@@ -7,6 +7,7 @@ order in which they did. So the same seeds give the same tree however many reque
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -39,6 +40,8 @@ class ValueGroup:
 
     states: list[State] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    along: dict[str, list[State]] = field(default_factory=dict)
+    """States by the response they were cut from, rising; set by ``share``."""
 
     def share(self) -> list[State]:
         """Keep one of equal states, that of the first response; those dropped. Its fan values all of them."""
@@ -46,6 +49,9 @@ class ValueGroup:
         kept: dict[bytes, State] = {}
         dropped = [s for s in self.states if kept.setdefault(s.prefix.tobytes(), s) is not s]
         self.states = list(kept.values())
+        self.along = {}
+        for state in self.states:
+            self.along.setdefault(state.path[0], []).append(state)
         return dropped
 
     def record(self, start: int, tokens: np.ndarray, reward: float) -> None:
@@ -55,8 +61,10 @@ class ValueGroup:
         because the states were fixed before it was drawn.
         """
         self.rewards.append(reward)
-        for state in self.states:
-            if start <= len(state.prefix) and np.array_equal(tokens[: len(state.prefix)], state.prefix):
+        for states in self.along.values():
+            for state in states[bisect_left(states, start, key=lambda s: len(s.prefix)) :]:
+                if not np.array_equal(tokens[: len(state.prefix)], state.prefix):
+                    break  # those behind it on the same response begin with it
                 state.rewards.append(reward)
 
     def next_round(self, params: AdaptiveMonteCarlo) -> list[tuple[State, int]]:

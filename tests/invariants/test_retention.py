@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.errors import SPOError
+from spo_core.errors import RunError, SPOError
 from spo_core.files import read_json
-from spo_core.iteration import credit_step, rollout_step, train_step
+from spo_core.iteration import credit_step, keep_step, rollout_step, train_step
 from spo_core.policy import load_policy
-from spo_core.runs import RunDirectory, open_run
+from spo_core.runs import COMPLETE, ROLLOUTS, RunDirectory, open_run
 from spo_core.session import open_session
+from spo_core.training_run import check_training
 from tests.invariants.test_best_checkpoint import bests, check_bests, files, run_on, state
 from tests.invariants.test_training_runs import prepared, same_bits, small
 
@@ -250,3 +251,88 @@ def test_milestones_survive_a_damaged_checkpoint_and_another_rule(project):
     resumed, weights = run_on(small(*MILESTONES), project)
     assert set(weights) == {6} and run.checkpoints() == [2, 4, 5, 6]
     assert read_json(resumed.run.checkpoint(5) / "state.json")["iteration"] == 5
+
+
+def rollouts(run: RunDirectory) -> dict[str, set[str]]:
+    """Files of every iteration's folder."""
+    folder = run.path / "iterations"
+    return {p.name: {f.name for f in p.iterdir()} for p in sorted(folder.iterdir())}
+
+
+SMALL_FILES = {"questions.json", "metrics.json", COMPLETE}
+
+
+def sampled(path: Path, iterations: int, checkpoints: tuple[int, ...]) -> RunDirectory:
+    run = RunDirectory(path)
+    for number in range(1, iterations + 1):
+        folder = run.start_iteration(number)
+        for name in (*SMALL_FILES, *ROLLOUTS):
+            (folder / name).write_text(f"{name} of {number}")
+    for number in checkpoints:
+        run.save_checkpoint(number, write(number), 9)
+    return run
+
+
+def test_trees_of_the_newest_iterations_and_of_those_with_a_checkpoint_stay(tmp_path):
+    run = sampled(tmp_path, 9, (2, 5))
+    run.keep_rollouts(9, None)
+    assert all(names == SMALL_FILES | set(ROLLOUTS) for names in rollouts(run).values())
+    run.keep_rollouts(8, 2)
+    kept = {int(name) for name, names in rollouts(run).items() if names == SMALL_FILES | set(ROLLOUTS)}
+    assert kept == {2, 5, 7, 8, 9}, "9 is of a lost timeline, and the next one to be done again"
+    assert all(rollouts(run)[f"{n:06d}"] == SMALL_FILES for n in set(range(1, 10)) - kept)
+    for number in (8, 9, 10):
+        run.save_checkpoint(number, write(number), 1)
+    run.keep_rollouts(9, 1)
+    assert {int(name) for name, names in rollouts(run).items() if set(ROLLOUTS) <= names} == {9}
+
+
+def test_wherever_the_deletion_of_trees_is_killed_the_next_one_completes_it(tmp_path):
+    before, straight = sampled(tmp_path / "before", 6, (3,)), RunDirectory(tmp_path / "straight")
+    shutil.copytree(before.path, straight.path)
+    straight.keep_rollouts(6, 1)
+    for nth in range(1, 20):
+        run = RunDirectory(tmp_path / f"{nth}")
+        shutil.copytree(before.path, run.path)
+        ended = in_child(lambda run=run: run.keep_rollouts(6, 1), nth, killed, once=True)
+        there = rollouts(run)
+        assert all(names >= SMALL_FILES for names in there.values())
+        assert all(set(ROLLOUTS) <= there[f"{number:06d}"] for number in (3, 6))
+        run.keep_rollouts(6, 1)
+        assert rollouts(run) == rollouts(straight)
+        if ended == 0:
+            break
+    assert nth == 9 and ended == 0, "eight files of four iterations"
+
+
+def test_a_run_that_deletes_its_trees_ends_with_the_same_bits_and_what_it_publishes(project, tmp_path, monkeypatch):
+    """Killed after iteration 5, told to end at its checkpoint of 4 or to go on; and refused as recorded rollouts."""
+    found = {}
+    for name, keep, stop_after in (("all", "null", None), ("few", "1", 5)):
+        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
+        overrides = (*MILESTONES, f"run.keep_rollouts={keep}")
+        if stop_after:
+            run_on(small(*overrides), project, stop_after)
+            run_on(small(*overrides, "run.iterations=4"), project, publish=True)
+            assert (project.training / "trees.parquet").is_file()
+        found[name] = run_on(small(*overrides), project, publish=True)
+    (every, weights), (few, resumed) = found["all"], found["few"]
+    assert every.run.path.name == few.run.path.name and same_bits(weights[6], resumed[6])
+    assert all(set(ROLLOUTS) <= names for names in rollouts(every.run).values())
+    assert [name for name, names in rollouts(few.run).items() if set(ROLLOUTS) & names] == ["000006"]
+    params = small(*MILESTONES)
+    with pytest.raises(
+        RunError, match=r"000001: its trees are gone.*run.keep_rollouts=null, or one that --rollouts-only"
+    ):
+        check_training(params, project, replay=str(few.run.path))
+    check_training(params, project, replay=str(every.run.path))
+
+
+def test_a_run_that_only_samples_keeps_all_its_trees(project):
+    params = small("run.iterations=3", "run.keep_rollouts=1")
+    with open_session(params, project, rollouts_only=True) as session:
+        for number in (1, 2, 3):
+            rollout_step(session, number)
+            credit_step(session, number)
+            keep_step(session, number)
+    assert all(set(ROLLOUTS) <= names for names in rollouts(session.run).values())

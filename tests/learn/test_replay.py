@@ -146,7 +146,7 @@ def test_an_empty_buffer_is_saved_too(tmp_path):
 
 
 def test_what_is_not_needed_is_not_kept_but_siblings_are_counted():
-    """A chain with value rollouts: these go. Of a tree the siblings stay as one token, so that episodes are the same."""
+    """Value rollouts go. Siblings stay as one token, so that the episodes are the same."""
     rng = np.random.default_rng(5)
     for _ in range(30):
         (tree,), (credit,) = sample(rng, 1, questions=1)
