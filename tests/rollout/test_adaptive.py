@@ -53,8 +53,9 @@ def test_equal_states_share_the_fan_of_the_first_response():
 
 
 def test_a_rollout_counts_for_the_states_it_came_through():
-    early, passed, missed = state([1, 5]), state([1, 5, 6]), state([1, 5, 7])
+    early, passed, missed = state([1, 5]), state([1, 5, 6]), state([1, 5, 7], name="1")
     group = ValueGroup([early, passed, missed])
+    group.share()
     group.record(2, np.array([1, 5, 6, 2]), 1.0)
     assert [s.rewards for s in group.states] == [[1.0], [1.0], []]
     group.record(3, np.array([1, 5, 6, 2]), 0.0)  # began behind the first state, so it is no sample from there
