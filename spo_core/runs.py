@@ -100,7 +100,9 @@ class RunDirectory:
         a checkpoint stands: a run may be told to end there, and publishes them. None: keep all. What is small stays."""
         checkpoints = self.path / "checkpoints"
         kept = {p.name for p in checkpoints.iterdir()} if checkpoints.is_dir() else set()
-        for folder in () if newest is None else self.iteration(last).parent.iterdir():
+        if newest is None:
+            return
+        for folder in self.iteration(last).parent.iterdir():
             if folder.name.isdigit() and int(folder.name) <= last - newest and folder.name not in kept:
                 for name in ROLLOUTS:
                     (folder / name).unlink(missing_ok=True)

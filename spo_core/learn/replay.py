@@ -55,10 +55,12 @@ class ReplayBuffer:
                 questions.setdefault(tree.question_id, []).append((entry, nodes))
 
         def some(units: list[Unit], limit: int | None) -> list[Unit]:
-            order = rng.permutation(len(units)).tolist() if limit is not None and _size(units) > limit else None
-            if order and fresh:
+            if limit is None or _size(units) <= limit:
+                return units
+            order = rng.permutation(len(units)).tolist()
+            if fresh:
                 order.sort(key=lambda at: ages[units[at][0]])
-            return units if order is None else _fill(units, limit, order)
+            return _fill(units, limit, order)
 
         sampled = [unit for units in questions.values() for unit in some(units, replay.per_question)]
         chosen = some(sampled, replay.segments)
