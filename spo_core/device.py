@@ -28,9 +28,3 @@ def use_device(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """The GPU's, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def give_back(device: torch.device) -> None:
-    """Return memory that torch keeps for later to the GPU, for an engine of another kind that wakes on it."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

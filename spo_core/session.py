@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams, Params
-from spo_core.device import give_back, use_device
+from spo_core.device import use_device
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.files import read_json, write_json
 from spo_core.learn.backend import Learner, TorchBackend
@@ -107,7 +107,6 @@ class Session:
         if self.parts is not None:
             return self.parts.sample(self.model, rows, **more)
         assert self.engine is not None
-        give_back(self.model.device)  # what the update no longer holds, before the engine wakes
         site = Site(self.params, self.problem, self.verifier, self.working, self.tokenizer, self.engine)
         return sample(site, rows, **more)
 
