@@ -11,7 +11,7 @@ from spo_core.files import read_json
 from spo_core.problems import problem_set
 
 SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
-LOGITS = 2**26  # of one chunk of trained positions, as in learn/tree_forward.py, which imports torch
+LOGITS = 2**26  # of one chunk of trained positions, as in learn/head.py, which imports torch
 LAID_OUT_ALIKE = ("llama", "mistral", "qwen2")
 
 

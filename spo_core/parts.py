@@ -34,7 +34,6 @@ from spo_core.device import use_device
 from spo_core.errors import RunError
 from spo_core.files import atomic_directory, file_digest, read_json, write_json
 from spo_core.learn.precision import working_copy
-from spo_core.learn.tree_attention import NAME
 from spo_core.policy import load_policy
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
@@ -222,8 +221,6 @@ def _opened(file: Path) -> _Open:
     use_device(device)
     model, tokenizer = load_policy(policy)
     model = working_copy(model.to(device), params.learn)  # type: ignore[arg-type]
-    if params.learn.backend.type == "torch":  # as the trainer leaves the flow's own module: the same bits
-        model.set_attn_implementation(NAME)
     own = file.parent / f"engine-{platform.node()}-{os.getpid()}"
     engine = make_engine(params, model, tokenizer, policy=policy, folder=own)
     site = Site(params, problem_set(params.data), Verifier(params.verify), model, tokenizer, engine)

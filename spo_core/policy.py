@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from spo_core.attention import NAME
 from spo_core.config import PolicyParams, ScratchPolicy
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems.base import ProblemSet
@@ -102,7 +103,7 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=NAME,
             dtype=torch.float32,
         )
     except (OSError, ValueError) as error:

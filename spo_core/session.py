@@ -26,6 +26,7 @@ from spo_core.learn.deepspeed_trainer import DeepSpeedTrainer
 from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
+from spo_core.learn.tree_check import check_policy
 from spo_core.parts import MapParts, Parts
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
@@ -309,14 +310,22 @@ def _learner(
     params: Params, policy: Path, model: PreTrainedModel, working: PreTrainedModel, run: RunDirectory
 ) -> Learner:
     """``policy``: the folder of ``model``, and of the reference policy where there is one."""
-    temperature, seed = params.rollout.temperature, params.run.seed
+    temperature, seed, longest = params.rollout.temperature, params.run.seed, params.rollout.longest_context
     penalty = params.learn.kl.type == "penalty"
     if params.learn.backend.type == "deepspeed":
         reference = policy if penalty else None
         log_file = run.path / "deepspeed.log"
         return DeepSpeedTrainer(
-            model, params.learn, policy=policy, reference=reference, temperature=temperature, seed=seed, log=log_file
+            model,
+            params.learn,
+            policy=policy,
+            reference=reference,
+            context_length=longest,
+            temperature=temperature,
+            seed=seed,
+            log=log_file,
         )
     frozen = load_policy(policy)[0].eval().requires_grad_(False).to(model.device) if penalty else None
     backend = TorchBackend(model, frozen, params.learn, working)
+    check_policy(backend.policy, longest)
     return Trainer(backend, params.learn, temperature=temperature, seed=seed)

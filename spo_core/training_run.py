@@ -23,6 +23,8 @@ from spo_core.verify.rules import check_grader
 
 # what decides the trained weights, given params, data and the first policy
 CODE = (
+    "architecture",
+    "attention",
     "credit",
     "iteration",
     "learn",

@@ -182,9 +182,9 @@ def test_memory_of_weights_and_optimizer():
 
 
 def test_the_chunk_of_logits_is_that_of_the_trainer():
-    from spo_core.learn import tree_forward
+    from spo_core.learn import head
 
-    assert tree_forward.LOGITS == LOGITS
+    assert head.LOGITS == LOGITS
     assert memory().logits == 8 * LOGITS
 
 

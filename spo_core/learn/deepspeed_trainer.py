@@ -38,6 +38,7 @@ class DeepSpeedTrainer:
         *,
         policy: Path,
         reference: Path | None,
+        context_length: int,
         temperature: float,
         seed: int,
         log: Path,
@@ -56,6 +57,7 @@ class DeepSpeedTrainer:
             "learn": params.model_dump_json(),
             "policy": str(policy.resolve()),
             "reference": None if reference is None else str(reference.resolve()),
+            "context_length": context_length,
             "temperature": temperature,
             "seed": seed,
         }

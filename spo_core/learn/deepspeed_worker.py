@@ -68,6 +68,7 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     from spo_core.learn.deepspeed_backend import DeepSpeedBackend, join_ranks
     from spo_core.learn.pairs import read_pairs
     from spo_core.learn.trainer import Trainer
+    from spo_core.learn.tree_check import check_policy
     from spo_core.policy import load_policy
 
     params = LearnParams.model_validate_json(settings["learn"])
@@ -77,6 +78,7 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     if params.kl.type == "penalty":
         reference = load_policy(settings["reference"])[0].eval().requires_grad_(False)
     backend = DeepSpeedBackend(model, reference, params)
+    check_policy(backend.engine.module, settings["context_length"])  # sharded and rounded as it is trained
     trainer = Trainer(backend, params, temperature=settings["temperature"], seed=settings["seed"])
 
     def progress(done: int, total: int) -> None:

@@ -10,8 +10,8 @@ from spo_core.config import Params, VllmEngineParams
 from spo_core.errors import EngineError
 from spo_core.policy import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
+from spo_core.rollout.engine_check import checked_engine
 from spo_core.rollout.seeds import derive_seed
-from spo_core.rollout.transformers_engine import TransformersEngine
 
 
 def make_engine(
@@ -20,11 +20,11 @@ def make_engine(
     """An engine that serves ``model`` after every ``policy_changed``.
 
     ``policy`` is a checkpoint with the model's architecture, ``folder`` a place for logs and for weights on their way
-    to servers. Raises EngineError where the engine does not start.
+    to servers. Raises EngineError where the engine does not start, ConfigError where it cannot decode such a policy.
     """
     rollout, stops = params.rollout, stop_ids(model, tokenizer)
     if not isinstance(rollout.engine, VllmEngineParams):
-        return TransformersEngine(
+        return checked_engine(
             model,
             stop_ids=stops,
             context_length=rollout.longest_context,

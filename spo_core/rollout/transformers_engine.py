@@ -1,8 +1,9 @@
 """Continuous batching over a Hugging Face causal model, for CPUs and small policies.
 
-Requests live in slots of one preallocated key/value cache. Every slot holds the cache of all its tokens but the last,
-which is *pending*: a step feeds the pending tokens of all active slots and samples the next ones. A child is admitted
-by copying its parent's cache, so a prefix is computed once; active slots stay packed at the front.
+Requests live in slots of a preallocated key/value cache, one tensor for all keys and values of one shape. Every slot
+holds the cache of all its tokens but the last, which is *pending*: a step feeds the pending tokens of all active slots
+and samples the next ones. A child is admitted by copying its parent's cache, so a prefix is computed once; active slots
+stay packed at the front.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from spo_core.attention import CAUSAL, NAME, Sees, laid_out
 from spo_core.rollout.engine import Completion, Request
+
+Place = tuple[int, int]  # which of the engine's stores, and which of the tensors in it
+Stored = list[Tensor]  # one request's cache: (tensors, heads, tokens, dim) of each store
 
 
 @dataclass(slots=True)
@@ -37,10 +43,29 @@ class _SlotLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         e, n = self.engine, key_states.shape[0]
-        keys, values = e.kv[self.layer, 0], e.kv[self.layer, 1]  # (slots, heads, positions, head dim)
+        keys, values = (e.kv[store][index] for store, index in e.places[self.layer])  # (slots, heads, positions, dim)
         keys[e.rows[:n], :, e.lengths[:n]] = key_states[:, :, 0]
         values[e.rows[:n], :, e.lengths[:n]] = value_states[:, :, 0]
         return keys[:n, :, : e.width], values[:n, :, : e.width]
+
+
+class _SlotLayout:
+    """Masks of the slots: each active one's new token, and what is cached before it."""
+
+    packed = False
+
+    def __init__(self, engine: TransformersEngine, n: int) -> None:
+        self.engine, self.lengths = engine, engine.lengths[:n, None]
+
+    def mask(self, sees: Sees) -> Tensor:
+        """Added to scores, (n, 1, 1, width)."""
+        positions = self.engine.positions[None, : self.engine.width]
+        visible = positions <= self.lengths
+        if sees is not CAUSAL:
+            zero = torch.zeros_like(self.lengths)
+            visible &= sees(zero, zero, self.lengths, positions)
+        bias = torch.zeros(visible.shape, dtype=self.engine.dtype, device=visible.device)
+        return bias.masked_fill_(~visible, float("-inf"))[:, None, None]
 
 
 class TransformersEngine:
@@ -61,7 +86,7 @@ class TransformersEngine:
         max_concurrency: int = 256,
         entropies: bool = False,
     ) -> None:
-        config = model.config
+        model.set_attn_implementation(NAME)
         self.model, self.temperature, self.top_p = model, temperature, top_p
         self.device, self.dtype = model.device, model.dtype
         self.context_length, self.capacity = context_length, max_concurrency
@@ -69,10 +94,11 @@ class TransformersEngine:
         self.version: int | None = None
         self.restarts = 0
         self.stop_ids = torch.tensor(sorted(stop_ids), device=self.device)
-        heads = config.num_key_value_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, max_concurrency, heads, context_length, head_dim)
-        self.kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.places, shapes = self._cache_layout()
+        self.kv = [
+            torch.zeros((count, max_concurrency, heads, context_length, dim), dtype=self.dtype, device=self.device)
+            for (heads, dim), count in shapes.items()
+        ]
         self.rows = torch.arange(max_concurrency, device=self.device)
         self.lengths = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)  # tokens in the cache
         self.width = 0  # longest active cache, the pending token included
@@ -81,11 +107,11 @@ class TransformersEngine:
         self._tokens = np.zeros((max_concurrency, context_length), np.int32)
         self._logprobs = np.zeros((max_concurrency, context_length), np.float32)
         self._entropies = np.zeros((max_concurrency, context_length), np.float32)
-        self._positions = torch.arange(context_length, device=self.device)
+        self.positions = torch.arange(context_length, device=self.device)
         self._slots: list[_Slot] = []
         self._queue: deque[Request] = deque()
-        self._kept: dict[int, tuple[np.ndarray, Tensor]] = {}  # request id -> tokens, cache (layers, 2, heads, n, dim)
-        self._prefixes: dict[bytes, Tensor] = {}  # prompt without its last token -> cache
+        self._kept: dict[int, tuple[np.ndarray, Stored]] = {}  # request id -> tokens, cache
+        self._prefixes: dict[bytes, Stored] = {}  # prompt without its last token -> cache
         self._uses: Counter[bytes] = Counter()  # queued requests that may need it
 
     @property
@@ -132,15 +158,13 @@ class TransformersEngine:
         """Feed the pending tokens of the first n slots; logits (n, vocabulary) of what follows them."""
         lengths = self.lengths[:n]
         self.width = int(lengths.max()) + 1
-        mask = self._positions[None, : self.width] <= lengths[:, None]
-        bias = torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, float("-inf"))
-        output = self.model(
-            input_ids=self._pending[:n, None],
-            position_ids=lengths[:, None],
-            attention_mask=bias[:, None, None, :],
-            past_key_values=Cache(layers=[_SlotLayer(self, i) for i in range(self.kv.shape[0])]),
-            use_cache=True,
-        )
+        with laid_out(_SlotLayout(self, n)):
+            output = self.model(
+                input_ids=self._pending[:n, None],
+                position_ids=lengths[:, None],
+                past_key_values=Cache(layers=[_SlotLayer(self, i) for i in range(len(self.places))]),
+                use_cache=True,
+            )
         return output.logits[:, -1].float()
 
     def _sample(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -184,14 +208,15 @@ class TransformersEngine:
         if request.keep:
             cached = int(self.lengths[index])
             tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
-            self._kept[request.request_id] = (tokens, self.kv[:, :, index, :, :cached].clone())
+            self._kept[request.request_id] = (tokens, [store[:, index, :, :cached].clone() for store in self.kv])
         entropies = self._entropies[index, :count].copy() if self.gives_entropies else None
         logprobs = self._logprobs[index, :count].copy()
         completion = Completion(request.request_id, sampled, logprobs, stopped, entropies, slot.cached_tokens)
         last = len(self._slots) - 1
         if index != last:
             length = int(self.lengths[last])
-            self.kv[:, :, index, :, :length] = self.kv[:, :, last, :, :length]
+            for store in self.kv:
+                store[:, index, :, :length] = store[:, last, :, :length]
             self.lengths[index] = length
             self._pending[index] = self._pending[last]
             self._noise[index] = self._noise[last]
@@ -211,12 +236,13 @@ class TransformersEngine:
             stop = start + len(siblings)
             if parent is not None and parent in self._kept:
                 tokens, kv = self._kept[parent]
-                if kv.shape[3] < cached or not np.array_equal(tokens[:cached], siblings[0].token_ids[:cached]):
+                if len(tokens) <= cached or not np.array_equal(tokens[:cached], siblings[0].token_ids[:cached]):
                     raise ValueError(f"request {siblings[0].request_id} does not share the tokens of {parent}")
             elif cached:
                 kv = self._prefixes[prefix]
             if cached:
-                self.kv[:, :, start:stop, :, :cached] = kv[:, :, None, :, :cached]
+                for store, prefix_cache in zip(self.kv, kv, strict=True):
+                    store[:, start:stop, :, :cached] = prefix_cache[:, None, :, :cached]
             self.lengths[start:stop] = cached
             self._pending[start:stop] = torch.tensor([int(r.token_ids[-1]) for r in siblings], device=self.device)
             for index, request in enumerate(siblings, start=start):
@@ -248,14 +274,36 @@ class TransformersEngine:
         batch = torch.zeros(len(prompts), width, dtype=torch.long, device=self.device)
         for row, ids in enumerate(prompts.values()):
             batch[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        layers = [DynamicLayer() for _ in range(self.kv.shape[0])]
-        self.model.base_model(  # right-padded and causal: padding is never seen
-            input_ids=batch, past_key_values=Cache(layers=list(layers)), use_cache=True
-        )
-        cached = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # type: ignore[list-item]
+        layers = self._cached(batch)  # right-padded and causal: padding is never seen
+        stores: list[list[Tensor]] = [[] for _ in self.kv]
+        for layer, ((keys, _), (values, _)) in zip(layers, self.places, strict=True):
+            stores[keys].append(layer.keys)
+            stores[values].append(layer.values)
+        whole = [torch.stack(store) for store in stores]  # (members, prompts, heads, width, dim)
         for row, (key, ids) in enumerate(prompts.items()):
-            self._prefixes[key] = cached[:, :, row, :, : len(ids)].clone()
+            self._prefixes[key] = [store[:, row, :, : len(ids)].clone() for store in whole]
         return set(prompts)
+
+    def _cached(self, ids: Tensor) -> list[Any]:
+        """Layers of the cache of (rows, width) token ids."""
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return list(cache.layers)
+
+    @torch.inference_mode()
+    def _cache_layout(self) -> tuple[list[tuple[Place, Place]], Counter[tuple[int, int]]]:
+        """Where each layer's keys and values are stored, and how many tensors of each (heads, head dim) there are."""
+        self.model.eval()
+        shapes: Counter[tuple[int, int]] = Counter()
+        places = []
+        for layer in self._cached(torch.zeros(1, 1, dtype=torch.long, device=self.device)):
+            pair = []
+            for tensor in (layer.keys, layer.values):
+                shape = (tensor.shape[1], tensor.shape[3])
+                pair.append((list(shapes).index(shape) if shape in shapes else len(shapes), shapes[shape]))
+                shapes[shape] += 1
+            places.append((pair[0], pair[1]))
+        return places, shapes
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -60,7 +60,14 @@ from spo_core.policy import load_policy
 params = LearnParams.model_validate_json({params.model_dump_json()!r})
 here = Path("policy")
 trainer = DeepSpeedTrainer(
-    load_policy(here)[0], params, policy=here, reference=None, temperature=1.0, seed=0, log=Path("log")
+    load_policy(here)[0],
+    params,
+    policy=here,
+    reference=None,
+    context_length=64,
+    temperature=1.0,
+    seed=0,
+    log=Path("log"),
 )
 print("ready", flush=True); sys.stdin.read()
 """
@@ -79,7 +86,14 @@ def ranks_of(folder, params):
     where = folder / "policy"
     reference = where if params.kl.type == "penalty" else None
     trainer = DeepSpeedTrainer(
-        load_policy(where)[0], params, policy=where, reference=reference, temperature=1.0, seed=0, log=folder / "log"
+        load_policy(where)[0],
+        params,
+        policy=where,
+        reference=reference,
+        context_length=64,
+        temperature=1.0,
+        seed=0,
+        log=folder / "log",
     )
     pids = processes_of(trainer)
     assert len(pids) == 4, "the launcher, what it starts on this machine, and two ranks"

@@ -92,7 +92,14 @@ def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, h
         left.mkdir(parents=True)
         (left / "weights-1.safetensors").touch()
         return DeepSpeedTrainer(
-            load_policy(where)[0], params, policy=where, reference=None, temperature=1.0, seed=0, log=log
+            load_policy(where)[0],
+            params,
+            policy=where,
+            reference=None,
+            context_length=64,
+            temperature=1.0,
+            seed=0,
+            log=log,
         )
 
     one = make_trainer(policy, **SMALL)

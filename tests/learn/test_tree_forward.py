@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from spo_core.learn import tree_forward
-from spo_core.learn.tree_attention import ancestor_mask, tree_attention
+from spo_core.attention import attention
+from spo_core.learn import head
+from spo_core.learn.block_mask import Spans, ancestor_mask
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.tree import Finish, Node, RolloutTree
@@ -104,8 +105,9 @@ def test_the_ancestor_mask_is_the_path(seed):
     rng = np.random.default_rng(seed)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=3), 0.7) for _ in range(2)]
     batch = layout(items)
+    spans = Spans(batch.first, batch.last, batch.position_ids, torch.zeros_like(batch.first), ())
     at = torch.arange(batch.forwarded_tokens)
-    sees = ancestor_mask(batch)(at, at, at[:, None], at[None])
+    sees = ancestor_mask(spans)(at, at, at[:, None], at[None])
     # a token's position is the number of tokens before it on its path
     assert torch.equal(sees.sum(1) - 1, batch.position_ids)
     assert bool((sees.diagonal() if len(sees) else sees.any(1)).all())
@@ -114,11 +116,11 @@ def test_the_ancestor_mask_is_the_path(seed):
 def test_many_chunks_of_the_vocabulary_are_one(policy, monkeypatch):
     rng = np.random.default_rng(2)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 1.0) for _ in range(2)]
-    monkeypatch.setattr(tree_forward, "LOGITS", 3 * policy.config.vocab_size)
+    monkeypatch.setattr(head, "LOGITS", 3 * policy.config.vocab_size)
     assert_equal_to_flat(policy, items)
     rows = []
     watched = copy.deepcopy(policy)
-    watched.lm_head.register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
+    watched.lm_head.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
     logprobs, entropy = TreePolicy(watched)(layout(items), 1.0, True)
     (logprobs.sum() + 0 * entropy.sum()).backward()
     assert max(rows) == 3 and sum(rows) == 2 * len(logprobs), "every chunk once in each direction, never more than 3"
@@ -208,5 +210,5 @@ def test_decoding_attention_is_sdpa(kv_heads):
     bias = torch.zeros(5, 1, 1, 7).masked_fill(~visible, float("-inf"))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, enable_gqa=True)
     for mask in (visible, bias):
-        found, _ = tree_attention(torch.nn.Module(), query, key, value, mask)
+        found, _ = attention(torch.nn.Module(), query, key, value, mask)
         assert torch.allclose(found.transpose(1, 2), expected, atol=1e-6)

@@ -1,0 +1,163 @@
+"""Whether a policy's architecture is computed as its own plain forward pass computes it, found out by comparing both.
+
+Who computes otherwise (trees in one packed row, slots of an engine) compares its log-probs of a few random tokens with
+the plain ones when it gets a policy, on paths longer than the windows that the run can reach, and refuses the policy
+where they differ by more than rounding. Nothing is known here about single architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from spo_core.errors import ConfigError
+
+SHORT = 24  # tokens of a path that crosses no window
+# root mean squares of differences, as shares of the log-probs' own standard deviation; with random weights rounding
+# stays below 1e-5 in float32, and what is computed wrongly exceeds 1e-4 with untrained weights, 0.2 with sharper ones
+TOLERANCE = (1e-4, 0.02)  # four times what two plain ways of computing differ by, within these
+HALF_TOLERANCE = (0.05, 0.5)  # in bfloat16 and float16
+EAGER = 5000  # tokens; longer paths are compared with SDPA, which writes no matrix of attention weights
+
+
+def path_length(model: PreTrainedModel, context_length: int) -> int:
+    """Tokens of a path that is longer than every window below ``context_length``, which it does not exceed."""
+    config = model.config.get_text_config()
+    windows = [
+        value
+        for name, value in vars(config).items()
+        if any(word in name for word in ("window", "chunk", "topk", "block_size")) and "layers" not in name
+        if isinstance(value, int) and value < context_length
+    ]
+    return min(max(windows, default=0) + SHORT, context_length)
+
+
+def random_ids(model: PreTrainedModel, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Token ids of the vocabulary, special ones left out; int32 [count]."""
+    config = model.config.get_text_config()
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    special = {i for ids in named for i in (ids if isinstance(ids, list) else [ids])}
+    allowed = np.array([i for i in range(config.vocab_size) if i not in special] or range(config.vocab_size))
+    return rng.choice(allowed, count).astype(np.int32)
+
+
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, ids: np.ndarray, temperature: float = 1.0, *, own: bool = True) -> Tensor:
+    """Log-prob of every token but the first after those before it, by the model's forward pass; float32 [n - 1].
+
+    ``own``: with attention as its authors wrote it, else with ours for plain rows, which rounds in other places.
+    """
+    training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if own:
+        model.set_attn_implementation("eager" if len(ids) <= EAGER else "sdpa")
+    try:
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(model.device)
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float() / temperature
+    finally:
+        model.set_attn_implementation(attention)
+        model.train(training)
+    return torch.log_softmax(logits, -1).gather(-1, tokens[1:, None])[:, 0].cpu()
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the differences as a share of the expected ones' spread; not finite counts as infinite."""
+    share = float((found - expected).square().mean().sqrt() / (expected.std() + 1e-6))
+    return share if np.isfinite(share) else float("inf")
+
+
+def tolerance(model: PreTrainedModel, expected: Tensor, otherwise: Callable[[], Tensor]) -> float:
+    """The ``difference`` that is rounding; ``otherwise`` gives the expected log-probs, rounded in other places."""
+    least, most = TOLERANCE if torch.finfo(model.dtype).bits >= 32 else HALF_TOLERANCE
+    return min(max(4 * difference(otherwise(), expected), least), most)
+
+
+def refuse_stretched_positions(model: PreTrainedModel, context_length: int) -> None:
+    """Raise ConfigError where rotary frequencies depend on the length of what is forwarded: the same token would be
+    computed one way in a short path and another in a long one."""
+    config = model.config.get_text_config()
+    for rope in _dicts(vars(config)):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            original = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            original = original or config.max_position_embeddings
+            if context_length > original:
+                raise ConfigError(
+                    f"the policy's rotary positions ({rope['rope_type']}) change with a text's length beyond "
+                    f"{original} tokens; set rollout.context_length to at most {original}"
+                )
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _dicts(inner)
+
+
+def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """Its decoder layers; none where they cannot be told."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return list(lists[0]) if lists else []
+
+
+def kind_of(config: PreTrainedConfig, layers: Sequence[nn.Module], index: int) -> str:
+    """Words for a layer: its kind in the configuration, and the class of its first part that is no norm or MLP."""
+    kinds = getattr(config.get_text_config(), "layer_types", None)
+    parts = [type(child).__name__ for child in layers[index].children()]
+    parts = [name for name in parts if "Norm" not in name and "MLP" not in name]
+    name = parts[0] if parts else type(layers[index]).__name__
+    return f"{kinds[index]} ({name})" if kinds else name
+
+
+@contextmanager
+def recorded(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """The layers' outputs, first row each, as they are computed within it."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple | list) else output
+        outputs.append(tensor.detach().float().reshape(-1, tensor.shape[-1]).cpu())
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def kinds_of(model: PreTrainedModel) -> str:
+    """Words for all kinds of layers that it has."""
+    layers = layers_of(model)
+    kinds = sorted({kind_of(model.config, layers, i) for i in range(len(layers))})
+    return "its layers of kind " + " and ".join(kinds) if kinds else type(model).__name__
+
+
+def refusal(model: PreTrainedModel, use: str, why: str) -> ConfigError:
+    """What to raise; ``use`` completes "a policy of model_type X cannot ..."."""
+    return ConfigError(
+        f"a policy of model_type {model.config.model_type} cannot {use}: {why}; choose one whose layers are full, "
+        "sliding or chunked attention"
+    )
+
+
+T = TypeVar("T")
+
+
+def attempted(attempt: Callable[[], T]) -> tuple[T | None, str]:
+    """Its result, or None and in one line what it failed at: whatever a model of another kind stumbles over."""
+    try:
+        return attempt(), ""
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return None, (str(error).strip() or repr(error)).splitlines()[0]

@@ -1,0 +1,108 @@
+"""Log-probs from hidden states, chunk by chunk of positions, by whatever a model does behind its last hidden states.
+
+That is the model's own forward with its trunk replaced by one that returns given hidden states: output layer, scaling
+and softcap as they are. ZeRO-3 gathers parameters whenever a module that has some is called; here that is ``Head``,
+once in either direction of a pass, however many chunks this rank has: modules within are copies that DeepSpeed does
+not see.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from spo_core.architecture import refusal
+
+LOGITS = 2**26  # of one chunk of trained positions; 256 MB in float32
+
+
+class Head(nn.Module):
+    """Maps hidden states (positions, hidden size) and the ids of what follows (positions,) to log-probs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._behind = (_bare(model, trunk(model)),)  # in a tuple: no submodule
+        self.vocabulary = model.config.get_text_config().vocab_size
+        parameters = {id(p): p for p in self._behind[0].parameters()}
+        for number, parameter in enumerate(parameters.values()):
+            self.register_parameter(f"shared_{number}", parameter)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
+        measured: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [positions].
+
+        Log-probs of ``measured`` hidden states and what follows them are behind the others, without gradient.
+        """
+        rows = max(1, LOGITS // self.vocabulary)
+        parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+        if len(targets) <= rows:
+            results = [self._project(h, t, temperature, entropy) for h, t in parts]
+        else:  # logits of a chunk live only while it is computed, in both directions
+            results = [checkpoint(self._project, h, t, temperature, entropy, use_reentrant=False) for h, t in parts]
+        logprobs = torch.cat([part for part, _ in results])
+        if measured is not None:
+            with torch.no_grad():
+                extra = zip(*(x.split(rows) for x in measured), strict=True)
+                behind = [self._project(h, t, temperature, False)[0] for h, t in extra]
+            logprobs = torch.cat([logprobs, *behind])
+        return logprobs, torch.cat([part for _, part in results if part is not None]) if entropy else None
+
+    def _project(
+        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self._behind[0](inputs_embeds=hidden[None]).logits[0].float() / temperature  # (positions, vocabulary)
+        total = logits.logsumexp(-1)
+        entropies = None
+        if entropy:
+            with torch.no_grad():
+                entropies = total - ((logits - total[:, None]).exp() * logits).sum(-1)
+        return logits.gather(-1, targets[:, None])[:, 0] - total, entropies
+
+
+def trunk(model: PreTrainedModel) -> PreTrainedModel:
+    """What computes a causal model's last hidden states. Raises ConfigError where no part of the model is that."""
+    found = model.get_decoder()
+    if found is model or not isinstance(found, PreTrainedModel):
+        found = next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+    if found is model:
+        raise refusal(model, "be trained on trees", "its output layer is not apart from what computes hidden states")
+    return found
+
+
+class _Given(nn.Module):
+    """In the place of a trunk: hidden states in, hidden states out."""
+
+    def forward(self, *args: Any, inputs_embeds: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return _Output(last_hidden_state=inputs_embeds)
+
+
+class _Output(BaseModelOutputWithPast):
+    """Has nothing but hidden states, whatever is asked for: no router's logits, no cache."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _bare(module: nn.Module, without: nn.Module) -> Any:
+    """The same module for the same parameters and buffers, without ``without`` and hooks that are registered later."""
+    if module is without:
+        return _Given()
+    result = copy.copy(module)
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") and isinstance(value, dict):
+            result.__dict__[name] = value.copy()
+    result._modules = {name: child and _bare(child, without) for name, child in module._modules.items()}
+    return result
