@@ -80,6 +80,8 @@ def test_an_update_mixes_no_devices_and_reads_little_back(policy, moved, name, t
     again = make_trainer(moved, **options)
     again.backend.model.load_state_dict(trainer.backend.model.state_dict())
     again.load(tmp_path)
+    kept = [value for state in again.backend.optimizer.state.values() for value in state.values()]
+    assert kept and all(value.device == DEVICE for value in kept), "fused kernels take the count of steps there, too"
     for one in (trainer, again):
         one.train_iteration(sample(seed=2), iteration=2)
     assert all(map(torch.equal, weights(trainer.backend.model), weights(again.backend.model)))
