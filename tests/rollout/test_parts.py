@@ -102,6 +102,17 @@ def test_training_on_parts_is_training(project, tmp_path, monkeypatch, case):
     assert whole[1][-1]["eval/validation_accuracy"] == three[1][-1]["eval/validation_accuracy"]
 
 
+def test_a_worker_rounds_the_weights_as_the_flow_does(project, tmp_path, monkeypatch):
+    """In bfloat16 it is handed float32 weights and samples with those that the flow would have sampled with."""
+    runs = []
+    for parts in (0, 1):
+        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / str(parts)))
+        runs.append(train(small("learn.dtype=bfloat16", parts=parts), project, here if parts else None))
+        close_site()
+    whole, one = runs
+    assert same_bits(whole[0], one[0]) and whole[1] == one[1] and furthest(whole[2], one[2]) == 0
+
+
 def test_equal_questions_stay_together_and_parts_are_even():
     ids = [f"q{n}" for n in range(10)] + ["q0", "q9"]
     parts = divide(ids, 4)
