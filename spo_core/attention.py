@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
@@ -118,13 +119,16 @@ def attention(
     layout = _layout.get()
     if layout is not None and layout.packed:
         raise ValueError("it makes its masks itself")
-    decoding = query.shape[2] == 1 and query.device.type == "cpu" and not query.requires_grad
-    if decoding or softcap is not None or s_aux is not None:
+    if softcap is not None or s_aux is not None:
         if attention_mask is None and query.shape[2] > 1:
             attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         if dropout:
             raise ValueError("dropout in attention with softcap or sinks")
         return products(query, key, value, attention_mask, scale, softcap, s_aux), None
+    if query.shape[2] == 1 and not query.requires_grad:  # decoding: transformers' would copy shared keys for each head
+        shared = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scale, enable_gqa=shared)
+        return out.transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
@@ -138,7 +142,7 @@ def products(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention as two matrix products; shapes as ``attention``'s. ``mask``, bool or added to scores, must be
-    broadcastable to (batch, 1, queries, keys). For one query a row on CPUs SDPA takes twice as long."""
+    broadcastable to (batch, 1, queries, keys)."""
     batch, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]
     shared = heads // kv_heads

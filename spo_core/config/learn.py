@@ -146,8 +146,8 @@ class LearnParams(Namespace):
     float32, 0.0125 in float16, 0.1 in bfloat16."""
     max_tokens_per_forward: int = Field(default=16384, ge=1)
     """Token budget of one forward pass; more are computed in several, with the same result."""
-    attention: Literal["auto", "levels", "flex"] = "auto"
-    """How a tree attends: depth by depth, or FlexAttention; auto: flex on GPUs."""
+    attention: Literal["auto", "rows", "flex"] = "auto"
+    """How a tree attends: ranges of it with the path before them, in SDPA, or FlexAttention; auto: flex on GPUs."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping what it computed."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -44,7 +44,7 @@ def smallest(shares: Sequence[Sequence[Part]]) -> Part:
 
 
 def forwarded_tokens(tree: WeightedTree) -> int:
-    """Tokens of the trained nodes and their ancestors, as ``tree_batch.layout`` forwards them."""
+    """Tokens of the trained nodes and their ancestors: what ``tree_batch.layout`` forwards and what it merges."""
     needed, below = needed_nodes(tree.tree, tree.masks)
     nodes = tree.tree.nodes
     return sum(len(nodes[i].token_ids) - (not below[i]) for i in np.flatnonzero(needed))

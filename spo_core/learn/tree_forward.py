@@ -18,7 +18,7 @@ from spo_core.learn.tree_batch import TreeBatch
 class TreePolicy(nn.Module):
     """A causal model that maps a TreeBatch to the log-probs of its trained tokens.
 
-    ``attention``: levels, flex, dense (see tree_attention) or auto: flex on GPUs, levels elsewhere. The model's
+    ``attention``: rows, flex (see tree_attention) or auto: flex on GPUs, rows elsewhere. The model's
     attention is switched for good; without a tree it behaves as before.
     """
 
@@ -47,7 +47,7 @@ class TreePolicy(nn.Module):
         """Last hidden states of a packed row; (tokens, hidden size)."""
         kind = self.attention
         if kind == "auto":
-            kind = "flex" if batch.input_ids.is_cuda else "levels"
+            kind = "flex" if batch.input_ids.is_cuda else "rows"
         with laid_out(TreeLayout(batch, kind)):
             output = trunk(self.model)(
                 input_ids=batch.input_ids[None],

@@ -1,9 +1,10 @@
 """Continuous batching over a Hugging Face causal model, for CPUs and small policies.
 
-Requests live in slots of a preallocated key/value cache, one tensor for all keys and values of one shape. Every slot
-holds the cache of all its tokens but the last, which is *pending*: a step feeds the pending tokens of all active slots
-and samples the next ones. A child is admitted by copying its parent's cache, so a prefix is computed once; active slots
-stay packed at the front.
+Requests live in rows of a preallocated key/value cache, one tensor for all keys and values of one shape. Every row
+holds the cache of all its tokens but the last, which is *pending*: a step feeds the pending tokens of all rows and
+samples the next ones. Requests with equal tokens share a row for as long as they sample the same, so what they have in
+common is computed once; where they part, the cache is copied. A child is admitted by copying its parent's cache. Active
+rows and requests stay packed at the front.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,14 @@ Stored = list[Tensor]  # one request's cache: (tensors, heads, tokens, dim) of e
 
 
 @dataclass(slots=True)
-class _Slot:
+class _Open:
     request: Request
     cached_tokens: int
     sampled: int = 0
 
 
-class _SlotLayer(DynamicLayer):
-    """One layer's view of the slots: writes the new token of each active slot at its own position."""
+class _RowLayer(DynamicLayer):
+    """One layer's view of the rows: writes the new token of each active row at its own position."""
 
     def __init__(self, engine: TransformersEngine, layer: int) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class _SlotLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         e, n = self.engine, key_states.shape[0]
-        keys, values = (e.kv[store][index] for store, index in e.places[self.layer])  # (slots, heads, positions, dim)
+        keys, values = (e.kv[store][index] for store, index in e.places[self.layer])  # (rows, heads, positions, dim)
         keys[e.rows[:n], :, e.lengths[:n]] = key_states[:, :, 0]
         values[e.rows[:n], :, e.lengths[:n]] = value_states[:, :, 0]
         return keys[:n, :, : e.width], values[:n, :, : e.width]
 
 
-class _SlotLayout:
-    """Masks of the slots: each active one's new token, and what is cached before it."""
+class _RowLayout:
+    """Masks of the rows: each active one's new token, and what is cached before it."""
 
     packed = False
 
@@ -93,7 +93,7 @@ class TransformersEngine:
         self.gives_entropies = entropies
         self.version: int | None = None
         self.restarts = 0
-        self.stop_ids = torch.tensor(sorted(stop_ids), device=self.device)
+        self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.places, shapes = self._cache_layout()
         self.kv = [
             torch.zeros((count, max_concurrency, heads, context_length, dim), dtype=self.dtype, device=self.device)
@@ -103,12 +103,14 @@ class TransformersEngine:
         self.lengths = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)  # tokens in the cache
         self.width = 0  # longest active cache, the pending token included
         self._pending = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)
-        self._noise = torch.zeros(max_concurrency, context_length, dtype=torch.float64)
+        self._row_of = np.zeros(max_concurrency, np.int64)  # of every open request; from here on one entry a request
+        self._noise = np.zeros((max_concurrency, context_length))
         self._tokens = np.zeros((max_concurrency, context_length), np.int32)
         self._logprobs = np.zeros((max_concurrency, context_length), np.float32)
         self._entropies = np.zeros((max_concurrency, context_length), np.float32)
         self.positions = torch.arange(context_length, device=self.device)
-        self._slots: list[_Slot] = []
+        self._active = 0  # rows
+        self._open: list[_Open] = []
         self._queue: deque[Request] = deque()
         self._kept: dict[int, tuple[np.ndarray, Stored]] = {}  # request id -> tokens, cache
         self._prefixes: dict[bytes, Stored] = {}  # prompt without its last token -> cache
@@ -116,7 +118,7 @@ class TransformersEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._slots or self._queue)
+        return bool(self._open or self._queue)
 
     def submit(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -141,117 +143,156 @@ class TransformersEngine:
 
     def close(self) -> None:
         self._queue.clear()
-        self._slots.clear()
+        self._open.clear()
+        self._active = 0
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         if self.model.training:  # whoever trains it sets the mode again
             self.model.eval()
         self._admit()
-        n = len(self._slots)
-        if n == 0:
+        if not self._open:
             return []
-        tokens, logprobs, entropies = self._sample(self._forward(n), n)
-        return self._collect(tokens, logprobs, entropies, n)
+        return self._collect(*self._sample(self._forward(self._active)))
 
     def _forward(self, n: int) -> Tensor:
-        """Feed the pending tokens of the first n slots; logits (n, vocabulary) of what follows them."""
+        """Feed the pending tokens of the first n rows; logits (n, vocabulary) of what follows them."""
         lengths = self.lengths[:n]
         self.width = int(lengths.max()) + 1
-        with laid_out(_SlotLayout(self, n)):
+        with laid_out(_RowLayout(self, n)):
             output = self.model(
                 input_ids=self._pending[:n, None],
                 position_ids=lengths[:, None],
-                past_key_values=Cache(layers=[_SlotLayer(self, i) for i in range(len(self.places))]),
+                past_key_values=Cache(layers=[_RowLayer(self, i) for i in range(len(self.places))]),
                 use_cache=True,
             )
         return output.logits[:, -1].float()
 
-    def _sample(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inverse-CDF sampling: token ids, temperature-scaled log-probs and, if asked for, entropies, each (n,)."""
-        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
+    def _sample(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Inverse-CDF sampling: of every open request its token id, temperature-scaled log-prob and, if asked for,
+        entropy, each [requests]."""
+        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)  # (rows, vocabulary)
         probs = logprobs.double().exp()
         entropies = torch.special.entr(probs).sum(-1) if self.gives_entropies else None  # before top-p
         if self.top_p < 1:
             probs = nucleus(probs, self.top_p)
         cdf = probs.cumsum(-1)
-        drawn = [slot.sampled for slot in self._slots]
-        uniform = self._noise[torch.arange(n), torch.tensor(drawn)].to(self.device)
-        tokens = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
+        rows = self._row_of[: len(self._open)]
+        drawn = self._noise[np.arange(len(rows)), [item.sampled for item in self._open]]
+        places = _places(rows)
+        uniform = np.zeros((len(cdf), places.max() + 1))  # the requests of a row side by side
+        uniform[rows, places] = drawn
+        tokens = torch.searchsorted(cdf, torch.from_numpy(uniform).to(self.device) * cdf[:, -1:], right=True)
         last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
-        tokens = torch.minimum(tokens, last_possible)
-        return tokens, logprobs.gather(-1, tokens[:, None])[:, 0], entropies
+        tokens = torch.minimum(tokens, last_possible[:, None])
+        chosen = logprobs.gather(-1, tokens).cpu().numpy()[rows, places]
+        of_rows = None if entropies is None else entropies.cpu().numpy()[rows]
+        return tokens.cpu().numpy()[rows, places], chosen, of_rows
 
-    def _collect(self, tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, n: int) -> list[Completion]:
-        self.lengths[:n] += 1
-        self._pending[:n] = tokens
-        stopped = torch.isin(tokens, self.stop_ids).tolist()
-        drawn = np.fromiter((slot.sampled for slot in self._slots), np.int64, n)
-        self._tokens[np.arange(n), drawn] = tokens.cpu().numpy()
-        self._logprobs[np.arange(n), drawn] = logprobs.cpu().numpy()
+    def _collect(self, tokens: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray | None) -> list[Completion]:
+        self.lengths[: self._active] += 1
+        requests = np.arange(len(self._open))
+        drawn = np.array([item.sampled for item in self._open])
+        self._tokens[requests, drawn] = tokens
+        self._logprobs[requests, drawn] = logprobs
         if entropies is not None:
-            self._entropies[np.arange(n), drawn] = entropies.cpu().numpy()
+            self._entropies[requests, drawn] = entropies
+        stopped = np.isin(tokens, self.stop_ids).tolist()
         finished = []
-        for index, slot in enumerate(self._slots):
-            slot.sampled += 1
-            if stopped[index] or slot.sampled == slot.request.max_tokens:
+        for index, item in enumerate(self._open):
+            item.sampled += 1
+            if stopped[index] or item.sampled == item.request.max_tokens:
                 finished.append(index)
         completions = []
-        for index in reversed(finished):  # from the back, so that moving the last slot forward moves an open one
+        for index in reversed(finished):  # from the back, so that moving the last one forward moves an open one
             completions.append(self._finish(index, stopped[index]))
+        if finished or self._active < len(self._open):
+            self._part()
+        else:  # one request a row, as before
+            self._pending[self._indices(self._row_of[: len(tokens)])] = self._indices(tokens)
         return completions[::-1]
 
     def _finish(self, index: int, stopped: bool) -> Completion:
-        slot = self._slots[index]
-        request, count = slot.request, slot.sampled
+        """Take a request out; the last one takes its place."""
+        item = self._open[index]
+        request, count = item.request, item.sampled
         sampled = self._tokens[index, :count].copy()
         if request.keep:
-            cached = int(self.lengths[index])
+            row = self._row_of[index]
+            cached = int(self.lengths[row])
             tokens = np.concatenate([request.token_ids, sampled]).astype(np.int32)
-            self._kept[request.request_id] = (tokens, [store[:, index, :, :cached].clone() for store in self.kv])
+            self._kept[request.request_id] = (tokens, [store[:, row, :, :cached].clone() for store in self.kv])
         entropies = self._entropies[index, :count].copy() if self.gives_entropies else None
         logprobs = self._logprobs[index, :count].copy()
-        completion = Completion(request.request_id, sampled, logprobs, stopped, entropies, slot.cached_tokens)
-        last = len(self._slots) - 1
+        completion = Completion(request.request_id, sampled, logprobs, stopped, entropies, item.cached_tokens)
+        last = len(self._open) - 1
         if index != last:
-            length = int(self.lengths[last])
-            for store in self.kv:
-                store[:, index, :, :length] = store[:, last, :, :length]
-            self.lengths[index] = length
-            self._pending[index] = self._pending[last]
-            self._noise[index] = self._noise[last]
-            for rows in (self._tokens, self._logprobs, self._entropies):
-                rows[index] = rows[last]
-            self._slots[index] = self._slots[last]
-        self._slots.pop()
+            for values in (self._row_of, self._noise, self._tokens, self._logprobs, self._entropies):
+                values[index] = values[last]
+            self._open[index] = self._open[last]
+        self._open.pop()
         return completion
 
+    def _part(self) -> None:
+        """A row for every distinct continuation of a row; rows without requests go, and the rest closes up."""
+        count = len(self._open)
+        if not count:
+            self._active = 0
+            return
+        newest = self._tokens[np.arange(count), [item.sampled - 1 for item in self._open]].astype(np.int64)
+        parted, first, where = np.unique(self._row_of[:count] << 32 | newest, return_index=True, return_inverse=True)
+        self._active = len(parted)
+        source = parted >> 32  # the rows so far, ascending; the first continuation of each stays where it may
+        stays = np.append(True, source[1:] != source[:-1]) & (source < self._active)
+        place = np.where(stays, source, -1)
+        place[~stays] = np.setdiff1d(np.arange(self._active), source[stays])
+        if not stays.all():
+            moved, free = self._indices(source[~stays]), self._indices(place[~stays])
+            longest = int(self.lengths[moved].max())
+            for store in self.kv:
+                store[:, free, :, :longest] = store[:, moved, :, :longest]
+            self.lengths[free] = self.lengths[moved]
+        self._pending[self._indices(place)] = self._indices(newest[first])
+        self._row_of[:count] = place[where]
+
+    def _indices(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
     def _admit(self) -> None:
-        count = min(len(self._queue), self.capacity - len(self._slots))
+        count = min(len(self._queue), self.capacity - len(self._open))
         admitted = [self._queue.popleft() for _ in range(count)]
         computed = self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
-        for (parent, prefix), group in groupby(admitted, lambda r: (r.parent, self._prefix(r))):
-            siblings = list(group)  # they get one copy of the prefix's cache each, in one go
-            start, cached = len(self._slots), len(siblings[0].token_ids) - 1
-            stop = start + len(siblings)
-            if parent is not None and parent in self._kept:
-                tokens, kv = self._kept[parent]
-                if len(tokens) <= cached or not np.array_equal(tokens[:cached], siblings[0].token_ids[:cached]):
-                    raise ValueError(f"request {siblings[0].request_id} does not share the tokens of {parent}")
-            elif cached:
-                kv = self._prefixes[prefix]
+        equal: dict[bytes, list[Request]] = {}
+        for request in admitted:
+            equal.setdefault(request.token_ids.tobytes(), []).append(request)
+        for group in equal.values():  # they share a row
+            row, ids = self._active, group[0].token_ids
+            cached = len(ids) - 1
             if cached:
-                for store, prefix_cache in zip(self.kv, kv, strict=True):
-                    store[:, start:stop, :, :cached] = prefix_cache[:, None, :, :cached]
-            self.lengths[start:stop] = cached
-            self._pending[start:stop] = torch.tensor([int(r.token_ids[-1]) for r in siblings], device=self.device)
-            for index, request in enumerate(siblings, start=start):
+                for store, prefix_cache in zip(self.kv, self._cache(group[0]), strict=True):
+                    store[:, row, :, :cached] = prefix_cache[:, :, :cached]
+            self.lengths[row] = cached
+            self._pending[row] = int(ids[-1])
+            self._active += 1
+            for request in group:
+                index, prefix = len(self._open), self._prefix(request)
                 generator = np.random.Generator(np.random.Philox(key=request.seed))
-                self._noise[index, : request.max_tokens] = torch.from_numpy(generator.random(request.max_tokens))
-                fresh = parent not in self._kept and prefix in computed  # the first of siblings pays for all
-                self._slots.append(_Slot(request, 0 if fresh else cached))
+                self._noise[index, : request.max_tokens] = generator.random(request.max_tokens)
+                self._row_of[index] = row
+                fresh = request.parent not in self._kept and prefix in computed  # the first of equals pays for all
+                self._open.append(_Open(request, 0 if fresh else cached))
                 computed.discard(prefix)
                 self._forget(prefix)
+
+    def _cache(self, request: Request) -> Stored:
+        """Of its parent or its prefix."""
+        if request.parent is None or request.parent not in self._kept:
+            return self._prefixes[self._prefix(request)]
+        tokens, kv = self._kept[request.parent]
+        cached = len(request.token_ids) - 1
+        if len(tokens) <= cached or not np.array_equal(tokens[:cached], request.token_ids[:cached]):
+            raise ValueError(f"request {request.request_id} does not share the tokens of {request.parent}")
+        return kv
 
     @staticmethod
     def _prefix(request: Request) -> bytes:
@@ -304,6 +345,15 @@ class TransformersEngine:
                 shapes[shape] += 1
             places.append((pair[0], pair[1]))
         return places, shapes
+
+
+def _places(rows: np.ndarray) -> np.ndarray:
+    """The number of every entry among those before it that are equal; int64 [n]."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    places = np.empty(len(rows), np.int64)
+    places[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return places
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

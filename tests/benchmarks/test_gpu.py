@@ -56,7 +56,7 @@ def test_every_part_runs_with_torch_and_transformers_alone(tmp_path):
     (card,) = json.loads(out.read_text()).values()
     assert list(card["parts"]) == ["1", "2", "3", "4"] and card["machine"]["torch"] == torch.__version__
     equal, updates, run_, sampled = card["parts"].values()
-    assert all(row["equal"] for row in equal["rows"]) and len(equal["rows"]) == 5
+    assert all(row["equal"] for row in equal["rows"]) and len(equal["rows"]) == 3
     (case,) = updates["cases"]
     assert case["ways"]["tree"]["tokens"] == 5 + 3 * (2 + 4 + 8) - 8 < case["ways"]["rows"]["tokens"]
     assert all(way["seconds"] > 0 and way["share_of_peak"] > 0 for way in case["ways"].values())
@@ -83,22 +83,22 @@ def app():
 
 
 def test_a_wrong_gradient_is_found_and_ends_with_status_1(monkeypatch, tmp_path):
-    """A path that lacks one token: in attention by levels alone."""
+    """Paths that lack their first token."""
     from spo_core.learn import tree_attention
 
-    original = tree_attention._level
+    original = tree_attention._added
 
-    def forgetful(level, *more):
-        path = level.path.clone()
-        path[:, :1] = path[:, -1:] if path.shape[1] else path[:, :1]
-        return original(replace(level, path=path), *more)
+    def forgetful(block, sees):
+        mask = original(block, sees).clone()
+        mask[..., 1:, 0] = float("-inf")
+        return mask
 
-    monkeypatch.setattr(tree_attention, "_level", forgetful)
+    monkeypatch.setattr(tree_attention, "_added", forgetful)
     found = equality.run(here())
-    assert "levels in float32, levels in bfloat16" in str(found.wrong) and "dense" not in str(found.wrong)
+    assert "rows in float32, rows in bfloat16" in str(found.wrong)
     monkeypatch.setattr(command, "PARTS", {1: (equality.run, 60.0)})
     result = CliRunner().invoke(app(), ["--device", "cpu", "--small", "--out", str(tmp_path / "gpu.json")])
-    assert result.exit_code == 1 and "NOT EQUAL" in result.output and "levels in float32" in result.output
+    assert result.exit_code == 1 and "NOT EQUAL" in result.output and "rows in float32" in result.output
 
 
 def test_operations_are_those_of_a_real_model():

@@ -13,7 +13,6 @@ from spo_core.config import Params, load_params
 from spo_core.errors import DataError, GradingError, RunError
 from spo_core.files import read_json
 from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.learn.tree_forward import TreePolicy
 from spo_core.paths import Paths
 from spo_core.policy import load_policy, save_policy
 from spo_core.prepare import prepare_splits
@@ -144,22 +143,16 @@ def test_resumed_is_straight_with_everything_that_is_carried_over(project, tmp_p
     assert sum(row["replay/added"] for row in rows) == drawn + expired + rows[-1]["replay/waiting"]
 
 
-def test_level_by_level_is_packed_is_split(project, tmp_path, monkeypatch):
+def test_whole_is_split_is_checkpointed(project, tmp_path, monkeypatch):
     """The same trajectory to rounding, however the trees are forwarded."""
     found = []
     for name, option in (
-        ("a", "learn.attention=levels"),
+        ("a", "learn.attention=rows"),
         ("b", "learn.max_tokens_per_forward=50"),
         ("c", "learn.gradient_checkpointing=true"),
-        ("d", "dense"),
     ):
         monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
-        if option == "dense":
-            monkeypatch.setattr(
-                "spo_core.learn.backend.TreePolicy", lambda m, _, **more: TreePolicy(m, "dense", **more)
-            )
-        options = [] if option == "dense" else [option]
-        found.append(train(small(*options, "run.iterations=2"), project)[0])
+        found.append(train(small(option, "run.iterations=2"), project)[0])
     for other in found[1:]:
         assert all(torch.allclose(found[0][k], other[k], atol=1e-5) for k in other)
 

@@ -61,7 +61,7 @@ def test_log_probs_and_gradients_are_those_of_plain_forwards(family, longest):
     expected, _ = flat_logprobs(model, items, 0.7)
     weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(expected)).astype(np.float32))
     wanted = gradients_of(model, expected, weights)
-    for attention in ("levels", "dense", "flex"):
+    for attention in ("rows", "flex"):
         tree_model = copy.deepcopy(model).train()
         with torch.set_grad_enabled(attention != "flex"):  # which has no backward pass on CPUs
             found, entropies = TreePolicy(tree_model, attention)(batch, 0.7, True)

@@ -135,7 +135,7 @@ def test_division_trains_every_token_once_within_the_budget(seed, budget, ranks)
     for share in shares:
         for part in share:
             batch = layout([t.segments for t in part])
-            assert batch.forwarded_tokens == sum(forwarded_tokens(t) for t in part)
+            assert batch.forwarded_tokens <= sum(forwarded_tokens(t) for t in part), "equal prefixes stand once"
             ends = [n for n, mask in enumerate(part[0].masks) if mask.any()] if len(part) == 1 else []
             alone = bool(ends) and set(ends) <= set(part[0].tree.path(ends[-1]))
             assert batch.forwarded_tokens <= budget or alone, "only a single path may exceed the budget"
@@ -159,7 +159,7 @@ def test_a_path_beyond_the_budget_is_one_pass_however_many_of_its_segments_are_t
     pieces = split_tree(WeightedTree(0, tree, masks, zeros, zeros, zeros), 50)
     assert sum(map(forwarded_tokens, pieces)) == forwarded_tokens(pieces[-1]) == 2 + 3 * 40 - 1
     batch = layout([p.segments for p in pieces])
-    assert len(batch.levels) == 2, "the prompt, and all that follows it"
+    assert batch.forwarded_tokens == 2 + 3 * 40 - 1 and int(batch.last.max()) == 0, "one stretch without a branch"
 
 
 def test_a_split_tree_repeats_ancestors_only():

@@ -1,6 +1,7 @@
 """Every way to forward a tree equals one padded sequence per segment: every log-prob and every gradient."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from spo_core.attention import attention
-from spo_core.learn import head
+from spo_core.learn import head, row_blocks
 from spo_core.learn.block_mask import Spans, ancestor_mask
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
@@ -38,12 +39,12 @@ def relative_error(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return difference / max(sum(float(x.square().sum()) for x in a) ** 0.5, 1e-30)
 
 
-def assert_equal_to_flat(model, items, *, attention="levels", checkpointing=False, temperature=0.7, seed=0):
+def assert_equal_to_flat(model, items, *, checkpointing=False, temperature=0.7, seed=0):
     expected, _ = flat_logprobs(model, items, temperature)
     weights = torch.from_numpy(np.random.default_rng(seed).standard_normal(len(expected)).astype(np.float32))
     wanted = gradients(model, expected, weights) if len(expected) else []
     tree_model = copy.deepcopy(model).train()
-    found, _ = TreePolicy(tree_model, attention, checkpointing=checkpointing)(layout(items), temperature)
+    found, _ = TreePolicy(tree_model, "rows", checkpointing=checkpointing)(layout(items), temperature)
     assert found.shape == expected.shape
     if len(expected):
         assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-5, abs=1e-5)
@@ -55,24 +56,39 @@ def assert_equal_to_flat(model, items, *, attention="levels", checkpointing=Fals
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), depth=st.integers(1, 4), share=st.sampled_from([0.1, 0.5, 1.0]))
-@pytest.mark.parametrize("attention", ["levels", "dense"])
-def test_equal_to_flat_sequences(policy, attention, seed, depth, share):
-    """Ragged segments, single children, leaves at any depth, trees of one batch that must not see each other."""
+@pytest.mark.parametrize("alphabet", [1, 2, 20])
+def test_equal_to_flat_sequences(policy, alphabet, seed, depth, share):
+    """Ragged segments, single children, leaves at any depth, segments that begin alike or are equal, trees of one batch
+    that must not see each other."""
     rng = np.random.default_rng(seed)
-    items = [masked(rng, random_tree(rng, depth=depth, widest=3, longest=6), share) for _ in range(3)]
-    assert_equal_to_flat(policy, items, attention=attention, seed=seed)
+    trees = [random_tree(rng, depth=depth, widest=3, longest=6) for _ in range(3)]
+    items = [masked(rng, spelled(rng, tree, alphabet), share) for tree in trees]
+    assert_equal_to_flat(policy, items, seed=seed)
 
 
-def test_a_regular_tree_needs_no_padding_and_is_equal(policy):
-    item = everything(full_tree([3, 2, 2], prompt=7, segment=4))
-    batch = layout([item])
-    assert all(level.slots is None and level.path_valid is None for level in batch.levels)
-    assert_equal_to_flat(policy, [item])
+def spelled(rng: np.random.Generator, tree: RolloutTree, alphabet: int) -> RolloutTree:
+    """The same tree of other tokens, so many different ones."""
+    ids = [rng.integers(0, alphabet, len(node.token_ids)).astype(np.int32) for node in tree.nodes]
+    return RolloutTree("q", tuple(replace(node, token_ids=own) for node, own in zip(tree.nodes, ids, strict=True)))
 
 
-@pytest.mark.parametrize("attention", ["levels", "dense"])
+def test_a_regular_tree_is_equal(policy):
+    assert_equal_to_flat(policy, [everything(full_tree([3, 2, 2], prompt=7, segment=4))])
+
+
+def test_many_blocks_of_rows_are_equal(policy, monkeypatch):
+    """Trees of which some attend segment by segment and some as a whole, in several calls."""
+    monkeypatch.setattr(row_blocks, "CALL", 3000)
+    monkeypatch.setattr(row_blocks, "ROW", 30)
+    shapes = [([3, 3], 2), ([4, 2], 17), ([2], 30), ([4, 2], 16)]
+    items = [everything(full_tree(factors, prompt=9, segment=n)) for factors, n in shapes]
+    blocks = layout(items).blocks
+    assert len(blocks) > 1 and any(block.valid is not None and len(block.keys) > 1 for block in blocks)
+    assert_equal_to_flat(policy, items)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_grouped_query_attention_and_another_architecture(attention, checkpointing):
+def test_grouped_query_attention_and_another_architecture(checkpointing):
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=20,
@@ -86,11 +102,11 @@ def test_grouped_query_attention_and_another_architecture(attention, checkpointi
     )
     rng = np.random.default_rng(5)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 0.8) for _ in range(2)]
-    assert_equal_to_flat(Qwen2ForCausalLM(config), items, attention=attention, checkpointing=checkpointing)
+    assert_equal_to_flat(Qwen2ForCausalLM(config), items, checkpointing=checkpointing)
 
 
 def test_flex_attention_forward_equals_flat_sequences(policy):
-    """On a CPU it has no backward pass; its mask is the one that ``dense`` is trained with above."""
+    """On a CPU it has no backward pass; its mask is the one that rows are trained with above."""
     rng = np.random.default_rng(1)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 1.0) for _ in range(3)]
     with torch.no_grad():
@@ -105,7 +121,7 @@ def test_the_ancestor_mask_is_the_path(seed):
     rng = np.random.default_rng(seed)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=3), 0.7) for _ in range(2)]
     batch = layout(items)
-    spans = Spans(batch.first, batch.last, batch.position_ids, torch.zeros_like(batch.first), ())
+    spans = Spans(batch.first, batch.last, batch.position_ids, torch.zeros_like(batch.first))
     at = torch.arange(batch.forwarded_tokens)
     sees = ancestor_mask(spans)(at, at, at[:, None], at[None])
     # a token's position is the number of tokens before it on its path
@@ -160,9 +176,9 @@ def everything(tree: RolloutTree) -> TrainedSegments:
 
 def test_every_prefix_is_forwarded_once():
     tree = full_tree([6, 6, 6], prompt=80, segment=30)
-    unique = sum(len(n.token_ids) for n in tree.nodes)
-    leaves = len(tree.leaves)
-    assert layout([everything(tree)]).forwarded_tokens == unique - leaves  # a leaf's last token predicts nothing
+    paths = [np.concatenate([tree.nodes[i].token_ids for i in tree.path(leaf)]).tolist() for leaf in tree.leaves]
+    # all but whole paths: a leaf's last token predicts nothing
+    assert layout([everything(tree)]).forwarded_tokens == len({tuple(p[:n]) for p in paths for n in range(1, len(p))})
 
 
 def test_what_is_not_trained_is_not_forwarded():
@@ -172,13 +188,12 @@ def test_what_is_not_trained_is_not_forwarded():
     assert layout([TrainedSegments(tree, tuple(masks))]).forwarded_tokens == 5 + 3 + 2
 
 
-@pytest.mark.parametrize("attention", ["levels", "dense"])
-def test_a_one_token_segment_is_predicted_by_its_parent(policy, attention):
+def test_a_one_token_segment_is_predicted_by_its_parent(policy):
     tree = RolloutTree("q", (Node.prompt([3, 4]), Node.sampled(0, [5], [-1], Finish.STOP)))
     batch = layout([everything(tree)])
     assert batch.forwarded_tokens == 2
     expected = torch.log_softmax(policy(input_ids=torch.tensor([[3, 4]])).logits[0, -1], -1)[5]
-    found = TreePolicy(policy, attention)(batch, 1.0)[0]
+    found = TreePolicy(policy, "rows")(batch, 1.0)[0]
     assert float(found[0].detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
 
 

@@ -1,0 +1,153 @@
+"""What trees have in common: every prefix that stands in more than one segment, or in siblings, stands once here.
+
+Responses to one question often begin alike, and so do siblings of a sampled tree. Where their token ids are equal from
+the parent's end on, so are the hidden states, and each is computed once. The sum of the gradients is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spo_core.tree import RolloutTree
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """Tokens that follow one another without a branch: the numbers ``start`` to ``stop`` of its PrefixTree."""
+
+    start: int
+    stop: int
+    children: dict[int, int] = field(default_factory=dict)  # first token id -> number of the run
+
+
+class PrefixTree:
+    """Distinct tokens of one tree's segments, numbered as they are first met; each has one predecessor.
+
+    ``add`` takes segments, parents before their children. Time and memory grow with the tokens added.
+    """
+
+    def __init__(self, most: int) -> None:
+        """``most``: tokens that may be added in all."""
+        self.ids = np.zeros(most, np.int64)
+        self.runs: list[Run] = [Run(0, 0)]
+        self.count = 0
+        self._run_of = np.zeros(most, np.int64)
+
+    def add(self, after: int, token_ids: np.ndarray) -> np.ndarray:
+        """Numbers of a segment's tokens, int64 [n]; ``after`` is that of the token before it, -1 for the first."""
+        found = np.empty(len(token_ids), np.int64)
+        run = int(self._run_of[after]) if after >= 0 else 0
+        at, done = after + 1, 0
+        while True:
+            equal = self._equal(at, self.runs[run].stop, token_ids, done)
+            found[done : done + equal] = np.arange(at, at + equal)
+            at, done = at + equal, done + equal
+            if done == len(token_ids):
+                return found
+            if at < self.runs[run].stop:
+                self._split(run, at)
+            token = int(token_ids[done])
+            child = self.runs[run].children.get(token)
+            if child is None:
+                found[done:] = self._append(run, token_ids[done:])
+                return found
+            run, at = child, self.runs[child].start
+
+    def _equal(self, at: int, stop: int, token_ids: np.ndarray, done: int) -> int:
+        """How many tokens from ``at`` on within a run are those of ``token_ids`` from ``done`` on."""
+        most = min(stop - at, len(token_ids) - done)
+        if most <= 0:
+            return 0
+        differ = self.ids[at : at + most] != token_ids[done : done + most]
+        first = int(differ.argmax())
+        return first if differ[first] else most
+
+    def _split(self, run: int, at: int) -> None:
+        head = self.runs[run]
+        tail = Run(at, head.stop, head.children)
+        self._run_of[at : head.stop] = len(self.runs)
+        head.stop, head.children = at, {int(self.ids[at]): len(self.runs)}
+        self.runs.append(tail)
+
+    def _append(self, run: int, token_ids: np.ndarray) -> np.ndarray:
+        start, stop = self.count, self.count + len(token_ids)
+        self.ids[start:stop] = token_ids
+        if self.runs[run].stop == start and not self.runs[run].children:  # it goes on
+            self.runs[run].stop = stop
+            self._run_of[start:stop] = run
+        else:
+            self.runs[run].children[int(token_ids[0])] = len(self.runs)
+            self._run_of[start:stop] = len(self.runs)
+            self.runs.append(Run(start, stop))
+        self.count = stop
+        return np.arange(start, stop)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stretch:
+    """Tokens to forward that no other token's path leaves or enters between its first and last.
+
+    ``tokens`` int64 [n] are numbers of the PrefixTree, ``parent`` is the stretch before it (-1: none), ``before`` the
+    number of tokens on its path; ``first`` and ``last`` number its subtree's stretches depth-first.
+    """
+
+    tokens: np.ndarray
+    parent: int
+    before: int
+    first: int
+    last: int
+
+
+def stretches(tree: PrefixTree, wanted: np.ndarray) -> list[Stretch]:
+    """The wanted tokens, bool [count], and all before them on their paths; depth-first, parents before children."""
+    kept = _kept(tree, wanted)
+    runs = tree.runs
+    found: list[tuple[list[int], int]] = []  # runs, parent
+    stack = [(0, -1)] if kept[0] else []
+    while stack:
+        run, parent = stack.pop()
+        chain, below = [run], [c for c in runs[run].children.values() if kept[c]]
+        while len(below) == 1:
+            chain += below
+            below = [c for c in runs[below[0]].children.values() if kept[c]]
+        stack += [(child, len(found)) for child in reversed(below)]
+        found.append((chain, parent))
+    sizes = [1] * len(found)
+    for index in range(len(found) - 1, 0, -1):
+        sizes[found[index][1]] += sizes[index]
+    result: list[Stretch] = []
+    for index, (chain, parent) in enumerate(found):
+        parts = [np.arange(runs[r].start, runs[r].start + kept[r]) for r in chain]
+        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        before = result[parent].before + len(result[parent].tokens) if parent >= 0 else 0
+        result.append(Stretch(tokens, parent, before, index, index + sizes[index] - 1))
+    return result
+
+
+def _kept(tree: PrefixTree, wanted: np.ndarray) -> list[int]:
+    """Of every run the number of tokens, from its first on, that are wanted or stand before one that is."""
+    runs, order = tree.runs, [0]
+    for run in order:  # grows as it is read
+        order += runs[run].children.values()
+    if not tree.count:
+        return [0] * len(runs)
+    last = np.maximum.accumulate(np.where(wanted, np.arange(1, tree.count + 1), 0))  # one behind the last wanted one
+    kept = [max(0, end - run.start) for run, end in zip(runs, last[[r.stop - 1 for r in runs]].tolist(), strict=True)]
+    for index in reversed(order):
+        if any(kept[child] for child in runs[index].children.values()):
+            kept[index] = runs[index].stop - runs[index].start
+    return kept
+
+
+def prefix_tree(tree: RolloutTree, needed: Sequence[int]) -> tuple[PrefixTree, dict[int, np.ndarray]]:
+    """Of these nodes, in ascending order and with all their ancestors; and the numbers of each node's tokens."""
+    result = PrefixTree(sum(len(tree.nodes[i].token_ids) for i in needed))
+    places: dict[int, np.ndarray] = {}
+    for index in needed:
+        node = tree.nodes[index]
+        after = int(places[node.parent][-1]) if node.parent >= 0 else -1
+        places[index] = result.add(after, node.token_ids)
+    return result, places
