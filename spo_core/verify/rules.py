@@ -7,13 +7,15 @@ from collections.abc import Callable
 from spo_core.config import GraderName
 from spo_core.errors import ConfigError
 from spo_core.problems.base import ProblemSet
-from spo_core.verify import corrected, game24, gsm8k_strict, minerva, plain_text, prm800k
+from spo_core.verify import game24, plain_text
+from spo_core.verify.exact import grader as exact
 from spo_core.verify.outcome import Outcome
+from spo_core.verify.published import gsm8k_strict, minerva, prm800k
 
 Compare = Callable[[str, str], Outcome]  # (answer given, gold answer); may take forever on hostile mathematics
 
 RULES: dict[str, Compare] = {
-    "math": corrected.compare,
+    "math": exact.compare,
     "text": plain_text.compare,
     "game24": game24.compare,
     "minerva": minerva.compare,

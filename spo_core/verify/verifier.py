@@ -9,7 +9,7 @@ from types import TracebackType
 from spo_core.config import VerifyParams
 from spo_core.errors import GradingError
 from spo_core.problems.base import ProblemSet
-from spo_core.verify.corrected import quick
+from spo_core.verify.exact.grader import quick
 from spo_core.verify.outcome import Outcome, Verdict
 from spo_core.verify.pool import Task, WorkerPool
 from spo_core.verify.rules import QUICK, RULES, extract, rule

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spo_core.verify.corrected import compare, quick
-from spo_core.verify.notation import normalise
+from spo_core.verify.exact.grader import compare, quick
+from spo_core.verify.exact.notation import normalise
 from spo_core.verify.outcome import Outcome
 from tests.conftest import ROOT, SHARED_DATA
 
@@ -101,7 +101,7 @@ def test_plain_numbers_are_decided_at_once(answer, gold, outcome):
 
 def test_plain_numbers_need_no_mathematics_library():
     program = (
-        "import sys; from spo_core.verify.corrected import compare; "
+        "import sys; from spo_core.verify.exact.grader import compare; "
         "assert compare('1,234.50', '1234.5') == 'correct' and compare('7', '8') == 'wrong'; "
         "assert not {'sympy', 'math_verify'} & sys.modules.keys()"
     )

@@ -10,9 +10,9 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.expressions import read_expression
-from spo_core.verify.library import read_by_library
-from spo_core.verify.nodes import (
+from spo_core.verify.exact.expressions import read_expression
+from spo_core.verify.exact.library import read_by_library
+from spo_core.verify.exact.nodes import (
     NUMBER_WORDS,
     SIMPLE_NAME,
     VARIABLE,
@@ -32,10 +32,10 @@ from spo_core.verify.nodes import (
     as_words,
     obvious_words,
 )  # fmt: skip
-from spo_core.verify.notation import closing, normalise
-from spo_core.verify.quantities import clock, measured
-from spo_core.verify.regions import as_region, inequality, joined_regions, of_any_unknown
-from spo_core.verify.tokens import split
+from spo_core.verify.exact.notation import closing, normalise
+from spo_core.verify.exact.quantities import clock, measured
+from spo_core.verify.exact.regions import as_region, inequality, joined_regions, of_any_unknown
+from spo_core.verify.exact.tokens import split
 
 _DEEPEST = 12
 _MOST_PARTS = 200

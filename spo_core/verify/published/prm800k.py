@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from spo_core.verify.outcome import Outcome
-from spo_core.verify.sympy_text import (
+from spo_core.verify.published.sympy_text import (
     LONGEST,
     brace_fractions,
     brace_roots,

@@ -26,8 +26,8 @@ math-verify (``library``) read the mathematics - and compares exactly, with symp
 
 from __future__ import annotations
 
-from spo_core.verify.notation import LONGEST, normalise
-from spo_core.verify.numbers import parse_number
+from spo_core.verify.exact.notation import LONGEST, normalise
+from spo_core.verify.exact.numbers import parse_number
 from spo_core.verify.outcome import Outcome
 
 
@@ -65,9 +65,9 @@ def _read_and_compare(given: str, gold: str) -> Outcome:
 
     from sympy.core.random import seed
 
-    from spo_core.verify.matching import same_answer
-    from spo_core.verify.nodes import NOTHING, Letter, Several, Words
-    from spo_core.verify.structures import read
+    from spo_core.verify.exact.matching import same_answer
+    from spo_core.verify.exact.nodes import NOTHING, Letter, Several, Words
+    from spo_core.verify.exact.structures import read
 
     seed(0)
     answer, expected = read(given), read(gold)

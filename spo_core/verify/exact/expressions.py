@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.tokens import Unreadable, number_of, plain_number, tokenise
+from spo_core.verify.exact.tokens import Unreadable, number_of, plain_number, tokenise
 
 _LONGEST = 1000
 _DEEPEST = 60

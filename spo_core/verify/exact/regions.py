@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.expressions import read_expression
-from spo_core.verify.nodes import NOTHING, Group, Inequality, Node, Region, Several, Value
+from spo_core.verify.exact.expressions import read_expression
+from spo_core.verify.exact.nodes import NOTHING, Group, Inequality, Node, Region, Several, Value
 
 
 def inequality(sides: list[str], signs: list[str]) -> Node | None:

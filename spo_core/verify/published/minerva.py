@@ -14,7 +14,7 @@ from collections import deque
 
 from spo_core.problems.answers import boxes
 from spo_core.verify.outcome import Outcome
-from spo_core.verify.sympy_text import (
+from spo_core.verify.published.sympy_text import (
     LONGEST,
     brace_fractions,
     brace_roots,

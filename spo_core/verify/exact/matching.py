@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.equality import proportional, same_value
-from spo_core.verify.nodes import (
+from spo_core.verify.exact.equality import proportional, same_value
+from spo_core.verify.exact.nodes import (
     SIMPLE_NAME,
     Amount,
     Clock,
@@ -24,9 +24,9 @@ from spo_core.verify.nodes import (
     Value,
     Words,
 )  # fmt: skip
-from spo_core.verify.quantities import DEGREES, PERCENT, agree
-from spo_core.verify.regions import as_region
-from spo_core.verify.structures import read
+from spo_core.verify.exact.quantities import DEGREES, PERCENT, agree
+from spo_core.verify.exact.regions import as_region
+from spo_core.verify.exact.structures import read
 
 
 def same_answer(one: Node, other: Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from spo_core.verify.notation import CLOSING, OPENING
+from spo_core.verify.exact.notation import CLOSING, OPENING
 
 _WORD = 4  # letters in a row that are a word and no product
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.expressions import GREEK
-from spo_core.verify.quantities import is_product
+from spo_core.verify.exact.expressions import GREEK
+from spo_core.verify.exact.quantities import is_product
 
 VARIABLE = rf"(?:[a-zA-Z]|\\(?:{'|'.join(sorted(GREEK))})(?![a-z]))(?:_\{{[^{{}}]*\}})?"
 SIMPLE_NAME = re.compile(VARIABLE)

@@ -1,0 +1,1 @@
+"""Graders as others published them, kept as they are so that published scores can be repeated."""
