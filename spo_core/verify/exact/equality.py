@@ -2,124 +2,162 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
-_DIGITS = 150  # irrational constants must agree to these
-_FEWER_DIGITS = 60  # functions must agree to these at every point
-_POINTS = 12
-_HIGHEST_POWER = 100  # of what is worked out exactly at a point
+from spo_core.verify.exact.evaluation import Undefined, near, quotient, value_at
+from spo_core.verify.exact.huge import is_huge, same_huge
+
+_BITS = 600  # of precision for constants, which must agree to all but _SPARE of them
+_FEWER_BITS = 260  # for functions at a point
+_SPARE = 100
+_POINTS = 14
+_DECISIVE = 4  # points at which both must be defined
 _MOST_UNKNOWNS = 12
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Both are a ``Fraction`` or a sympy expression. No tolerance: 0.333 is not 1/3, and 3.14159 is not pi."""
+    """Both are a ``Fraction`` or a sympy expression. No tolerance: 0.333 is not 1/3, and 3.14159 is not pi.
+
+    Functions are the same if they are wherever both are defined: at random points, positive and negative.
+    """
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
     import sympy
 
-    one, other = _to_sympy(one), _to_sympy(other)
-    if not (_is_a_value(one) and _is_a_value(other)):
-        return False
+    one, other = to_sympy(one), to_sympy(other)
+    if one.has(sympy.nan, sympy.zoo) or other.has(sympy.nan, sympy.zoo):
+        return False  # 1/0 equals nothing
     if one == other:
         return True
-    if one.is_Rational and other.is_Rational:
+    if (one.is_Rational and other.is_Rational) or one.has(sympy.oo) or other.has(sympy.oo):
         return False
-    if one.has(sympy.oo, -sympy.oo) or other.has(sympy.oo, -sympy.oo):
-        return False
-    if one.atoms(sympy.core.function.AppliedUndef) or other.atoms(sympy.core.function.AppliedUndef):
-        return bool(sympy.expand(one - other) == 0)
-    unknowns = sorted(one.free_symbols | other.free_symbols, key=str)
-    if len(unknowns) > _MOST_UNKNOWNS:
-        return bool(sympy.expand(one - other) == 0)
-    return _same_function(one, other, unknowns) if unknowns else _same_constant(one, other)
+    if not one.free_symbols and not other.free_symbols:
+        return _same_constant(one, other)
+    if is_huge(one) or is_huge(other):
+        return same_huge(one, other)
+    compared = 0
+    for left, right in _values(one, other):
+        if not near(left, right, _FEWER_BITS - _SPARE):
+            return False
+        compared += 1
+    return compared >= _DECISIVE or bool(sympy.expand(one - other) == 0)
 
 
 def proportional(one: Any, other: Any) -> Any | None:
     """The constant, if there is one other than 0, by which ``other`` must be multiplied to give ``one``."""
-    import sympy
-
-    one, other = _to_sympy(one), _to_sympy(other)
+    one, other = to_sympy(one), to_sympy(other)
     if not one.free_symbols or one.free_symbols != other.free_symbols:
         return None
-    ratio = sympy.cancel(one / other)
-    if ratio.free_symbols:
-        ratio = sympy.simplify(ratio)
-    return ratio if not ratio.free_symbols and ratio.is_finite and ratio != 0 else None
+    ratio = None
+    compared = 0
+    for left, right in _values(one, other):
+        if left == 0 and right == 0:
+            continue
+        if left == 0 or right == 0:
+            return None
+        found = quotient(left, right, _FEWER_BITS)
+        if ratio is not None and not near(ratio, found, _FEWER_BITS - _SPARE):
+            return None
+        ratio = found
+        compared += 1
+    return ratio if compared >= _DECISIVE else None
 
 
-def _to_sympy(value: Any) -> Any:
+def to_sympy(value: Any) -> Any:
     import sympy
 
     return sympy.Rational(value.numerator, value.denominator) if isinstance(value, Fraction) else value
 
 
-def _is_a_value(expression: Any) -> bool:
-    """Not 1/0 or infinity minus infinity, which equal nothing."""
-    import sympy
-
-    return not expression.has(sympy.nan, sympy.zoo)
-
-
 def _same_constant(one: Any, other: Any) -> bool:
-    import sympy
-
-    difference = one - other
-    if difference.is_Rational:
-        return bool(difference == 0)
-    size = abs(one.evalf(15, maxn=1000)) + 1
-    value = difference.evalf(_DIGITS, maxn=4 * _DIGITS)
-    return value.is_number is True and bool(abs(value) < size * sympy.Rational(1, 10 ** (_DIGITS - 20)))
-
-
-def _same_function(one: Any, other: Any, unknowns: list[Any]) -> bool:
-    """By their values at random points, positive and negative: what agrees at all of them agrees everywhere.
-
-    Only where both are real, if that is anywhere: square roots and logarithms are meant for what they are defined on.
-    But nowhere may one be real and the other not: the square root of x^2 is not x. If either has a logarithm of an
-    unknown, the points are positive only, as such unknowns are meant to be: ln x^2 is twice ln x.
-    """
-    import sympy
-
-    margin = sympy.Rational(1, 10 ** (_FEWER_DIGITS - 12))
-    exact = all(side.is_rational_function(*unknowns) and _low_powers(side) for side in (one, other))
-    both_real: list[bool] = []
-    neither_real: list[bool] = []
-    logarithms = any(log.free_symbols for side in (one, other) for log in side.atoms(sympy.log))
-    for point in _points(len(unknowns), only_positive=logarithms):
-        where = dict(zip(unknowns, point, strict=True))
-        if exact:
-            left, right = one.xreplace(where), other.xreplace(where)
-            if left.is_Rational and right.is_Rational:
-                both_real.append(left == right)
-                continue
-        left, right = (side.evalf(_FEWER_DIGITS, subs=where, maxn=4 * _FEWER_DIGITS) for side in (one, other))
-        if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
+    for real in (True, False):
+        try:
+            left, right = (value_at(side, {}, _BITS, real=real) for side in (one, other))
+        except Undefined:
             continue
-        real = [abs(sympy.im(value)) <= abs(value) * margin for value in (left, right)]
-        if real[0] != real[1]:
-            return False
-        near = bool(abs(left - right) <= (abs(left) + abs(right)) * margin)
-        (both_real if real[0] else neither_real).append(near)
-    decisive = both_real or neither_real
-    return bool(decisive) and all(decisive)
+        return near(left, right, _BITS - _SPARE)
+    return False
 
 
-def _low_powers(expression: Any) -> bool:
+def _values(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    """The values of both at points where both are defined: real ones, if there are enough such points."""
     import sympy
 
-    return all(abs(power.exp) <= _HIGHEST_POWER for power in expression.atoms(sympy.Pow) if power.exp.is_Integer)
+    unknowns = sorted(one.free_symbols | other.free_symbols, key=str)
+    if len(unknowns) > _MOST_UNKNOWNS:
+        return
+    points = _points(one, other, unknowns)
+    complex_only = one.has(sympy.I) or other.has(sympy.I) or any(map(_is_complex, points[0].values()))
+    for real in (False,) if complex_only else (True, False):
+        found = 0
+        for where in points:
+            try:
+                pair = tuple(value_at(side, where, _FEWER_BITS, real=real) for side in (one, other))
+            except Undefined:
+                continue
+            found += 1
+            yield pair  # type: ignore[misc]
+        if found >= _DECISIVE:
+            return
 
 
-def _points(width: int, *, only_positive: bool) -> list[list[Any]]:
-    """Always the same points: half of them positive, the others of both signs unless positive, too."""
-    import random
+def _is_complex(value: Any) -> bool:
+    return not isinstance(value, Fraction)
 
+
+def _points(one: Any, other: Any, unknowns: list[Any]) -> list[dict[Any, Any]]:
+    """Always the same points: small and large, positive and negative; whole, natural or complex where it must be."""
     import sympy
 
-    rng = random.Random(0)
+    whole, natural = set(), set()
+    is_complex = False
+    for side in (one, other):
+        for node in sympy.preorder_traversal(side):
+            kind = type(node).__name__
+            if node.is_Pow and (node.base.is_negative or node.base == sympy.I):
+                whole |= node.exp.free_symbols  # (-1)^n
+            elif kind in ("Sum", "Product"):
+                natural |= set().union(*(limit.free_symbols for limit in node.limits[0][1:]))
+            elif kind in ("GreatestDivisor", "LeastMultiple"):
+                natural |= node.free_symbols
+            elif kind in ("conjugate", "re", "im", "arg"):
+                is_complex = True
+    if is_complex:
+        import mpmath
+
+        draws = _drawn(2 * len(unknowns))
+        return [
+            {
+                unknown: mpmath.mpc(*(mpmath.mpf(part.numerator) / part.denominator for part in row[2 * i : 2 * i + 2]))
+                for i, unknown in enumerate(unknowns)
+            }
+            for row in draws
+        ]
     points = []
-    for index in range(_POINTS):
-        signs = (1,) if index % 2 or only_positive else (-1, 1)
-        points.append([rng.choice(signs) * sympy.Rational(rng.randint(100, 4000), 997) for _ in range(width)])
+    for row in _drawn(len(unknowns)):
+        where: dict[Any, Any] = {}
+        for unknown, value in zip(unknowns, row, strict=True):
+            if unknown in natural:
+                where[unknown] = Fraction(1 + abs(value.numerator) % 13)
+            elif unknown in whole:
+                where[unknown] = Fraction(value.numerator % 25 - 12)
+            else:
+                where[unknown] = value
+        points.append(where)
     return points
+
+
+@cache
+def _drawn(width: int) -> list[list[Fraction]]:
+    """Rows of ``width`` fractions: every other row positive, below 1, below 5 and below 60 in turn."""
+    rng = random.Random(0)
+    rows = []
+    for index in range(_POINTS):
+        signs = (1,) if index % 2 else (-1, 1)
+        most = (5, 5, 1, 1, 60, 60)[index % 6]
+        rows.append([Fraction(rng.choice(signs) * rng.randint(1, 89 * most), 89) for _ in range(width)])
+    return rows

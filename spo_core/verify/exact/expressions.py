@@ -13,25 +13,22 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from spo_core.verify.exact.functions import CALLED, INVERSES, OF_SEVERAL, PREFIXED, applied, of_several
+from spo_core.verify.exact.huge import LARGEST_FACTORIAL, factorial, power
 from spo_core.verify.exact.tokens import Unreadable, number_of, plain_number, tokenise
 
 _LONGEST = 1000
 _DEEPEST = 60
-_MOST_BITS = 200_000  # of a power that is worked out
-_LARGEST_FACTORIAL = 3000
+_MOST_TERMS = 1000  # of a sum that is added up
 
 _LETTERS = """
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega
     Delta Gamma Lambda Omega Phi Psi Sigma Theta Xi
 """
 GREEK = frozenset(_LETTERS.split())
-_CALLS = {
-    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "arcsin": "asin",
-    "arccos": "acos", "arctan": "atan", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "ln": "log", "exp": "exp",
-    "log": "log",
+_PAIRS = {
+    "(": ")", "[": "]", "{": "}", "|": "|", r"\|": r"\|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
 }  # fmt: skip
-_INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan", "cot": "acot", "sec": "asec", "csc": "acsc"}
-_PAIRS = {"(": ")", "[": "]", "{": "}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _SIGNS = frozenset(["+", "-"])
 _PRODUCTS = frozenset([r"\cdot", r"\times", "/", r"\div"])
 
@@ -68,6 +65,7 @@ class _Reader:
         self.position = 0
         self.depth = 0
         self.bars = 0  # absolute values that are open
+        self.bound: set[str] = set()  # letters that count, as k below a sum
 
     def whole(self) -> Any:
         value = self._sum()
@@ -126,7 +124,7 @@ class _Reader:
                 return value
 
     def _starts_factor(self, token: str) -> bool:
-        if token == "|":
+        if token in ("|", r"\|"):
             return not self.bars
         if token[:1].isdigit() or token[:1] == ".":
             before = self.tokens[self.position - 1]
@@ -140,9 +138,14 @@ class _Reader:
         while self._peek() in ("!", "^", r"^\circ"):
             token = self._next()
             if token == "!":
-                value = self._factorial(value)
+                double = self._peek() == "!"
+                if double:
+                    self._next()
+                    if self._peek() == "!":
+                        raise Unreadable
+                value = factorial(value, step=2 if double else 1)
             elif token == "^":
-                value = self._raised(value, self._group())
+                value = power(value, self._group())
             else:
                 value = value * self.sympy.pi / 180
         return value
@@ -168,8 +171,12 @@ class _Reader:
         if token in _PAIRS:
             return self._enclosed(token)
         name = token[1:]
-        if name in _CALLS:
+        if name in PREFIXED:
             return self._call(name)
+        if name in CALLED:
+            return applied(name, self._enclosed(self._next()))
+        if name in OF_SEVERAL:
+            return self._of_several(name)
         if name in GREEK:
             return self._symbol(name)
         reader: Callable[[], Any] | None = {
@@ -177,18 +184,20 @@ class _Reader:
             "infty": lambda: self.sympy.oo,
             "frac": lambda: self._group() / self._group(),
             "sqrt": self._root,
-            "binom": self._binomial,
-            "gcd": lambda: self._greatest_or_least("gcd"),
-            "lcm": lambda: self._greatest_or_least("lcm"),
-            "max": lambda: self._greatest_or_least("Max"),
-            "min": lambda: self._greatest_or_least("Min"),
+            "binom": lambda: of_several("C", [self._group(), self._group()]),
+            "perm": lambda: of_several("P", [self._group(), self._group()]),
+            "hat": self._unit_vector,
+            "overline": self._conjugate,
+            "bar": self._conjugate,
+            "sum": lambda: self._series("Sum"),
+            "prod": lambda: self._series("Product"),
         }.get(name)
         if reader is None:
             raise Unreadable
         return reader()
 
     def _letter(self, letter: str) -> Any:
-        if self._peek() != "_":
+        if self._peek() != "_" and letter not in self.bound:
             if letter == "e":
                 return self.sympy.E
             if letter == "i":
@@ -196,6 +205,8 @@ class _Reader:
             if letter in "fgh" and self._peek() == "(":
                 self._next()
                 return self.sympy.Function(letter)(self._closed_by(")"))
+            if letter == "C" and self._peek() == "(" and "," in self.tokens[self.position :]:
+                return self._of_several("C")
         return self._symbol(letter)
 
     def _symbol(self, name: str) -> Any:
@@ -210,21 +221,21 @@ class _Reader:
         return self.sympy.Symbol(name)
 
     def _enclosed(self, opening: str) -> Any:
-        if opening == "|":
+        if opening not in _PAIRS:
+            raise Unreadable
+        bar = opening in ("|", r"\|")
+        if bar:
             self.bars += 1
         bars = self.bars
-        if opening != "|":
+        if not bar:
             self.bars = 0
         before = self.tokens[self.position - 2] if self.position > 1 else ""
         value = self._closed_by(_PAIRS[opening])
         if opening == "{" and value.is_Integer and (before[-1:].isdigit() or self._peek()[:1].isdigit()):
             raise Unreadable  # "{4}2" shows forty-two
-        self.bars = bars - (opening == "|")
-        if opening == "|":
-            return self.sympy.Abs(value)
-        if opening == r"\lfloor":
-            return self.sympy.floor(value)
-        return self.sympy.ceiling(value) if opening == r"\lceil" else value
+        self.bars = bars - bar
+        name = {r"\lfloor": "floor", r"\lceil": "ceil"}.get(opening, "abs" if bar else "")
+        return applied(name, value) if name else value
 
     def _closed_by(self, closing: str) -> Any:
         value = self._sum()
@@ -233,77 +244,85 @@ class _Reader:
 
     def _root(self) -> Any:
         if self._peek() != "[":
-            return self._raised(self._group(), self.sympy.Rational(1, 2))
+            return power(self._group(), self.sympy.Rational(1, 2))
         self._next()
         degree = self._closed_by("]")
-        return self._raised(self._group(), 1 / degree)
+        return power(self._group(), 1 / degree)
 
-    def _greatest_or_least(self, name: str) -> Any:
-        """Of numbers."""
+    def _unit_vector(self) -> Any:
+        return self.sympy.Symbol(f"hat {self._group()}")
+
+    def _conjugate(self) -> Any:
+        value = self._group()
+        if not (value.is_Symbol or value.has(self.sympy.I)):
+            raise Unreadable
+        return self.sympy.conjugate(value)
+
+    def _of_several(self, name: str) -> Any:
         self._take("(")
         values = [self._sum()]
         while self._peek() == ",":
             self._next()
             values.append(self._sum())
         self._take(")")
-        if not all(value.is_Integer if name in ("gcd", "lcm") else value.is_real for value in values):
-            raise Unreadable
-        if len(values) < 2 or any(value.free_symbols for value in values):
-            raise Unreadable
-        return getattr(self.sympy, name)(*values) if name in ("Max", "Min") else getattr(self.sympy, name)(values)
+        return of_several(name, values)
 
-    def _binomial(self) -> Any:
-        above, below = self._group(), self._group()
-        if above.is_number and not abs(above) <= 10 * _LARGEST_FACTORIAL:
+    def _series(self, kind: str) -> Any:
+        r"""``\sum_{k=1}^{n}`` of the product behind it: added up where the limits are numbers."""
+        self._take("_")
+        self._take("{")
+        letter = self._next()
+        if not letter.isalpha() or letter in self.bound:
             raise Unreadable
-        return self.sympy.binomial(above, below)
-
-    def _factorial(self, value: Any) -> Any:
-        if value.is_number and not abs(value) <= _LARGEST_FACTORIAL:
+        self._take("=")
+        low = self._closed_by("}")
+        self._take("^")
+        high = self._group()
+        self.bound.add(letter)
+        body = self._product()
+        self.bound.remove(letter)
+        index = self.sympy.Symbol(letter)
+        if index in low.free_symbols | high.free_symbols:
             raise Unreadable
-        return self.sympy.factorial(value)
-
-    def _raised(self, base: Any, exponent: Any) -> Any:
-        """A power, unless it is too large; an odd root of a negative number is the real one, as at school."""
-        if base.is_number and exponent.is_number and base not in (0, 1, -1, self.sympy.E):
-            bits = base.p.bit_length() + base.q.bit_length() if base.is_Rational else 64
-            size = abs(float(exponent)) if exponent.is_real else 1.0
-            if not (size * bits <= _MOST_BITS and (exponent.is_integer or bits <= 4000)):
+        if low.is_Integer and high.is_Integer and high - low <= _MOST_TERMS:
+            terms = [body.xreplace({index: self.sympy.Integer(k)}) for k in range(int(low), int(high) + 1)]
+            return (self.sympy.Add if kind == "Sum" else self.sympy.Mul)(*terms)
+        series = getattr(self.sympy, kind)(body, (index, low, high))
+        if low.is_number and high.is_number:
+            series = series.doit()
+            if series.has(self.sympy.Sum, self.sympy.Product, self.sympy.nan):
                 raise Unreadable
-        if base.is_Rational and base < 0 and exponent.is_Rational and exponent.q % 2 and exponent.q > 1:
-            return (-1) ** exponent.p * (-base) ** exponent
-        return base**exponent
+        return series
 
     def _call(self, name: str) -> Any:
-        base = power = None
+        base = exponent = None
         while self._peek() in ("_", "^"):
             if self._next() == "_":
                 base = self._group()
             else:
-                power = self._group()
-        if name == "log":
-            base = self.sympy.Integer(10) if base is None else base
-        elif base is not None:
+                exponent = self._group()
+        if base is not None and name != "log":
             raise Unreadable
-        function = _CALLS[name]
-        if power == -1:
-            function, power = _INVERSES[name], None
-        argument = self._argument()
-        value = self.sympy.log(argument, base) if name == "log" else getattr(self.sympy, function)(argument)
-        return value if power is None else self._raised(value, power)
+        if exponent == -1 and name in INVERSES:
+            name, exponent = INVERSES[name], None
+        value = applied(name, self._argument(), base)
+        return value if exponent is None else power(value, exponent)
 
     def _argument(self) -> Any:
         """``(x+1)`` of ``sin(x+1)y``; without parentheses the whole product, ``2x`` of ``sin 2x cos x``."""
         if self._peek() in ("(", "{", "["):
             return self._enclosed(self._next())
-        if self._peek()[1:] in _CALLS:
+        if self._peek()[1:] in PREFIXED:
             return self._call(self._next()[1:])
         value = self._power()
-        while self._starts_factor(self._peek()) and self._peek() != "(" and self._peek()[1:] not in _CALLS:
+        while self._starts_factor(self._peek()) and self._peek() != "(" and self._peek()[1:] not in PREFIXED:
             value = value * self._power()
         if self._peek() == "/":
             raise Unreadable  # sin x/2: who knows
         return value
 
 
-_NAMES = frozenset([*GREEK, *_CALLS, "pi", "infty", "frac", "sqrt", "binom", "gcd", "lcm", "max", "min"])
+_NAMES = frozenset(
+    [*GREEK, *PREFIXED, *CALLED, *OF_SEVERAL]
+    + ["pi", "infty", "frac", "sqrt", "binom", "perm", "hat", "overline", "bar", "sum", "prod"]
+)

@@ -1,4 +1,4 @@
-r"""What the strict reader leaves to math-verify: sums, products, integrals, limits and determinants.
+r"""What the strict reader leaves to math-verify: integrals, limits and determinants.
 
 math-verify alone is too lenient to be asked about everything (see ``expressions``). It reads texts that hold one of
 these signs and nothing that it is known to misread; what it has read is worked out and compared exactly, as all is.
@@ -12,7 +12,7 @@ from typing import Any
 
 _LONGEST = 300
 _DEEPEST = 8  # brackets within brackets; each costs the parser a tenth of a second
-_SIGN = re.compile(r"\\(?:sum|prod|int|lim|begin\{vmatrix\})(?![a-zA-Z])")
+_SIGN = re.compile(r"\\(?:int|lim|begin\{vmatrix\})(?![a-zA-Z])")
 
 
 def read_by_library(text: str) -> Any | None:
@@ -38,7 +38,6 @@ def read_by_library(text: str) -> Any | None:
 def _misread(text: str) -> bool:
     """Double signs, numbers side by side, decimals, lists, relations and words."""
     bare = re.sub(r"\\(?:begin|end)\{vmatrix\}|\\[a-zA-Z]+", "@", text)
-    bare = re.sub(r"_\{[a-zA-Z]=[^{}]*\}", "", bare)  # k=1 below a sum
     words = re.findall(r"[a-zA-Z]{2,}", bare)
     odd = re.search(r"[-+]\s*[-+]|\d\s+\d|[.,<>=]", bare) is not None or r"\text" in text
     return odd or not all(re.fullmatch(r"[a-zA-Z]?d[a-z]", word) for word in words)  # xdx

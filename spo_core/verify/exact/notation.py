@@ -6,77 +6,58 @@ whatever stood in ``\text``, ``\mbox``, ``\mathrm``... stands in ``\text{...}`` 
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable
+
+from spo_core.verify.exact.digits import plain_numbers
+from spo_core.verify.exact.spellings import (
+    CALLED,
+    COMBINING,
+    CURRENCIES,
+    ENVIRONMENTS,
+    FONTS,
+    FUNCTIONS,
+    NOTHING,
+    SCRIPTS,
+    SPACES,
+    SUBSCRIPTS,
+    SUPERSCRIPTS,
+    SYMBOLS,
+    SYNONYMS,
+    TYPES,
+)  # fmt: skip
 
 LONGEST = 2000
 """Longer texts are no answers: they are compared as they stand."""
 
 _ROUNDS = 60  # nested wrappers go one per round; text in need of more is left half-unwrapped
 
-_SYMBOLS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
-    "÷": r"\div ", "π": r"\pi ", "°": r"^\circ ", "º": r"^\circ ", "≤": r"\leq ", "≥": r"\geq ", "⩽": r"\leq ",
-    "⩾": r"\geq ", "≠": r"\neq ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
-    "∓": r"\mp ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "≈": r"\approx ", "√": r"\sqrt ",
-    "⁄": "/", "∕": "/", "“": '"', "”": '"', "‘": "'", "’": "'",
-    "…": r"\ldots ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ",
-    "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ϕ": r"\phi ", "ω": r"\omega ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∖": r"\setminus ", "€": r"\text{ euros}",
-    "£": r"\text{ pounds}", "¢": r"\text{ cents}", "\u00ad": "", "\u200b": "", "\ufeff": "",
-}  # fmt: skip
-_SCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
-_SUPERSCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
-_SUBSCRIPTS = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
-_SYMBOL = re.compile("[" + "".join(_SYMBOLS) + "]")
+_SUPERSCRIPT = re.compile(f"[{SUPERSCRIPTS}]+")
+_SUBSCRIPT = re.compile(f"[{SUBSCRIPTS}]+")
+_SYMBOL = re.compile("[" + "".join(map(re.escape, SYMBOLS)) + "]")
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
-
-# Commands with a plainer synonym, or none at all.
-_SYNONYMS = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\le": r"\leq", r"\leqslant": r"\leq", r"\ge": r"\geq", r"\geqslant": r"\geq", r"\ne": r"\neq", r"\lt": "<",
-    r"\gt": ">", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|",
-    r"\lbrack": "[", r"\rbrack": "]", r"\varnothing": r"\emptyset", r"\degree": r"^\circ", r"\ast": r"\cdot",
-    r"\dots": r"\ldots", r"\cdots": r"\ldots", r"\colon": ":", r"\lor": r"\text{ or }", r"\vee": r"\text{ or }",
-    r"\land": r"\text{ and }", r"\wedge": r"\text{ and }", r"\infin": r"\infty", r"\varphi": r"\phi",
-    r"\varepsilon": r"\epsilon", r"\bigcup": r"\cup", r"\bigcap": r"\cap", r"\backslash": r"\setminus",
-    r"\smallsetminus": r"\setminus", r"\R": r"\mathbb{R}", r"\Reals": r"\mathbb{R}", r"\reals": r"\mathbb{R}",
-    r"\euro": r"\text{ euros}", r"\pounds": r"\text{ pounds}", r"\lg": r"\log_{10}", r"\percent": r"\%",
-    r"\dollar": r"\$", r"\implies": r"\Rightarrow", r"\thickapprox": r"\approx", r"\simeq": r"\approx",
-}  # fmt: skip
-_SILENT = r"""
-    \left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \displaystyle \textstyle \scriptstyle
-    \limits \nolimits \! \( \) \[ \] \rm \bf \it \mathstrut \strut \/ \protect \ensuremath
-    \tiny \scriptsize \footnotesize \small \normalsize \large \Large \LARGE \huge \Huge \bfseries \itshape
-"""
-_NOTHING = frozenset(_SILENT.split())
-_SPACES = frozenset([r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "\\\t", r"\quad", r"\qquad", r"\thinspace", r"\space"])
-_FONT_COMMANDS = r"""
-    \text \textbf \textit \textrm \textsf \texttt \textnormal \textsc \emph \mbox \hbox \mathrm \mathbf \mathit
-    \mathsf \mathtt \mathnormal \boldsymbol \bm \pmb \operatorname \underline \boxed \fbox \mathcal \vec
-"""
-_FONTS = frozenset(_FONT_COMMANDS.split())
-_TYPES = frozenset([r"\mathbf", r"\boldsymbol", r"\bm", r"\pmb", r"\mathcal", r"\mathit", r"\vec"])
-_FUNCTIONS = (
-    "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|pi|theta|infty|infinity|inf|oo|"
-    "alpha|beta|gamma|delta|epsilon|zeta|kappa|lambda|rho|sigma|tau|phi|chi|psi|omega|"
-    r"(?:gcd|lcm|max|min)(?=\()"
+_COMBINED = re.compile(f"(.)([{''.join(COMBINING)}])")
+_CURRENCY = re.compile(rf"([{CURRENCIES}])\s*([-−]?\d[\d.,' ]*\d|\d)")
+_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,12}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+_MARK = re.compile(r"</?(?:b|i|u|em|strong|span|p|div|font|code|math|mark|center|answer|ans)(?: [^<>]*)?>", re.IGNORECASE)
+_BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
+_RAISED = re.compile(r"<(sup|sub)>([^<>]*)</\1>", re.IGNORECASE)
+_MARKDOWN = re.compile(r"(\*\*\*|\*\*|\*|__|`+)(?![\s*_`])(.*[^\s*_`])\1[.!]?", re.DOTALL)
+_BARE_FUNCTION = re.compile(
+    rf"(?<![a-zA-Z\\])(?:{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-zA-Z])"
+    rf"|(?<![a-zA-Z\\])(?:{'|'.join(CALLED)})(?= ?\()"
 )
-_BARE_FUNCTION = re.compile(rf"(?<![a-zA-Z\\])(?:{_FUNCTIONS})(?![a-zA-Z])")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
 _FONT_GROUP = re.compile(r"(\\[a-zA-Z]+)\s*\{([^{}]*)\}")
 _TYPED_LETTER = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm) ([a-zA-Z])(?![a-zA-Z])")
 _OUTER = re.compile(r"(\\[a-zA-Z]+)\s*\{")
-_COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*(?=\{)")
-_UNSEEN = re.compile(r"\\(?:[hv]?phantom|[hv]space|tag|label)\*?\s*(?=\{)|\\color\s*(?=\{)")
 _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
 _PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
-_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\{,\}|,\s*\\!|\\,|\\ |~|\\;|\\:|\{\\,\}|\\!,)\s*\d{3})+(?!\d)")
-_SPACED_THOUSANDS = re.compile(r"(?<![\w.,/^{ ])[1-9]\d{0,2}(?: \d{3})+(?![\w/]| ?[\\/\d])", re.ASCII)
-_BRACED_THOUSANDS = re.compile(r"(?<!\\)\{[1-9]\d{0,2}(?:,\d{3})+\}")
+_THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?")
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
 _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
@@ -115,19 +96,48 @@ _BRACKETS = re.compile(r"\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)
 
 
 def _printable(text: str) -> str:
-    return "".join(" " if unicodedata.category(char) in ("Cc", "Cs", "Zs") else char for char in text)
+    """Without controls, marks of direction and variation; digits of every script as ASCII."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown = []
+    for char in text:
+        category = unicodedata.category(char)
+        if category in ("Cc", "Cs", "Zs", "Zl", "Zp"):
+            shown.append(" ")
+        elif category == "Nd":
+            shown.append(str(unicodedata.decimal(char)))
+        elif category != "Cf" and not "\ufe00" <= char <= "\ufe0f":
+            shown.append(char)
+    return "".join(shown)
 
 
 def _unicode(text: str) -> str:
     if text.isascii():
         return text
-    text = _SUPERSCRIPTS.sub(lambda match: "^{" + match.group().translate(_SCRIPTS) + "}", text)
-    text = _SUBSCRIPTS.sub(lambda match: "_{" + match.group().translate(_SCRIPTS) + "}", text)
+    text = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(SCRIPTS) + "}", text)
+    text = _SUBSCRIPT.sub(lambda match: "_{" + match.group().translate(SCRIPTS) + "}", text)
     text = _VULGAR.sub(_vulgar, text)
-    text = re.sub(r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}", text)  # whole numbers, where \sqrt takes a digit
-    text = re.sub(r"([€£])\s*(\d[\d.,]*)", r"\2\1", text)
-    text = _SYMBOL.sub(lambda match: _SYMBOLS[match.group()], text)
+    text = _COMBINED.sub(lambda match: COMBINING[match[2]] + "{" + match[1] + "}", text)
+    text = re.sub(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z])", _root, text)  # whole numbers, where \sqrt takes a digit
+    text = _CURRENCY.sub(r"\2\1", text)
+    text = _SYMBOL.sub(lambda match: SYMBOLS[match.group()], text)
     return unicodedata.normalize("NFKC", text)  # full-width digits, letters and signs
+
+
+def _root(match: re.Match[str]) -> str:
+    return f"{SYMBOLS[match[1]].strip()}{{{match[2]}}}"
+
+
+def _markup(text: str) -> str:
+    """Without HTML and Markdown around what is shown."""
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: html.unescape(match.group()).replace("\xa0", " "), text)
+    if "<" in text:
+        text = _RAISED.sub(lambda match: ("^{" if match[1].lower() == "sup" else "_{") + match[2] + "}", text)
+        text = _MARK.sub("", _BREAK.sub(" ", text))
+    bare = text.strip()
+    marked = _MARKDOWN.fullmatch(bare)
+    return marked[2] if marked and marked[1] not in marked[2] else text
 
 
 def _vulgar(match: re.Match[str]) -> str:
@@ -150,22 +160,15 @@ def _commands(text: str) -> str:
 
 def _command(match: re.Match[str]) -> str:
     name = match.group()
-    if name in _NOTHING:
+    if name in NOTHING:
         # a letter behind must not become part of the command before
         return " " if name[-1].isalpha() else ""
-    if name in _SPACES:
+    if name in SPACES:
         return " "
-    plain = _SYNONYMS.get(name)
+    plain = SYNONYMS.get(name)
     if plain is None:
         return name
     return plain + " " if plain[-1].isalpha() else plain
-
-
-def _thousands(text: str) -> str:
-    text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
-    text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
-    text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    return re.sub(r"(?<![a-zA-Z])\{,\}", ",", text)
 
 
 def _fonts(text: str) -> str:
@@ -178,21 +181,66 @@ def _fonts(text: str) -> str:
 
 def _without_wrapper(text: str) -> str:
     match = _OUTER.match(text)
-    if match and match.group(1) in _FONTS and closing(text, match.end() - 1) == len(text) - 1:
+    if match and match.group(1) in FONTS and closing(text, match.end() - 1) == len(text) - 1:
         return text[match.end() : -1]
     return text
 
 
-def _styles(text: str) -> str:
-    """Without colours, and without what takes room and shows nothing."""
-    for pattern in (_COLOURED, _UNSEEN):
-        match = pattern.search(text)
-        end = closing(text, match.end()) if match else None
-        if match and end is not None:
-            shown = text[match.end() + 1 : end] if pattern is _COLOURED else " "
+def _wrappers(text: str) -> str:
+    """Without one command that has arguments and shows but one of them, or nothing."""
+    match = _WRAPPER.search(text)
+    while match:
+        name = match[1]
+        kinds = _WRAPPERS[name.rstrip("*")]
+        arguments = []
+        end = match.end()
+        for _ in kinds:
+            opened = re.compile(r"\s*(?:\[[^\[\]]*\]\s*)?[\^_]?\s*\{").match(text, end)
+            closed = closing(text, opened.end() - 1) if opened else None
+            if opened is None or closed is None:
+                break
+            arguments.append(text[opened.end() : closed])
+            end = closed + 1
+        if len(arguments) == len(kinds):
+            shown = "".join(_shown(kind, argument) for kind, argument in zip(kinds, arguments, strict=True)) or " "
             apart = " " if shown[:1].isalpha() and text[: match.start()][-1:].isalpha() else ""
-            text = text[: match.start()] + apart + shown + text[end + 1 :]
+            return text[: match.start()] + apart + shown + text[end:]
+        match = _WRAPPER.search(text, match.end())
+    if "\\begin" in text:
+        text = _PLAIN_ENVIRONMENT.sub(lambda match: match[2].replace("&", "") if _one_line(match[2]) else match[0], text)
     return text
+
+
+_WRAPPERS = {
+    "textcolor": "-+", "colorbox": "-+", "fcolorbox": "--+", "color": "-", "phantom": "-", "hphantom": "-",
+    "vphantom": "-", "hspace": "-", "vspace": "-", "tag": "-", "label": "-", "underbrace": "+-", "overbrace": "+-",
+    "SI": "+u", "qty": "+u", "num": "+", "si": "u", "unit": "u", "ang": "°", "textsuperscript": "^",
+    "textsubscript": "_", "href": "-+", "mathchoice": "+---", "raisebox": "-+", "bbox": "+", "smash": "+", "makebox": "+",
+    "scalebox": "-+", "mathclap": "+", "boxed": "+", "fbox": "+", "framebox": "+", "underset": "-+", "abs": "|",
+    "norm": "|", "paren": "(", "textquote": "+",
+}  # fmt: skip
+r"""What becomes of a command's arguments: shown ``+``, not shown ``-``, units, degrees, raised, lowered or bracketed."""
+_WRAPPER = re.compile(rf"\\((?:{'|'.join(_WRAPPERS)})\*?)(?![a-zA-Z])")
+_PLAIN_ENVIRONMENT = re.compile(rf"\\begin\{{((?:{ENVIRONMENTS})\*?)\}}(.*?)\\end\{{\1\}}", re.DOTALL)
+_UNIT_MACRO = re.compile(r"\\([a-zA-Z]{3,})")
+
+
+def _shown(kind: str, argument: str) -> str:
+    if kind == "u":
+        return rf"\text{{ {_UNIT_MACRO.sub(_unit_word, argument)}}}"
+    return {
+        "-": "", "+": argument, "°": rf"{argument}^\circ ", "^": f"^{{{argument}}}", "_": f"_{{{argument}}}",
+        "|": f"|{argument}|", "(": f"({argument})",
+    }[kind]  # fmt: skip
+
+
+def _unit_word(match: re.Match[str]) -> str:
+    prefix = match[1] in ("kilo", "milli", "centi", "micro", "nano", "mega", "giga", "deci", "hecto", "pico", "tera")
+    return match[1] if prefix else match[1] + " "
+
+
+def _one_line(inside: str) -> bool:
+    return re.search(r"\\\\(?!\s*$)", inside) is None
 
 
 def _infix(text: str) -> str:
@@ -221,18 +269,19 @@ def _infix(text: str) -> str:
 
 def _font(match: re.Match[str]) -> str:
     name, content = match.groups()
-    if name not in _FONTS:
+    if name not in FONTS:
         return match.group()
+    bare = content.strip().removeprefix("\\")
+    if bare in FUNCTIONS or bare in CALLED or bare in ("Re", "Im"):
+        return rf"\{bare} "
     word = re.search(r"[a-zA-Z]", content)
     if not word or re.search(r"\\[a-zA-Z]", content):
         return content
-    if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content):
+    if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content) and name != r"\mathrm":
         return content  # a choice
-    if name in _TYPES and len(content.strip()) == 1:
+    if name in TYPES and len(bare) == 1:
         return content  # a variable in another type
-    if content.strip() in ("lcm", "gcd", "max", "min"):
-        return rf"\{content.strip()} "
-    if name == r"\mathrm" and content.strip() in ("e", "i"):
+    if name in (r"\mathrm", r"\operatorname") and bare in ("e", "i"):
         return content  # the constants
     return rf"\text{{{content}}}"
 
@@ -242,11 +291,10 @@ def _words_to_commands(text: str) -> str:
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
     text = re.sub(r"\s*!=\s*", r"\\neq ", text)
-    if text.startswith("**") and text.endswith("**"):
-        text = text.strip("*")
     text = text.replace("**", "^").replace("*", r"\cdot ")
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     if not re.search(r"\\text|[a-zA-Z]{3,} [a-zA-Z]{2,}", text):
+        text = re.sub(r"(?<![a-zA-Z])(\\?)log ?(2|10)(?= ?\()", r"\\log_{\2}", text)
         text = _BARE_FUNCTION.sub(_bare_function, text)
     for marker in (r"\\sqrt ?(?=\()", r"\^ ?(?=\()"):
         match = re.search(marker, text)
@@ -258,8 +306,7 @@ def _words_to_commands(text: str) -> str:
 
 
 def _bare_function(match: re.Match[str]) -> str:
-    name = match.group()
-    return r"\infty " if name in ("infinity", "inf", "oo") else rf"\{name} "
+    return SYNONYMS.get(rf"\{match.group()}", rf"\{match.group()}") + " "
 
 
 def _braces(text: str) -> str:
@@ -268,7 +315,7 @@ def _braces(text: str) -> str:
     text = re.sub(rf"\\(frac|binom) ?({_ARGUMENT})", r"\\\1{\2}", text)
     text = re.sub(rf"\\(frac|binom) ?(\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}) ?({_ARGUMENT})", r"\\\1\2{\3}", text)
     text = re.sub(rf"\\sqrt ?(\[[^\[\]]*\])? ?({_ARGUMENT})", r"\\sqrt\1{\2}", text)
-    text = re.sub(r"\\log ?_ ?(\d)", r"\\log_{\1}", text)
+    text = re.sub(r"\\log ?_ ?(\d+)", r"\\log_{\1}", text)
     text = re.sub(r"([\^_]) ?(-?\d+|[a-zA-Z]|\\(?!circ|text|frac|sqrt)[a-zA-Z]+)", r"\1{\2}", text)
     return re.sub(r"([\^_]) ?(?:\{ ?\\text\{([^{}]*)\} ?\}|\\text\{([^{}]*)\})", r"\1{\2\3}", text)
 
@@ -293,6 +340,7 @@ def _ends(text: str) -> str:
     text = text.strip().removeprefix("{}").removesuffix("{}").strip()
     while prefix := _PREFIXES.match(text):
         text = text[prefix.end() :]
+    text = _THEREFORE.sub("", text)
     quoted = _QUOTED.fullmatch(text)
     if quoted and (quoted.group(1) == quoted.group(3) or quoted.group(1, 3) == ("``", "''")):
         text = quoted.group(2).strip()
@@ -320,6 +368,6 @@ def _all(step: Callable[[str], str]) -> Callable[[str], str]:
 
 
 _STEPS: tuple[Callable[[str], str], ...] = (
-    _unicode, _thousands, _all(_styles), _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
+    _markup, _unicode, plain_numbers, _all(_wrappers), _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
     _braces, _spaces, _ends,
 )  # fmt: skip
