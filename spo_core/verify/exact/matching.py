@@ -24,9 +24,9 @@ from spo_core.verify.exact.nodes import (
     Value,
     Words,
 )  # fmt: skip
-from spo_core.verify.exact.quantities import DEGREES, PERCENT, agree
 from spo_core.verify.exact.regions import as_region
 from spo_core.verify.exact.structures import read
+from spo_core.verify.exact.units import DEGREES, PERCENT, agree
 
 
 def same_answer(one: Node, other: Node) -> bool:
@@ -80,14 +80,14 @@ def _same(one: Node, other: Node) -> bool:
         case Amount(), Value():
             return _same_amount(one, other)
         case Clock(), Clock():
-            return (one.hour, one.minute) == (other.hour, other.minute) and agree(one.half or None, other.half or None)
+            return (one.hour, one.minute) == (other.hour, other.minute) and _agree(one.half, other.half)
         case Clock(), Value():
             return bool(one.half) and not one.minute and same_value(other.value, Fraction(one.hour))
         case Words(), Words():
-            return one.key == other.key and agree(one.sign or None, other.sign or None)
+            return one.key == other.key and _agree(one.sign, other.sign)
         case Residue(), Residue():
             numbers = (one.value, one.modulus) == (other.value, other.modulus)
-            return numbers and agree(one.unknown, other.unknown)
+            return numbers and _agree(one.unknown, other.unknown)
         case Residue(), Value():
             return same_value(one.value, other.value)
         case Group(), Group():
@@ -100,11 +100,16 @@ def _same(one: Node, other: Node) -> bool:
         case Region(), _:
             points = as_region(other)
             unknown = other.unknown if isinstance(other, Region) else None
-            return points is not None and agree(one.unknown, unknown) and _same_points(one.points, points)
+            return points is not None and _agree(one.unknown, unknown) and _same_points(one.points, points)
         case Inequality(), Inequality():
             ratio = proportional(one.difference, other.difference)
             return one.strict == other.strict and ratio is not None and bool(ratio.is_positive)
     return False
+
+
+def _agree(one: str | None, other: str | None) -> bool:
+    """The same name, or none on one side."""
+    return not one or not other or one == other
 
 
 def _brackets(group: Group) -> tuple[str, str]:
@@ -142,13 +147,15 @@ def _covers(these: Sequence[Node], those: Sequence[Node]) -> bool:
 
 def _same_amount(amount: Amount, bare: Value) -> bool:
     """A unit may be left out, a percent sign too: 5% is 5 or exactly 0.05, a right angle 90 or pi/2."""
+    if amount.product is not None and same_value(amount.product, bare.value):
+        return True
+    if amount.unit is not None and not amount.unit.sure:
+        return False
     if amount.unit == PERCENT and same_value(amount.value / 100, bare.value):
         return True
     if amount.unit == PERCENT and isinstance(amount.value, Fraction) and abs(amount.value) < 1:
         return False  # 0.5 is rather a half than half a percent
     if same_value(amount.value, bare.value):
-        return True
-    if amount.product is not None and same_value(amount.product, bare.value):
         return True
     if amount.unit == DEGREES:
         import sympy

@@ -9,6 +9,7 @@ from typing import Any
 
 from spo_core.verify.exact.expressions import GREEK
 from spo_core.verify.exact.quantities import is_product
+from spo_core.verify.exact.units import Unit
 
 VARIABLE = rf"(?:[a-zA-Z]|\\(?:{'|'.join(sorted(GREEK))})(?![a-z]))(?:_\{{[^{{}}]*\}})?"
 SIMPLE_NAME = re.compile(VARIABLE)
@@ -39,7 +40,7 @@ class Value:
 @dataclass(frozen=True, slots=True)
 class Amount:
     value: Any
-    unit: str | None
+    unit: Unit | None
     product: Any | None = None
     """``5 m`` may also be five times m."""
 
@@ -127,10 +128,6 @@ Node = (
 )
 
 NOTHING = Words("no solution")
-
-NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
 
 _NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|none|(?:empty|null) set"

@@ -1,4 +1,4 @@
-r"""What stands around an amount: its unit, a percent or degree sign, a currency, "million".
+r"""Amounts: a number, in figures or in words, and its unit, percent or degree sign, currency, or ordinal ending.
 
 Works on text that ``notation.normalise`` has been through.
 """
@@ -8,207 +8,186 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-PERCENT, DEGREES = "%", "degree"
-OTHER = "other"
-"""A unit that agrees with any but percent and degrees, ``units``; one in no table stands behind: ``other apple``."""
+from spo_core.verify.exact.expressions import read_expression
+from spo_core.verify.exact.phrases import read_phrase
+from spo_core.verify.exact.units import DEGREES, DOLLARS, ORDINAL, PERCENT, Unit, parse_unit
 
-_SPELLINGS = {
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
-    "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram gm",
-    "kg": "kilogram kilo", "lb": "pound", "oz": "ounce", "ml": "milliliter millilitre", "l": "liter litre",
-    "gal": "gallon", "s": "sec second", "min": "minute", "h": "hr hour", "day": "d", "week": "wk", "month": "",
-    "year": "yr", "$": "dollar usd buck", "cent": "", "euro": "eur", "mph": "", "kph": "kmh", "rad": "radian",
-    DEGREES: "deg", PERCENT: "percent pct", "unit": "", "acre": "", "rupee": "", "ton": "",
-    "quart": "qt", "pint": "", "hz": "hertz", "th": "st nd rd",
-}  # fmt: skip
-_UNITS = {spelling: unit for unit, others in _SPELLINGS.items() for spelling in (unit, *others.split())}
-_MAGNITUDES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-}  # fmt: skip
-
-# With one of these behind it, a number is not the answer, or not all of it.
-_CONNECTIVES = """
-    and or not no nor but is isn't are aren't was were if when than then more less least most fewer to half halves
-    third thirds fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundredths thousandths
-    squared cubed factorial times plus minus mod modulo remainder base divided over under between maybe perhaps
-    wrong false incorrect does doesn't do did can cannot can't either neither with without one two three four five
-    six seven eight nine ten twenty twice double each except unless instead through until about approximately
-    nearly almost solutions solution undefined choose multiplied raised power by infinity pi i
-    seventh sevenths ninth ninths hundredth thousandth below above zero negative positive
-"""
-_NOT_A_UNIT = frozenset(_CONNECTIVES.split())
-_MOST_WORDS = 5
-_FILLERS = frozenset(["of", "a", "an", "the", "total", "left", "remaining", "altogether"])
-_IRREGULAR = {
-    "people": "person",
-    "children": "child",
-    "men": "man",
-    "women": "woman",
-    "mice": "mouse",
-    "geese": "goose",
-}
-
-_TEXT = r"\\text\{[^{}\\]*\}"
-_PLAIN_WORD = r"(?<![a-zA-Z\\{_^.'/-])[a-zA-Z][a-zA-Z.'/-]*"
-_TAIL = re.compile(rf"(?: ?(?:{_TEXT}|{_PLAIN_WORD})(?:\^\{{[23]\}})?(?:/(?=\\text))?)+$")
-_ORDINAL = re.compile(r"(?:1(?=st)|2(?=nd)|3(?=rd)|\d(?=th)|\d(?=\^\{(?:th|st|nd|rd)\}))(?:[a-z]{2}|\^\{[a-z]{2}\})$")
-_MONEY = re.compile(r"([-+]?)(?:\\\$|(?:USD|US) ?(?:\\\$)?)(?=[\d.\\+-])")
+_LONGEST = 300
+_MONEY = re.compile(
+    r"([-+]?) ?(?:(?P<dollar>\\\$|(?:USD|US) ?(?:\\\$)?)|(?:\\text\{ ?)?(?P<other>Rs\.?|INR|EUR|GBP|JPY)(?: ?\})?) ?"
+    r"(?=[\d.\\+-])"
+)
+_CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "lb", "JPY": "yen"}
+_ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
-_CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?)?\}?", re.ASCII | re.IGNORECASE)
+_PLAIN = r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
+_WITH_SYMBOLS = re.compile(rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)")
+_FRACTION_OF_UNITS = re.compile(r"\\frac\{(.+)\}\{(.+)\}")
+_MULTIPLIED = re.compile(rf"({_PLAIN})(?:[kK]|(M))")
+_WORD_BEHIND = re.compile(r"(?<![a-zA-Z\\{_^])[a-zA-Z]{2,}|\\text\{")
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?|o'clock)?\}?", re.ASCII | re.IGNORECASE)
 _PRODUCT = re.compile(r"[abcd]+|[k-np-tv-z]+")
 """Letters that are rather a product of variables than a word: ``abc``, ``xy``, ``kmn``."""
-_LETTER_BEHIND = re.compile(r"[a-z](?=\\text\{ ?[a-z])|i(?= )")
-"""The last letter of an amount: ``i`` in ``6-5i units``."""
-_LONGEST = 300
+_COMPOUND = (("h", "min", "s", "day", "week", "month", "year"), ("mi", "yd", "ft", "in"), ("m", "cm", "mm", "km"),
+             ("lb", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"), ("gal", "qt", "pint", "cup"))  # fmt: skip
+"""Units that stand side by side, as in ``2 hours 30 minutes``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``amount`` is text still; the quantity is ``amount * factor`` of ``unit``."""
+    """A number with its unit, if any; ``product`` is what the text says if its letters are variables."""
 
-    amount: str
-    factor: Fraction
-    unit: str | None
+    value: Any
+    unit: Unit | None
+    product: Any | None = None
 
 
-def measured(text: str) -> Measured | None:
-    """The amount apart from what it counts; None where ``text`` names neither unit, sign nor magnitude."""
+def measured(text: str) -> list[Measured] | None:
+    """The amounts that stand side by side in ``text``, mostly one; None where it has neither words, sign nor unit."""
     if len(text) > _LONGEST:
         return None
-    money = _MONEY.match(text)
-    if money:
-        rest = money.group(1) + text[money.end() :]
-        inner = measured(rest)
-        if inner is None:
-            return Measured(rest, Fraction(1), "$")
-        return Measured(inner.amount, inner.factor, "$") if inner.unit in (None, "$") else None
-    for sign, unit in ((r"\$", "$"), (r"\%", PERCENT), (r"^\circ", DEGREES)):
+    single = _signed(text) or _money(text) or _with_symbols(text)
+    if single:
+        return [single]
+    return _in_words(text) if _WORD_BEHIND.search(text) else None
+
+
+def _signed(text: str) -> Measured | None:
+    r"""``5\%``, ``\$`` or ``^\circ`` behind, ``5th``."""
+    for sign, unit in ((r"\$", DOLLARS), (r"\%", PERCENT), (r"^\circ", DEGREES)):
         if text.endswith(sign) and len(text) > len(sign):
             amount = text.removesuffix(sign).strip()
-            return None if unit == DEGREES and _TRIGONOMETRY.search(amount) else Measured(amount, Fraction(1), unit)
-    scale = re.search(r"\^\\circ ?(?:\\text\{)?([CF])\}?$", text)
+            if unit == DEGREES and _TRIGONOMETRY.search(amount):
+                return None
+            return _amount(amount, unit)
+    scale = re.search(r"\^\\circ ?(?:\\text\{ ?)?([CF])\}?$", text)
     if scale:
-        return Measured(text[: scale.start()], Fraction(1), DEGREES + scale.group(1))
-    if ordinal := _ORDINAL.search(text):
-        return Measured(text[: ordinal.start() + 1], Fraction(1), "th")
-    return _counted(text)
+        return _amount(text[: scale.start()], Unit(frozenset([(f"degree{scale[1]}", 1)])))
+    if (ordinal := _ORDINAL.fullmatch(text)) and ordinal[2] == _ending(ordinal[1]):
+        return _amount(ordinal[1], ORDINAL)
+    if multiplied := _MULTIPLIED.fullmatch(text):
+        value = _number(multiplied[1])
+        if value is not None:
+            return Measured(value * (10**6 if multiplied[2] else 1000), None, read_expression(text))
+    return None
 
 
-def _counted(text: str) -> Measured | None:
-    """An amount with words behind it."""
-    tail = _TAIL.search(text)
-    if not tail or not tail.start():
+def _ending(digits: str) -> str:
+    return "th" if digits[-2:-1] == "1" else {"1": "st", "2": "nd", "3": "rd"}.get(digits[-1], "th")
+
+
+def _amount(text: str, unit: Unit) -> Measured | None:
+    value = _number(text)
+    return None if value is None else Measured(value, unit)
+
+
+def _number(text: str) -> Any | None:
+    if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", text, re.ASCII):
+        text = text.replace(",", "")
+    return read_expression(text)
+
+
+def _money(text: str) -> Measured | None:
+    r"""``\$5``, ``Rs. 500``, ``\$5 million``, ``\$120/month``, ``\$70000 profit``."""
+    sign = _MONEY.match(text)
+    if not sign:
         return None
-    begin = tail.start()
-    factor_behind = _LETTER_BEHIND.match(tail.group())
-    if factor_behind and not _is_unit(factor_behind.group()):
-        begin += 1
-    amount, counted = text[:begin].strip(), text[begin:]
-    if begin == tail.start() and not re.search(r"[\d})\]]$|\\[a-z]+$", amount):
-        return None  # the amount must end as one: "x feet" is words
-    words = _words(counted)
-    if not 0 < len(words) <= _MOST_WORDS or not all(map(_may_count, words)):
+    rest = sign[1] + text[sign.end() :]
+    name = "$" if sign["dollar"] else _CURRENCY_UNITS[sign["other"]]
+    currency = Unit(frozenset([(name, 1)]))
+    value = _number(rest)
+    if value is not None:
+        return Measured(value, currency)
+    if multiplied := _MULTIPLIED.fullmatch(rest):
+        return Measured(_number(multiplied[1]) * (10**6 if multiplied[2] else 1000), currency)
+    for end in _ends_of_amount(rest):
+        phrase = read_phrase(rest) if end is None else (_number(rest[:end].strip()), rest[end:])
+        if phrase is None or phrase[0] is None:
+            continue
+        value, behind = phrase
+        if not behind.strip():
+            return Measured(value, currency)
+        unit = parse_unit(behind.strip(), money=True)
+        if unit is not None and unit.is_single(name):
+            return Measured(value, currency)
+        if unit is not None and not any(power > 0 for _, power in unit.powers):
+            return Measured(value, Unit(unit.powers | currency.powers, unit.words, unit.per))
+    return None
+
+
+def _ends_of_amount(text: str) -> list[int | None]:
+    """Where the amount may end: before a slash, or as the phrase has it."""
+    slash = re.search(r" ?/ ?(?=[a-zA-Z\\])", text)
+    return [slash.start(), None] if slash else [None]
+
+
+def _with_symbols(text: str) -> Measured | None:
+    r"""A plain number and units in symbols: ``5 m``, ``9.8 m/s^{2}``, ``5\Omega``, ``25\frac{km}{h}``."""
+    match = _WITH_SYMBOLS.fullmatch(text)
+    if not match:
         return None
-    spaced = counted.startswith((" ", r"\text"))
-    if not spaced and (len(words) > 1 or not _is_unit(words[0]) or len(_bare(words[0])) == 1):
-        return None  # "5xy" is a product, "5cm" a length
-    factor = Fraction(_MAGNITUDES.get(_bare(words[0]).removesuffix("s"), 1))
-    if factor != 1:
-        words = words[1:]
-    return Measured(amount, factor, _unit(words) if words else None)
+    amount, space, behind = match.groups()
+    fraction = _FRACTION_OF_UNITS.fullmatch(behind.strip())
+    symbols = f"{fraction[1]}/({fraction[2]})" if fraction else behind.strip()
+    tight = not space and not behind.startswith("\\")
+    if tight and (re.fullmatch(r"[A-Za-z](?:\^\{\d\})?", symbols) or is_product(symbols)):
+        return None  # 5m: five times m
+    unit = parse_unit(symbols)
+    if unit is None or unit.words:
+        return None
+    value = _number(amount)
+    product = None if r"\text" in text else read_expression(text)
+    return None if value is None else Measured(value, unit, product)
 
 
-def _may_count(word: str) -> bool:
-    """A word, that is no connective and no product of variables."""
-    bare = _bare(word)
-    if bare in _NOT_A_UNIT or not re.fullmatch(r"[a-z.']+", bare):
-        return False
-    return _is_unit(word) or bare in ("per", "of", "the") or (len(bare) > 2 and not is_product(bare))
+def _in_words(text: str) -> list[Measured] | None:
+    found: list[Measured] = []
+    rest = text
+    while rest.strip():
+        one = _first_amount(rest.strip(), following=bool(found))
+        if one is None:
+            return None
+        amount, rest = one
+        found.append(amount)
+    units = [amount.unit for amount in found]
+    if len(found) > 1 and not _side_by_side(units):
+        return None
+    return found or None
+
+
+def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
+    """An amount at the beginning of ``text``, to its end or to where another begins, and the rest."""
+    if following:
+        text = re.sub(r"^(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) |,)\s*", "", text)
+    phrase = read_phrase(text)
+    if phrase is None:
+        return None
+    value, behind = phrase
+    if not behind.strip():
+        return Measured(value, None), ""
+    another = re.search(r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)", behind)
+    ends = [len(behind), another.start()] if another else [len(behind)]
+    for end in ends:
+        unit = parse_unit(behind[:end].strip(), symbols=behind.lstrip() != behind and isinstance(value, Fraction))
+        if unit is not None:
+            tight = behind[:1] not in (" ", "\\")
+            if tight and (unit.words or is_product(behind[:end])):
+                return None  # 5xy: a product
+            product = None if r"\text" in text or end < len(behind) else read_expression(text)
+            return Measured(value, unit, product), behind[end:]
+    return None
+
+
+def _side_by_side(units: list[Unit | None]) -> bool:
+    """Whether each is a smaller unit of the same kind than the one before."""
+    names = [next(iter(unit.powers))[0] if unit and len(unit.powers) == 1 and not unit.words else "" for unit in units]
+    return any(all(name in family for name in names) for family in _COMPOUND) and len(set(names)) == len(names)
 
 
 def is_product(letters: str) -> bool:
     return len(letters) <= 3 and _PRODUCT.fullmatch(letters) is not None
-
-
-def _bare(word: str) -> str:
-    return word.split("^")[0]
-
-
-def _words(tail: str) -> list[str]:
-    """Lower-case words of a tail, each with its power: ``square cm`` is ``cm^2``."""
-    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", tail).replace("/", " per ").lower()
-    plain = re.sub(r"\s*\^\{(\d)\}", r"^\1", plain)
-    words: list[str] = []
-    power = ""
-    for word in plain.replace("sq.", "square").replace("-", " ").split():
-        if word in ("square", "sq"):
-            power = "^2"
-        elif word == "cubic":
-            power = "^3"
-        elif word in ("squared", "cubed") and words and _is_unit(words[-1]):
-            words[-1] += "^2" if word == "squared" else "^3"
-        else:
-            words.append(word + power)
-            power = ""
-    return words
-
-
-def _is_unit(word: str) -> bool:
-    return _singular(word) in _UNITS
-
-
-def _singular(word: str) -> str:
-    word = word.split("^")[0]
-    if word in _UNITS:
-        return word
-    word = word.rstrip(".")
-    return word if word in _UNITS else word.removesuffix("s")
-
-
-def _unit(words: list[str]) -> str:
-    r"""One name for a unit in all its spellings: ``feet per second`` and ``\text{ft}/\text{s}`` are ``ft/s``."""
-    words = [word for word in words if word not in _FILLERS]
-    names: list[str] = []
-    known = True
-    for word in words:
-        if word == "per":
-            names.append("/")
-        elif _is_unit(word):
-            names.append(_UNITS[_singular(word)] + ("^" + word.split("^")[1] if "^" in word else ""))
-        else:
-            names.append(_one_of(word))
-            known = False
-    name = "".join(names)
-    if known or not name:
-        return {"mi/h": "mph", "km/h": "kph"}.get(name, OTHER if name.startswith("unit") or not name else name)
-    return " ".join([OTHER, *names])
-
-
-def _one_of(word: str) -> str:
-    """The singular of ``apples``, ``boxes`` and ``candies``."""
-    word = _IRREGULAR.get(word, word)
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if re.search(r"(?:s|x|z|ch|sh)es$", word):
-        return word[:-2]
-    return word if word.endswith(("ss", "us")) else word.removesuffix("s")
-
-
-def agree(one: str | None, other: str | None) -> bool:
-    """Whether two answers may be the same although one, or neither, names its unit."""
-    if one is None or other is None or one == other:
-        return True
-    if OTHER in (one, other):
-        return PERCENT not in (one, other) and DEGREES not in (one, other)
-    if one.startswith(OTHER) or other.startswith(OTHER):
-        pairs = zip(_counted_words(one), _counted_words(other), strict=False)  # apples, and what they are per
-        return all(these <= those or those <= these for these, those in pairs)
-    return one.startswith(DEGREES) and other.startswith(DEGREES) and DEGREES in (one, other)  # Celsius or Fahrenheit
-
-
-def _counted_words(unit: str) -> list[set[str]]:
-    return [set(part.split()) for part in unit.removeprefix(OTHER).split("/")]
 
 
 def clock(text: str) -> tuple[int, int, str] | None:
@@ -217,4 +196,4 @@ def clock(text: str) -> tuple[int, int, str] | None:
     if not match or not (match.group(2) or match.group(3)):
         return None
     hour, minute, half = match.groups()
-    return int(hour), int(minute or 0), (half or "").replace(".", "").lower()
+    return int(hour), int(minute or 0), (half or "").replace(".", "").lower().replace("o'clock", "")

@@ -13,7 +13,6 @@ from typing import Any
 from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.library import read_by_library
 from spo_core.verify.exact.nodes import (
-    NUMBER_WORDS,
     SIMPLE_NAME,
     VARIABLE,
     Amount,
@@ -71,7 +70,7 @@ def read(text: str, depth: int = 0) -> Node:
     """What the normalised ``text`` says."""
     if depth > _DEEPEST or not text:
         return as_words(text)
-    for reader in (_read_words, _read_several, _read_signs, _read_member, _read_relation, _read_sets, _read_one):
+    for reader in (_read_amounts, _read_words, _read_several, _read_signs, _read_member, _read_relation, _read_sets, _read_one):
         node = reader(text, depth)
         if node is not None:
             return node
@@ -84,9 +83,23 @@ def _read_words(text: str, depth: int) -> Node | None:
         import sympy
 
         return Region(sympy.S.Reals)
-    if text.lower() in NUMBER_WORDS:
-        return Value(Fraction(NUMBER_WORDS.index(text.lower())))
     return obvious_words(text)
+
+
+def _read_amounts(text: str, depth: int) -> Node | None:
+    """Numbers in words, and amounts with units: one, or several side by side, as ``2 hours 30 minutes``."""
+    if time := clock(text):
+        return Clock(*time)
+    found = measured(text)
+    if found is None:
+        return None
+    nodes = [
+        Amount(amount.value, amount.unit, amount.product)
+        if amount.unit or amount.product is not None
+        else Value(amount.value)
+        for amount in found
+    ]
+    return nodes[0] if len(nodes) == 1 else Several(tuple(nodes), ordered=True)
 
 
 def _read_several(text: str, depth: int) -> Node | None:
@@ -219,8 +232,6 @@ def _read_one(text: str, depth: int) -> Node | None:
         return _residue(*residue.groups())
     if (based := _BASED.fullmatch(text)) and (numeral := _based(*based.groups())):
         return numeral
-    if time := clock(text):
-        return Clock(*time)
     if grid := _MATRIX.fullmatch(text):
         return _grid(grid.group(2), depth)
     group = _group(text, depth)
@@ -228,14 +239,6 @@ def _read_one(text: str, depth: int) -> Node | None:
         return group
     if label := _LABELLED.fullmatch(text):
         return Letter((label.group(1) or label.group(2)), None, label.group(3).strip())
-    quantity = measured(text)
-    if quantity is not None:
-        value = read_expression(quantity.amount.replace(",", "") if _is_thousands(quantity.amount) else quantity.amount)
-        if value is not None:
-            product = read_expression(text)
-            factor = quantity.factor
-            scaled = value * factor if factor == 1 or not hasattr(value, "free_symbols") else value * int(factor)
-            return Amount(scaled, quantity.unit, product) if quantity.unit else Value(scaled)
     value = read_expression(text)
     if value is None:
         value = read_by_library(text)
@@ -250,10 +253,6 @@ def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Nod
     if command != "pmod" and not unknown and not 0 <= number < divisor:
         return None
     return Residue(number, divisor, unknown)
-
-
-def _is_thousands(text: str) -> bool:
-    return re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", text, re.ASCII) is not None
 
 
 def _based(digits: str, subscript: str | None, written: str | None) -> Node | None:

@@ -1,0 +1,379 @@
+r"""Numbers and arithmetic in English: "three hundred and five", "2.5 million", "two thirds", "5 squared", "3 choose 2".
+
+A phrase is read from the left, as far as it is one; what stands behind may be a unit. Numbers in figures or LaTeX are
+words of a phrase like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from spo_core.verify.exact.expressions import read_expression
+from spo_core.verify.exact.functions import of_several
+from spo_core.verify.exact.huge import factorial, power
+from spo_core.verify.exact.tokens import Unreadable
+
+_SMALL = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen
+""".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL_ORDINALS = """
+    zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+    fifteenth sixteenth seventeenth eighteenth nineteenth
+""".split()
+CARDINALS = {word: number for number, word in enumerate(_SMALL)} | {
+    word: 10 * number for number, word in enumerate(_TENS, start=2)
+}
+_ILLIONS = "million billion trillion quadrillion quintillion sextillion septillion octillion nonillion decillion".split()
+MAGNITUDES = {"thousand": 10**3, "lakh": 10**5, "crore": 10**7} | {
+    word: 10 ** (3 * number) for number, word in enumerate(_ILLIONS, start=2)
+}
+_SPELT_MAGNITUDES = MAGNITUDES | {"mn": 10**6, "bn": 10**9, "lac": 10**5} | {
+    f"{word}s": value for word, value in MAGNITUDES.items() if word in ("lakh", "crore")
+}
+_COUNTS = {"dozen": 12, "score": 20, "gross": 144}
+ORDINALS = (
+    {word: number for number, word in enumerate(_SMALL_ORDINALS)}
+    | {f"{word[:-1]}ieth": 10 * number for number, word in enumerate(_TENS, start=2)}
+    | {
+        f"{ten}-{_SMALL_ORDINALS[unit]}": 10 * number + unit
+        for number, ten in enumerate(_TENS, start=2)
+        for unit in range(1, 10)
+    }
+    | {f"{word}th": value for word, value in {"hundred": 100, **MAGNITUDES}.items()}
+)
+_PARTS = {name: number for name, number in ORDINALS.items() if number > 2} | {"half": 2, "quarter": 4}
+_PARTS |= {f"{tens}-{name}": value * number for tens, value in (("ten", 10), ("hundred", 100))
+           for name, number in (("thousandth", 1000), ("millionth", 10**6), ("billionth", 10**9))}  # fmt: skip
+FRACTIONS = {f"{name}s": number for name, number in _PARTS.items() if name != "half"} | {"halves": 2}
+_OPERATIONS = """
+    plus minus times over divided multiplied squared cubed factorial halved doubled tripled quadrupled choose raised
+    power root square cube negative twice double triple point and to by of half quarter
+""".split()
+NUMBER_WORDS = frozenset([*CARDINALS, *_SPELT_MAGNITUDES, "hundred", *_COUNTS, *ORDINALS, *_PARTS, *FRACTIONS]) - {"second"}
+"""Words that name a number, alone or in part."""
+_VOCABULARY = NUMBER_WORDS | set(_OPERATIONS) | {"a", "an", "the", "second"}
+_POSTFIXED = {"squared": 2, "cubed": 3}
+_SCALED = {"halved": Fraction(1, 2), "doubled": Fraction(2), "tripled": Fraction(3), "quadrupled": Fraction(4)}
+_LEADING = {"twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3)}
+
+_WORD = r"[A-Za-z]+(?:-[A-Za-z]+)*"
+_TOKEN = re.compile(
+    rf"\\text\{{(?P<text>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<word>{_WORD})|(?P<space> )|(?P<math>\\[A-Za-z]+|\\.|.)", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    text: str
+    end: int
+    """Where it ends in the whole text."""
+    is_word: bool
+
+
+def read_phrase(text: str) -> tuple[Any, str] | None:
+    """The number at the beginning of ``text`` that takes a word to say, and what stands behind; None without one.
+
+    Of a number without words the value is its own, too: ``("5", "5 apples")`` gives 5 and " apples".
+    """
+    tokens = _tokens(text)
+    if not tokens:
+        return None
+    parser = _Phrase(tokens)
+    try:
+        value = parser.total()
+    except (Unreadable, ArithmeticError, ValueError, TypeError):
+        return None
+    return value, text[tokens[parser.position - 1].end :]
+
+
+def _tokens(text: str) -> list[_Token]:
+    r"""Words of the vocabulary, and all else as pieces of mathematics; up to the first word that is neither."""
+    tokens: list[_Token] = []
+    begin: int | None = None
+    depth = 0
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        assert match
+        inner = match["text"] if depth == 0 else None
+        word = match["word"] if depth == 0 else None
+        if inner is not None or (word is not None and (word.casefold() in _VOCABULARY or len(word) > 1)):
+            if begin is not None:
+                piece = text[begin:position].rstrip()
+                tokens.append(_Token(piece, begin + len(piece), False))
+            begin = None
+            source, offset = (inner, match.start("text")) if inner is not None else (word, position)
+            assert source is not None
+            complete = _add_words(tokens, source, offset, match.end() if inner is not None else None)
+            if not complete:
+                return tokens
+        elif begin is None and match["space"] is None:
+            begin = position
+        if word is None and inner is None:
+            depth += (match.group() in ("{", "(", "[")) - (match.group() in ("}", ")", "]"))
+        position = match.end()
+    if begin is not None and text[begin:].strip():
+        tokens.append(_Token(text[begin:].strip(), len(text), False))
+    return tokens
+
+
+def _add_words(tokens: list[_Token], source: str, offset: int, end: int | None) -> bool:
+    """Add words of ``source`` that are of the vocabulary; False where there is another."""
+    for match in re.finditer(rf"({_WORD})|([^A-Za-z\s]+)", source):
+        where = offset + match.end()
+        if end is not None and not source[match.end() :].strip():
+            where = end  # the brace belongs to the last word
+        word = match.group().casefold()
+        if match[2]:
+            tokens.append(_Token(match.group(), where, False))
+            continue
+        parts = [word] if word in _VOCABULARY else word.split("-")
+        if not all(part in _VOCABULARY for part in parts):
+            return False
+        tokens.extend(_Token(part, where, True) for part in parts)
+    return True
+
+
+class _Phrase:
+    """Recursive descent; every method leaves ``position`` behind what it has read."""
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self.tokens = tokens
+        self.position = 0
+
+    def _peek(self, ahead: int = 0) -> str:
+        """The word that comes, in lower case; "" for none."""
+        index = self.position + ahead
+        return self.tokens[index].text if index < len(self.tokens) and self.tokens[index].is_word else ""
+
+    def _piece(self, ahead: int = 0) -> str:
+        """The piece of mathematics that comes."""
+        index = self.position + ahead
+        return self.tokens[index].text if index < len(self.tokens) and not self.tokens[index].is_word else ""
+
+    def _accept(self, *words: str) -> bool:
+        if all(self._peek(ahead) == word for ahead, word in enumerate(words)):
+            self.position += len(words)
+            return True
+        return False
+
+    def total(self) -> Any:
+        value = self._product()
+        while self._peek() in ("plus", "minus"):
+            sign = 1 if self._accept("plus") else -1
+            self.position += sign == -1
+            value = value + sign * self._product()
+        return value
+
+    def _product(self) -> Any:
+        value = self._postfixed()
+        while True:
+            if self._accept("times") or self._accept("multiplied", "by"):
+                value = value * self._postfixed()
+            elif self._accept("divided", "by") or self._accept("over"):
+                value = value / self._postfixed()
+            else:
+                return value
+
+    def _postfixed(self) -> Any:
+        value = self._quantity()
+        while word := self._peek():
+            if word in _POSTFIXED:
+                value = power(_exact(value), _exact(Fraction(_POSTFIXED[word])))
+            elif word in _SCALED:
+                value = value * _SCALED[word]
+            elif word == "factorial":
+                value = factorial(_exact(value))
+            elif word == "choose":
+                self.position += 1
+                value = of_several("C", [_exact(value), _exact(self._quantity())])
+                continue
+            elif word in ("to", "raised"):
+                value = power(_exact(value), _exact(self._exponent()))
+                continue
+            else:
+                break
+            self.position += 1
+        return _plain(value)
+
+    def _exponent(self) -> Any:
+        """``to the power of 5``, ``raised to the fifth power``, ``to the fifth``."""
+        self._accept("raised")
+        if not self._accept("to"):
+            raise Unreadable
+        self._accept("the")
+        if self._accept("power"):
+            self._accept("of")
+            return self._quantity()
+        word = self._peek()
+        if word in ORDINALS:
+            self.position += 1
+            self._accept("power")
+            return Fraction(ORDINALS[word])
+        raise Unreadable
+
+    def _quantity(self) -> Any:
+        if self._accept("negative") or self._accept("minus"):
+            return -self._quantity()
+        if self._peek() in _LEADING:
+            factor = _LEADING[self._peek()]
+            self.position += 1
+            return factor * self._quantity()
+        self._accept("the")
+        roots = {"square": 2, "cube": 3, **{word: n for word, n in ORDINALS.items() if n > 1}}
+        if self._peek() in roots and self._peek(1) == "root":
+            degree = roots[self._peek()]
+            self.position += 2
+            if not self._accept("of"):
+                raise Unreadable
+            return power(_exact(self._quantity()), _exact(Fraction(1, degree)))
+        if self._accept("half"):
+            return self._part(Fraction(1, 2))
+        return self._number()
+
+    def _number(self) -> Any:
+        """A cardinal, and the part it may count: "three quarters", "two and a half", "a third of a million"."""
+        begin = self.position
+        value, simple = self._cardinal()
+        word = self._peek()
+        if word in FRACTIONS or (word in _PARTS and value == 1):
+            if not simple:
+                raise Unreadable  # three hundred thousandths: of which
+            self.position += 1
+            return self._part(value / (FRACTIONS | _PARTS)[word])
+        if self._peek() == "and" and self.position > begin:
+            before = self.position
+            self.position += 1
+            part = self._fraction()
+            if part is not None:
+                return self._scaled(value + part)
+            self.position = before
+        return value
+
+    def _fraction(self) -> Any | None:
+        """A proper fraction in words, as "a half" and "three quarters"; None, and nothing read, without one."""
+        begin = self.position
+        try:
+            if self._accept("half") or self._accept("a", "half") or self._accept("one", "half"):
+                return Fraction(1, 2)
+            value, simple = self._cardinal()
+        except Unreadable:
+            self.position = begin
+            return None
+        word = self._peek()
+        if simple and (word in FRACTIONS or (word in _PARTS and value == 1)):
+            self.position += 1
+            part = value / (FRACTIONS | _PARTS)[word]
+            if 0 < part < 1:
+                return part
+        self.position = begin
+        return None
+
+    def _part(self, part: Any) -> Any:
+        """``half a million``, ``a third of 12``."""
+        before = self.position
+        if self._accept("of") or self._peek() in ("a", "an"):
+            try:
+                return part * self._number()
+            except Unreadable:
+                self.position = before
+                return part
+        return self._scaled(part)
+
+    def _scaled(self, value: Any) -> Any:
+        while self._peek() in _SPELT_MAGNITUDES or self._peek() == "hundred":
+            value = value * ({"hundred": 100} | _SPELT_MAGNITUDES)[self._peek()]
+            self.position += 1
+        return value
+
+    def _cardinal(self) -> tuple[Any, bool]:
+        """The value of cardinals and magnitudes, and whether it is written without a magnitude."""
+        total: Any = Fraction(0)
+        current: Any = None  # what the next magnitude multiplies
+        lowest: Any = None  # of what has been read: what follows must be smaller
+        simple = True
+        begin = self.position
+        if self._peek() in ("a", "an") and (self._peek(1) in _SPELT_MAGNITUDES | _COUNTS | _PARTS or self._peek(1) == "hundred"):
+            self.position += 1
+            current = Fraction(1)
+        while True:
+            word, piece = self._peek(), self._piece()
+            if word == "and" and lowest is not None and lowest >= 100 and self._continues(lowest):
+                self.position += 1
+            elif word in CARDINALS or piece:
+                value = Fraction(CARDINALS[word]) if word else _figure(piece)
+                if value is None or (lowest is not None and not self._fits(value, lowest)):
+                    break
+                current = value if current is None else current + value
+                lowest = _resolution(value, bool(word))
+                self.position += 1
+            elif word == "hundred" and current is not None:
+                current, lowest, simple = current * 100, 100, False
+                self.position += 1
+            elif word in _SPELT_MAGNITUDES and (current is not None or lowest is not None):
+                factor = _SPELT_MAGNITUDES[word]
+                if current is None:
+                    total = total * factor
+                else:
+                    total = total + current * factor
+                current, lowest, simple = None, factor, False
+                self.position += 1
+            elif word in _COUNTS and current is not None:
+                current, lowest, simple = current * _COUNTS[word], 0, False
+                self.position += 1
+            elif word == "point" and current is not None and simple:
+                current = self._decimals(current)
+                lowest = 0
+            else:
+                break
+        if self.position == begin or (current is None and lowest is None):
+            raise Unreadable
+        return total + (current if current is not None else 0), simple
+
+    def _continues(self, lowest: Any) -> bool:
+        """Whether a cardinal below ``lowest`` follows "and", and no fraction or unit of its own."""
+        word, piece = self._peek(1), self._piece(1)
+        value = Fraction(CARDINALS[word]) if word in CARDINALS else _figure(piece) if piece else None
+        behind = self._peek(2)
+        return value is not None and self._fits(value, lowest) and behind not in FRACTIONS and behind not in _PARTS
+
+    def _fits(self, value: Any, lowest: Any) -> bool:
+        return isinstance(value, Fraction) and 0 < value < lowest
+
+    def _decimals(self, whole: Any) -> Any:
+        """``three point one four``."""
+        self.position += 1
+        digits = ""
+        while self._peek() in CARDINALS and CARDINALS[self._peek()] < 10:
+            digits += str(CARDINALS[self._peek()])
+            self.position += 1
+        if not digits and self._piece().isdecimal():
+            digits = self._piece()
+            self.position += 1
+        if not digits or whole.denominator != 1:
+            raise Unreadable
+        return whole + Fraction(int(digits), 10 ** len(digits))
+
+
+def _figure(piece: str) -> Any | None:
+    return read_expression(piece.replace(",", "") if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", piece) else piece)
+
+
+def _resolution(value: Any, is_word: bool) -> Any:
+    """What a cardinal behind must be less than: 10 after twenty; nothing follows 5."""
+    return 10 if is_word and value in (20, 30, 40, 50, 60, 70, 80, 90) else 0
+
+
+def _exact(value: Any) -> Any:
+    import sympy
+
+    return sympy.Rational(value.numerator, value.denominator) if isinstance(value, Fraction) else value
+
+
+def _plain(value: Any) -> Any:
+    return Fraction(int(value.p), int(value.q)) if getattr(value, "is_Rational", False) else value

@@ -1,0 +1,355 @@
+r"""Units: what may stand behind a number without changing what it says.
+
+A unit is one of the tables - SI with prefixes, customary, time, money, angles - with powers and what they are per, or
+a plural noun of things counted. Words that negate or change a number, and whatever is in doubt, are none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from spo_core.verify.exact.phrases import NUMBER_WORDS
+
+_SI = {
+    "m": "meter metre", "g": "gram gramme", "s": "second sec", "A": "ampere amp", "K": "kelvin", "mol": "mole",
+    "cd": "candela", "Hz": "hertz", "N": "newton", "Pa": "pascal", "J": "joule", "W": "watt", "C": "coulomb",
+    "V": "volt", "F": "farad", "ohm": "Ω", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry henries",
+    "lm": "lumen", "lx": "lux", "Bq": "becquerel", "Gy": "gray", "Sv": "sievert", "L": "l liter litre", "eV":
+    "electronvolt", "B": "byte", "bit": "", "cal": "calorie", "bar": "", "Wh": "watthour", "rad": "radian", "M": "molar",
+}  # fmt: skip
+_PREFIXES = {
+    "p": "pico", "n": "nano", "μ": "micro", "m": "milli", "c": "centi", "d": "deci", "h": "hecto", "k": "kilo",
+    "M": "mega", "G": "giga", "T": "tera", "da": "deca",
+}  # fmt: skip
+_OTHERS = {
+    "in": "inch inche inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound lbs pounds", "oz": "ounce",
+    "gal": "gallon", "qt": "quart", "pint": "pt", "cup": "", "tbsp": "tablespoon", "tsp": "teaspoon", "acre": "",
+    "ha": "hectare", "ton": "tonne", "stone": "", "knot": "", "min": "minute mins", "h": "hr hour hrs", "day": "d",
+    "week": "wk", "month": "", "year": "yr yrs", "decade": "", "century": "centuries", "$": r"dollar usd buck",
+    "cent": "penny pennies pence", "euro": "eur", "rupee": "rs inr", "yen": "jpy", "yuan": "rmb", "won": "", "peso": "",
+    "franc": "", "ruble": "rouble", "degree": "deg °", "degreeC": "celsius centigrade", "degreeF": "fahrenheit",
+    "arcmin": "arcminute", "arcsec": "arcsecond", "%": "percent pct", "rev": "revolution", "psi": "", "atm":
+    "atmosphere", "hp": "horsepower", "dB": "decibel", "ppm": "", "kilo": "", "sterling": "", "furlong": "", "gm": "",
+    "parsec": "pc", "fathom": "", "au": "", "inning": "", "th": "",
+}  # fmt: skip
+_COMPOUNDS = {
+    "mph": {"mi": 1, "h": -1}, "kph": {"km": 1, "h": -1}, "kmh": {"km": 1, "h": -1}, "rpm": {"rev": 1, "min": -1},
+    "cc": {"cm": 3}, "mpg": {"mi": 1, "gal": -1}, "fps": {"ft": 1, "s": -1}, "bpm": {"beat": 1, "min": -1},
+    "kwh": {"kWh": 1},
+}  # fmt: skip
+_ONLY_WORDS = frozenset("in d rs won au pc th gray bar bit cup stone day min mole".split())
+"""Read as units where they are words; one letter is a symbol."""
+
+
+def _table() -> tuple[dict[str, str], dict[str, str]]:
+    """Symbols, whose letter case counts, and words, whose does not; each with one name for the unit."""
+    symbols: dict[str, str] = {}
+    words: dict[str, str] = {}
+    for unit, names in _SI.items():
+        spelt = names.split()
+        for short, long in {"": "", **_PREFIXES}.items():
+            symbols[short + unit] = short + unit
+            for name in spelt:
+                if len(name) > 1:
+                    for ending in ("", "s"):
+                        words[long + name + ending] = short + unit
+                        words[short.lower() + name + ending if not long else long + name + ending] = short + unit
+                else:
+                    symbols[short + name] = short + unit
+            if len(unit) > 1 or short:
+                words.setdefault((short + unit).lower(), short + unit)
+    for unit, names in _OTHERS.items():
+        for name in (unit, *names.split()):
+            (symbols if len(name) == 1 else words)[name] = unit
+            if len(name) > 2:
+                words.setdefault(name + "s", unit)
+    words |= {"kgs": "kg", "kms": "km", "cms": "cm", "lbs": "lb", "gm": "g", "gms": "g", "hz": "Hz", "kilo": "kg", "kilos": "kg"}
+    words |= {"meters": "m", "metres": "m", "inches": "in", "feet": "ft", "hours": "h", "dollars": "$", "cm": "cm", "mm": "mm"}
+    return symbols, words
+
+
+SYMBOLS, WORDS = _table()
+'''Spellings of units, with their one name.'''
+
+# Numbers, operations, comparisons, negations, verbs: with one of these behind it, a number is not what it was.
+_CHANGING = """
+    and or not no nor but is isn isn't are aren't was wasn't were be been am if when then than else more less least most
+    fewer few many much to half halves squared cubed factorial factorials times plus minus mod modulo modulus remainder
+    remainders base bases divided over under between maybe perhaps possibly probably wrong false incorrect right true
+    does doesn't do don't did didn't can cannot can't could should would will won't might may must has have had hasn't
+    either neither with without zero twice double doubled doubles triple tripled triples halved thrice each except
+    unless instead through until about approximately nearly almost around roughly exactly solutions solution undefined
+    choose chosen multiplied raised power powers by infinity infinite pi below above negative positive negatives
+    positives imaginary complex root roots square squares cube cubes log logs logarithm logarithms exponent exponents
+    inverse inverses reciprocal reciprocals opposite opposites absolute modulo multiple multiples digit digits decimal
+    decimals place places significant figure figures term terms sum sums difference product quotient ratio ratios
+    impossible invalid never always sometimes also too only just equals equal exceeds means makes gives fails works fits
+    exists applies becomes remains follows holds off short lost missing extra else unknown unclear unsolved unless
+    others otherwise thus hence as so because since plus less yes perhaps is was versus vs unlike regardless besides
+    hundreds thousands millions billions trillions dozens tens ones dozen dozens score scores pair pairs couple couples
+    hundred thousand million billion trillion quadrillion quintillion lakh crore gross even odd prime ish ths th nd rd
+    st ten teen point dot comma slash dash divides doubles inches's first second's last next previous mirrors factors
+    combinations permutations percent's guess guesses rejected reject discard wrongs errors error mistakes mistake
+    minuses pluses zeros zeroes zeroth nulls nothing none nothings degrees' deficits losses debts negations complements
+    choices derivatives integrals sines cosines tangents radicals conjugates vectors primes sets series
+"""
+_CHANGES = frozenset(_CHANGING.split())
+_VERB_OR_ADVERB = re.compile(r".*(?:ly|ths|'s|wise|ward|wards|ness|less|less|(?:[aeiou]ss|is|us)|ieth|nth|inths|undredth)$")
+_IRREGULAR = {
+    "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
+    "geese": "goose", "teeth": "tooth", "sheep": "sheep", "fish": "fish", "deer": "deer", "oxen": "ox", "dice": "die",
+    "leaves": "leaf", "loaves": "loaf", "knives": "knife", "shelves": "shelf", "person": "person", "child": "child",
+    "buses": "bus", "lenses": "lens", "classes": "class", "glasses": "glass", "dresses": "dress",
+}  # fmt: skip
+_SINGULAR_IRREGULAR = frozenset(["person", "child"])
+GENERIC = frozenset(["unit", "units"])
+_BEHIND = re.compile(
+    r"(?:old|long|tall|wide|high|deep|thick|apart|away|ago|left|remaining|altogether|total|overall|combined|together"
+    r"|in (?:total|all|profit|length|area|volume|width|height|weight|cash|change|savings|revenue|sales|earnings)"
+    r"|of (?:time|work|length|area))"
+)
+_MONEY_BEHIND = frozenset(
+    "profit revenue income total cost price salary savings budget tip tax cash bonus fee left discount".split()
+)
+_TOKEN = re.compile(r"\\(?:Omega|mu|cdot|times|frac)(?![a-zA-Z])|\\%|\\\$|\^\\circ|\^\{?-?\d\}?|[A-Za-z][A-Za-z'.]*|[μΩ°]|[/(){}*·-]")
+_MOST_WORDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Known units with their powers, and words for what is counted."""
+
+    powers: frozenset[tuple[str, int]]
+    words: frozenset[str] = frozenset()
+    per: frozenset[str] = frozenset()
+    """What is counted below the line."""
+    sure: bool = True
+    """False for words that may say something else: they agree with the same words only."""
+
+    def is_single(self, name: str) -> bool:
+        return self.powers == frozenset([(name, 1)])
+
+
+DEGREES = Unit(frozenset([("degree", 1)]))
+PERCENT = Unit(frozenset([("%", 1)]))
+DOLLARS = Unit(frozenset([("$", 1)]))
+ORDINAL = Unit(frozenset([("th", 1)]))
+_SCALES = frozenset(["degreeC", "degreeF"])
+
+
+def agree(one: Unit | None, other: Unit | None) -> bool:
+    """Whether two answers may be the same although one, or neither, names its unit."""
+    if one is None or other is None:
+        return all(unit is None or unit.sure for unit in (one, other))
+    if one == other:
+        return True
+    for this, that in ((one, other), (other, one)):
+        if this.words & GENERIC:
+            return not any(that.is_single(name) for name in ("%", "degree", "th"))
+        if this.is_single("degree") and any(that.is_single(scale) for scale in _SCALES):
+            return True
+    if bool(one.words) != bool(other.words):
+        return one.powers == other.powers
+    if not (one.words <= other.words or other.words <= one.words):
+        return False
+    if one.per and other.per and not (one.per <= other.per or other.per <= one.per):
+        return False
+    return one.powers == other.powers or (bool(one.words) and not (one.powers and other.powers))
+
+
+def parse_unit(text: str, *, symbols: bool = True, money: bool = False) -> Unit | None:
+    r"""The unit that ``text`` is as a whole, ``\text{ m}/\text{s}^{2}`` or ``red apples per day``; None for any other.
+
+    ``symbols``: whether a single letter that is in no ``\text`` may be one; ``money``: whether it stands behind an
+    amount of money, as "profit" may.
+    """
+    try:
+        return _Parser(text, symbols, money).whole()
+    except (ValueError, IndexError):
+        return None
+
+
+class _Parser:
+    def __init__(self, text: str, symbols: bool, money: bool) -> None:
+        self.money = money
+        self.tokens: list[str] = []
+        position = 0
+        for match in re.finditer(r"\\text\{([^{}]*)\}|\\mathrm\{([^{}]*)\}|([^\\]+|\\)", text):
+            inside = match[1] or match[2]
+            self._add(inside if inside is not None else match[3], symbols or inside is not None)
+            position = match.end()
+        if position != len(text) or not self.tokens:
+            raise ValueError
+        self.position = 0
+        self.powers: dict[str, int] = {}
+        self.words: list[str] = []
+        self.per: list[str] = []
+
+    def _add(self, text: str, symbols: bool) -> None:
+        position = 0
+        while position < len(text):
+            if text[position] in " ~":
+                position += 1
+                continue
+            match = _TOKEN.match(text, position)
+            if not match:
+                raise ValueError
+            token = match.group()
+            if not symbols and len(token) == 1 and token.isalpha() and token.isascii():
+                raise ValueError
+            self.tokens.append(token)
+            position = match.end()
+
+    def _peek(self) -> str:
+        return self.tokens[self.position] if self.position < len(self.tokens) else ""
+
+    def whole(self) -> Unit:
+        if len(self.tokens) > 3 * _MOST_WORDS:
+            raise ValueError
+        sign = 1
+        if self._peek() == "/":
+            self.position += 1
+            sign = -1
+        self._factor(sign)
+        while self._peek():
+            token = self._peek()
+            if token in ("/", "per"):
+                self.position += 1
+                self._factor(-1)
+            elif token in (r"\cdot", r"\times", "*", "·", "-"):
+                self.position += 1
+                self._factor(1)
+            elif token in ("a", "an") and self.powers and not self.per:
+                self.position += 1
+                self._factor(-1)
+            elif token == "of" and not self.per:
+                self.position += 1
+                self._noun(1, singular=True)
+            elif self._trailing():
+                break
+            else:
+                self._factor(1)
+        sure = all(map(_is_plural, self.words[-1:])) or not self.words or bool(self.powers)
+        powers = frozenset((name, power) for name, power in self.powers.items() if power)
+        words = frozenset(map(singular, self.words))
+        if not powers and not words and not self.per:
+            raise ValueError
+        return Unit(powers, words, frozenset(map(singular, self.per)), sure)
+
+    def _trailing(self) -> bool:
+        rest = " ".join(self.tokens[self.position :])
+        if not _BEHIND.fullmatch(rest) and not (self.money and rest in _MONEY_BEHIND):
+            return False
+        self.position = len(self.tokens)
+        return True
+
+    def _factor(self, sign: int) -> None:
+        token = self.tokens[self.position]
+        if token == "(":
+            self.position += 1
+            while self._peek() != ")":
+                if self._peek() in (r"\cdot", r"\times", "*", "·", "-"):
+                    self.position += 1
+                self._factor(sign)
+            self.position += 1
+            return
+        if token in ("square", "sq", "sq.", "cubic", "cu", "cu."):
+            self.position += 1
+            self._known(sign * (2 if token.startswith("sq") else 3))
+            return
+        if token in ("the", "The"):
+            self.position += 1
+        if not self._known(sign, must=False):
+            self._noun(sign, singular=sign < 0)
+
+    def _known(self, power: int, *, must: bool = True) -> bool:
+        """A unit of the tables, and the power behind it."""
+        name, length = self._name()
+        if name is None:
+            if must and self.tokens[self.position].casefold() in GENERIC:
+                self.words.append("unit")
+                self.position += 1
+                return True
+            if must:
+                raise ValueError
+            return False
+        self.position += length
+        token = self._peek()
+        if token.startswith("^") and token != r"^\circ":
+            power *= int(token.strip("^{}"))
+            self.position += 1
+        elif token in ("squared", "cubed"):
+            power *= 2 if token == "squared" else 3
+            self.position += 1
+        for unit, times in _COMPOUNDS.get(name, {name: 1}).items():
+            self.powers[unit] = self.powers.get(unit, 0) + power * times
+        return True
+
+    def _name(self) -> tuple[str | None, int]:
+        token = self.tokens[self.position]
+        following = self.tokens[self.position + 1] if self.position + 1 < len(self.tokens) else ""
+        if token in (r"\mu", "μ"):
+            return (f"μ{following}", 2) if f"μ{following}" in SYMBOLS else (None, 0)
+        if token in (r"\Omega", "Ω"):
+            return "ohm", 1
+        if following in (r"\Omega", "Ω") and token in ("k", "M", "m", "G"):
+            return token + "ohm", 2
+        if token in (r"^\circ", "°") or token.casefold() in ("degree", "degrees", "deg"):
+            scale = {"c": "degreeC", "f": "degreeF", "celsius": "degreeC", "centigrade": "degreeC", "fahrenheit": "degreeF"}
+            found = scale.get(following.casefold())
+            return (found, 2) if found else ("degree", 1)
+        if token in (r"\%", r"\$"):
+            return token[1:], 1
+        if token.casefold() == "fl" or token.casefold() == "fl.":
+            return ("floz", 2) if following.rstrip(".") in ("oz", "ounces", "ounce") else (None, 0)
+        bare = token if len(token) == 1 else token.rstrip(".")
+        if bare in SYMBOLS and bare not in _ONLY_WORDS:
+            return SYMBOLS[bare], 1
+        lower = bare.casefold()
+        if lower in _COMPOUNDS:
+            return lower, 1
+        return (WORDS[lower], 1) if lower in WORDS and len(lower) > 1 else (None, 0)
+
+    def _noun(self, sign: int, *, singular: bool) -> None:
+        """Words for what is counted; the last must be a plural, or else the unit is not sure."""
+        begin = self.position
+        while self._peek() and (self._peek()[0].isalpha() or self._peek() == "-"):
+            word = self._peek().casefold()
+            if word in ("per", "of") or (self.position > begin and self._behind()):
+                break
+            if word != "-" and not _may_count(word):
+                raise ValueError
+            if word != "-":
+                (self.words if sign > 0 else self.per).append(word.rstrip("."))
+            self.position += 1
+            if len(self.words) > _MOST_WORDS:
+                raise ValueError
+        if begin == self.position:
+            raise ValueError
+        if sign > 0 and singular and not self.powers and not self.words[: -(self.position - begin)]:
+            raise ValueError
+
+    def _behind(self) -> bool:
+        return _BEHIND.fullmatch(" ".join(self.tokens[self.position :])) is not None
+
+
+def _may_count(word: str) -> bool:
+    return len(word) > 2 and not {word, word.rstrip("."), word.removesuffix("s")} & (_CHANGES | NUMBER_WORDS) and re.fullmatch(r"[a-z.']+", word) is not None
+
+
+def _is_plural(word: str) -> bool:
+    if word in _IRREGULAR or word in GENERIC:
+        return True
+    return word.endswith("s") and not _VERB_OR_ADVERB.fullmatch(word)
+
+
+def singular(word: str) -> str:
+    """The singular of ``apples``, ``boxes`` and ``candies``."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if re.search(r"(?:s|x|z|ch|sh)es$", word):
+        return word[:-2]
+    return word if word.endswith(("ss", "us")) else word.removesuffix("s")
