@@ -250,7 +250,12 @@ class _Reader:
         return power(self._group(), 1 / degree)
 
     def _unit_vector(self) -> Any:
-        return self.sympy.Symbol(f"hat {self._group()}")
+        self._take("{")
+        letter = self._next()
+        self._take("}")
+        if not letter.isalpha():
+            raise Unreadable
+        return self.sympy.Symbol(f"hat {letter}")
 
     def _conjugate(self) -> Any:
         value = self._group()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.exact.equality import proportional, same_value
+from spo_core.verify.exact.equality import proportional, same_value, to_sympy
+from spo_core.verify.exact.families import same_family
+from spo_core.verify.exact.names import FUNCTION, names_agree
 from spo_core.verify.exact.nodes import (
-    SIMPLE_NAME,
     Amount,
     Clock,
     Equation,
@@ -18,13 +19,14 @@ from spo_core.verify.exact.nodes import (
     Inequality,
     Letter,
     Node,
+    Ratio,
     Region,
     Residue,
     Several,
     Value,
     Words,
 )  # fmt: skip
-from spo_core.verify.exact.regions import as_region
+from spo_core.verify.exact.sets import as_region
 from spo_core.verify.exact.structures import read
 from spo_core.verify.exact.units import DEGREES, PERCENT, agree
 
@@ -41,10 +43,6 @@ def _folded(node: Node) -> Node:
         choices = all(isinstance(item, Letter) and item.name in "ABCDEFGHIJabcdefghij" for item in node.items)
         return Several(tuple(map(_folded, node.items)), ordered=True) if choices else node
     return node
-
-
-_LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
-_FUNCTION = re.compile(r"[a-zA-Z]\(([a-zA-Z])\)")
 
 
 def same(one: Node, other: Node) -> bool:
@@ -74,7 +72,8 @@ def _same(one: Node, other: Node) -> bool:
         case Letter(), Value():
             return one.value is not None and same_value(one.value, other.value)
         case Value(), Value():
-            return same_value(one.value, other.value)
+            family = same_family(one.value, other.value)
+            return same_value(one.value, other.value) if family is None else family
         case Amount(), Amount():
             return agree(one.unit, other.unit) and same_value(one.value, other.value)
         case Amount(), Value():
@@ -93,10 +92,20 @@ def _same(one: Node, other: Node) -> bool:
         case Group(), Group():
             return _brackets(one) == _brackets(other) and _same_items(one.items, other.items)
         case Group(), Grid():
-            column = [row[0] for row in other.rows]
-            return one.left in ("(", r"\langle") and len(other.rows[0]) == 1 and _same_items(one.items, column)
+            vector = [cell for row in other.rows for cell in row]
+            tuple_like = one.left in ("(", r"\langle") or (one.left, one.right) == ("[", "]") and len(vector) > 2
+            return tuple_like and 1 in (len(other.rows), len(other.rows[0])) and _same_items(one.items, vector)
+        case (Group() | Grid()), Value():
+            return _same_vector(one, other.value)
         case Grid(), Grid():
+            if one.unordered:
+                cases = one.rows, other.rows
+                return len(cases[0]) == len(cases[1]) and all(any(_same_items(a, b) for b in cases[1]) for a in cases[0])
             return len(one.rows) == len(other.rows) and all(map(_same_items, one.rows, other.rows))
+        case Ratio(), Ratio():
+            return _same_ratio(one.terms, other.terms)
+        case Ratio(), Clock() if not other.half:
+            return _same_ratio(one.terms, (Fraction(other.hour), Fraction(other.minute)))
         case Region(), _:
             points = as_region(other)
             unknown = other.unknown if isinstance(other, Region) else None
@@ -119,6 +128,30 @@ def _brackets(group: Group) -> tuple[str, str]:
 
 def _same_items(one: Sequence[Node], other: Sequence[Node]) -> bool:
     return len(one) == len(other) and all(map(same, one, other))
+
+
+def _same_ratio(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """``4:6`` and ``2:3``."""
+    if len(one) != len(other):
+        return False
+    crossed = [(to_sympy(a) * to_sympy(other[0]), to_sympy(b) * to_sympy(one[0])) for a, b in zip(one, other, strict=True)]
+    return all(same_value(left, right) for left, right in crossed)
+
+
+def _same_vector(vector: Group | Grid, value: Any) -> bool:
+    r"""``(3,4)`` is ``3\mathbf{i}+4\mathbf{j}``."""
+    import sympy
+
+    units = [sympy.Symbol(f"hat {letter}") for letter in "ijk"]
+    cells = vector.items if isinstance(vector, Group) else [cell for row in vector.rows for cell in row]
+    if not getattr(value, "free_symbols", set()) & set(units) or not 2 <= len(cells) <= 3:
+        return False
+    if isinstance(vector, Group) and vector.left not in ("(", r"\langle"):
+        return False
+    if not all(isinstance(cell, Value) for cell in cells) or (isinstance(vector, Grid) and len(vector.rows[0]) > 1):
+        return False
+    total = sum(to_sympy(cell.value) * unit for cell, unit in zip(cells, units, strict=False))  # type: ignore[union-attr]
+    return same_value(total, value)
 
 
 def _same_several(one: Several, other: Node) -> bool:
@@ -174,7 +207,8 @@ def _answer(equation: Equation) -> Node | None:
 
 def _same_equation(one: Equation, other: Equation) -> bool:
     """The same names of the same answers; otherwise equal up to a constant factor."""
-    if one.name and other.name and _names_agree(one.name, other.name):
+    other = _with_variable_of(one, other)
+    if one.name and other.name and names_agree(one.name, other.name):
         answers = _answer(one), _answer(other)
         if answers[0] is not None and answers[1] is not None and same(answers[0], answers[1]):
             return True
@@ -188,23 +222,36 @@ def _same_equation(one: Equation, other: Equation) -> bool:
     return proportional(*differences) is not None
 
 
-def _names_agree(one: str, other: str) -> bool:
-    """The same name; a label in words, which names whatever it stands before; or a variable for its function."""
-    if one == other or _LABEL.search(one) or _LABEL.search(other):
-        return True
-    for variable, function in ((one, other), (other, one)):
-        called = _FUNCTION.fullmatch(function)
-        if called and SIMPLE_NAME.fullmatch(variable) and variable != called.group(1):  # y for f(x), but not x
-            return True
-    return False
+def _with_variable_of(one: Equation, other: Equation) -> Equation:
+    """``f(n) = n+1`` as ``f(x) = x+1``, where ``one`` is of the same function of x."""
+    import sympy
+
+    functions = FUNCTION.fullmatch(one.name or ""), FUNCTION.fullmatch(other.name or "")
+    if not all(functions) or functions[0][1] != functions[1][1] or functions[0][2] == functions[1][2]:  # type: ignore[index]
+        return other
+    new, old = (sympy.Symbol(function[2].lstrip("\\").replace("{", "").replace("}", "")) for function in functions)  # type: ignore[index]
+    found = [getattr(getattr(side, "value", None), "free_symbols", ()) for side in other.values()]
+    if any(new in symbols for symbols in found) or not any(old in symbols for symbols in found):
+        return other
+    sides = tuple(
+        Value(side.value.xreplace({old: new})) if isinstance(side, Value | Letter) and hasattr(side.value, "xreplace") else side
+        for side in other.sides
+    )
+    return Equation(sides, one.name, other.named)
 
 
 def _difference(equation: Equation) -> Any | None:
-    """Left side less right side."""
+    """Left side less right side, times what either is divided by: ``y/x = 2`` is ``y = 2x``."""
+    import sympy
+
     if len(equation.sides) != 2:
         return None
     left, right = (side.value if isinstance(side, Value | Letter) else None for side in equation.sides)
-    return None if left is None or right is None else left - right
+    if left is None or right is None:
+        return None
+    difference = to_sympy(left) - to_sympy(right)
+    divided = any(power.exp.is_negative and power.base.free_symbols for power in difference.atoms(sympy.Pow))
+    return sympy.fraction(sympy.together(difference))[0] if divided else difference
 
 
 def _same_points(one: Any, other: Any) -> bool:

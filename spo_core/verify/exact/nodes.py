@@ -121,10 +121,17 @@ class Inequality:
 @dataclass(frozen=True, slots=True)
 class Grid:
     rows: tuple[tuple[Node, ...], ...]
+    unordered: bool = False
+    """Rows are cases: values and what they are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    terms: tuple[Any, ...]
 
 
 Node = (
-    Words | Letter | Value | Amount | Clock | Based | Residue | Group | Several | Equation | Region | Inequality | Grid
+    Words | Letter | Value | Amount | Clock | Based | Residue | Group | Several | Equation | Region | Inequality | Grid | Ratio
 )
 
 NOTHING = Words("no solution")
@@ -134,7 +141,6 @@ _NO_SOLUTION = re.compile(
 )
 _GEOMETRY = re.compile(r"\\(overline|triangle|angle) ?\{?([A-Z]{2,5})\}?")
 _ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z]{2})", re.IGNORECASE)
-_RATIO = re.compile(r"(\d+) ?(?:to|\\text\{ ?to ?\}) ?(\d+)")
 _SHORT = "am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|pm|so|to|up|us|we"
 _WORD = re.compile(rf"(?<![a-zA-Z])(?:[a-zA-Z]{{3,}}|{_SHORT})(?![a-zA-Z])", re.IGNORECASE)
 
@@ -145,8 +151,6 @@ def obvious_words(text: str) -> Words | None:
         return NOTHING
     if name := _GEOMETRY.fullmatch(text):
         return Words(as_words(name.group(2)).key, name.group(1))
-    if ratio := _RATIO.fullmatch(text):
-        return as_words(":".join(ratio.groups()))
     if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):
         return as_words(text)
     if re.search(r"\d,0\d", text) and not re.search(r"\d,(?:000|0\d\d)(?!\d)", text):

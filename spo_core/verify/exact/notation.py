@@ -52,6 +52,9 @@ _BARE_FUNCTION = re.compile(
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
 _FONT_GROUP = re.compile(r"(\\[a-zA-Z]+)\s*\{([^{}]*)\}")
 _TYPED_LETTER = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm) ([a-zA-Z])(?![a-zA-Z])")
+_UNIT_VECTOR = re.compile(
+    r"\\(?:hat|mathbf|boldsymbol|bold|bm|pmb|vec|symbf)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
+)
 _OUTER = re.compile(r"(\\[a-zA-Z]+)\s*\{")
 _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
@@ -169,6 +172,17 @@ def _command(match: re.Match[str]) -> str:
     if plain is None:
         return name
     return plain + " " if plain[-1].isalpha() else plain
+
+
+def _unit_vectors(text: str) -> str:
+    r"""``\hat{i}`` for the unit vectors i, j and k in all their types: where there are two, i is not the imaginary."""
+    found = {match[1] or match[2] for match in _UNIT_VECTOR.finditer(text)}
+    if len(found) > 1:
+        return _UNIT_VECTOR.sub(lambda match: rf"\hat{{{match[1] or match[2]}}}", text)
+    letters = set(re.findall(r"[a-zA-Z]", re.sub(r"\\(?:sqrt|frac|cdot|hat)", "", text)))
+    if "j" in letters and letters in ({"i", "j"}, {"i", "j", "k"}) and r"\hat" not in text and "(" not in text:
+        return re.sub(r"(?<!\\)([ijk])(?![a-zA-Z])", r"\\hat{\1}", text)
+    return text
 
 
 def _fonts(text: str) -> str:
@@ -368,6 +382,6 @@ def _all(step: Callable[[str], str]) -> Callable[[str], str]:
 
 
 _STEPS: tuple[Callable[[str], str], ...] = (
-    _markup, _unicode, plain_numbers, _all(_wrappers), _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
+    _markup, _unicode, plain_numbers, _all(_wrappers), _unit_vectors, _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
     _braces, _spaces, _ends,
 )  # fmt: skip

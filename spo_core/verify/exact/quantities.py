@@ -196,4 +196,4 @@ def clock(text: str) -> tuple[int, int, str] | None:
     if not match or not (match.group(2) or match.group(3)):
         return None
     hour, minute, half = match.groups()
-    return int(hour), int(minute or 0), (half or "").replace(".", "").lower().replace("o'clock", "")
+    return int(hour), int(minute or 0), (half or "").replace(".", "").lower()

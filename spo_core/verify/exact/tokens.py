@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from spo_core.verify.exact.notation import CLOSING, OPENING
 
-_WORD = 4  # letters in a row that are a word and no product
+_WORD = 4  # letters in a row that are a word and no product, unless they are such:
+_PRODUCT = re.compile(r"(?!.*(.).*\1)(?:[abcdxyz]+|[bcdk-np-tv-z]+)")
 
 _REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
 _SCIENTIFIC = r"(?:(?:\d+(?:\.\d+)?|\.\d+)[eE][-+]?\d{1,3}(?![\w.]))"
@@ -60,7 +61,7 @@ def tokenise(text: str) -> list[str]:
                 raise Unreadable(text)
         position += len(token)
         if token.isalpha():
-            if len(token) >= _WORD:
+            if len(token) >= _WORD and not _PRODUCT.fullmatch(token):
                 raise Unreadable(text)
             tokens.extend(token)
         else:

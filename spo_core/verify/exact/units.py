@@ -175,9 +175,8 @@ class _Parser:
         self.money = money
         self.tokens: list[str] = []
         position = 0
-        for match in re.finditer(r"\\text\{([^{}]*)\}|\\mathrm\{([^{}]*)\}|([^\\]+|\\)", text):
-            inside = match[1] or match[2]
-            self._add(inside if inside is not None else match[3], symbols or inside is not None)
+        for match in re.finditer(r"\\(?:text|mathrm)\{([^{}]*)\}|((?:\\(?!text\{|mathrm\{)|[^\\])+)", text):
+            self._add(match[1] if match[1] is not None else match[2], symbols or match[1] is not None)
             position = match.end()
         if position != len(text) or not self.tokens:
             raise ValueError
@@ -201,8 +200,9 @@ class _Parser:
             self.tokens.append(token)
             position = match.end()
 
-    def _peek(self) -> str:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ""
+    def _peek(self, ahead: int = 0) -> str:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else ""
 
     def whole(self) -> Unit:
         if len(self.tokens) > 3 * _MOST_WORDS:
@@ -320,6 +320,8 @@ class _Parser:
                 break
             if word != "-" and not _may_count(word):
                 raise ValueError
+            if word in GENERIC and self._peek(1).startswith("^"):
+                self.position += 1  # units^2
             if word != "-":
                 (self.words if sign > 0 else self.per).append(word.rstrip("."))
             self.position += 1
@@ -335,7 +337,9 @@ class _Parser:
 
 
 def _may_count(word: str) -> bool:
-    return len(word) > 2 and not {word, word.rstrip("."), word.removesuffix("s")} & (_CHANGES | NUMBER_WORDS) and re.fullmatch(r"[a-z.']+", word) is not None
+    bare = word.rstrip(".")
+    number = bare in NUMBER_WORDS or bare.removesuffix("s") in NUMBER_WORDS
+    return len(bare) > 2 and not number and bare not in _CHANGES and re.fullmatch(r"[a-z.']+", word) is not None
 
 
 def _is_plural(word: str) -> bool:

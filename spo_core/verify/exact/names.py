@@ -1,0 +1,58 @@
+r"""Left sides that only name what stands behind them: ``x``, ``f(3)``, ``P(X=2)``, ``|A\cup B|``, ``\angle A``, "Area".
+
+``2a`` and ``\sqrt{x}`` name nothing: ``2a = 10`` does not say 10.
+"""
+
+from __future__ import annotations
+
+import re
+
+from spo_core.verify.exact.nodes import VARIABLE
+
+_BRACKETED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+_ARGUMENT = rf"(?:{VARIABLE}|-?[\d./]+|\\frac\{{-?\d+\}}\{{\d+\}}|\\pi|\\infty)"
+_CALL = rf"[a-zA-Z]\({_ARGUMENT}(?:,{_ARGUMENT})*\)"
+_CAPITALS = r"\{?[A-Z]{1,5}\}?"
+_MARK = rf"\\(?:angle|overline|triangle|hat|overrightarrow|widehat|bar|tilde) ?(?:{_CAPITALS}|\{{?{VARIABLE}\}}?)"
+_ANGLE = rf"(?:[A-Z]|\\angle ?{_CAPITALS}|\\(?:theta|alpha|beta|gamma|phi)|\(?\\angle ?{_CAPITALS}\)?|\([A-Z]\))"
+_NAMES = (
+    rf"{VARIABLE}'*(?:\^\{{(?:-1|\*|\([a-z\d]\)|\\prime)\}})?(?:\((?:{_ARGUMENT}|{_CALL})(?:[,|;](?:{_ARGUMENT}|{_CALL}))*\))?",
+    rf"(?:[fghFGHPQpq]|\\(?:phi|psi|Gamma|zeta))(?:'*|_\{{[^{{}}]*\}}|\^\{{-1\}}){_BRACKETED}",  # f(x+1), P(X=2)
+    rf"(?:E|P|V|\\Pr|\\mathbb\{{[EPV]\}}|\\text\{{ ?\w+ ?\}}|\\?Var|Cov)(?:\[[^\[\]]+\]|{_BRACKETED})",
+    rf"\\(?:det|dim|deg|tr|arg|Re|Im)(?: ?{VARIABLE}|{_BRACKETED})",
+    rf"\|{_CAPITALS}\||\|(?:\\vec ?)?[uvwz](?:_\{{\d\}})?\||\|[A-Z](?:\\(?:cup|cap|setminus|times)[A-Z])+\||\\\|[^|]+\\\|",
+    rf"n\([A-Z][^()]*\)|[A-Z]{{2,4}}|m?{_MARK}|\[[A-Z]+\]",
+    rf"\(?[a-zA-Z](?:\\circ ?[a-zA-Z])+\)?(?:{_BRACKETED})?",
+    r"[a-zA-Z](?:\+[a-zA-Z])+",
+    rf"\({VARIABLE}(?:,{VARIABLE})+\)",
+    r"\\frac\{(?:d|\\partial) ?(?:\^\{\d\})?[a-z]?\}\{(?:d|\\partial) ?[a-z](?:\^\{\d\})?\}(?:\([^()]*\))?|d[a-z]/d[a-z]",
+    rf"\\(?:sin|cos|tan|cot|sec|csc) ?{_ANGLE}",
+    r"\\lim_\{[^{}]*\}[^=<>]*",
+    r"(?:\\text\{[^{}]*\}|[a-zA-Z]{2,}(?: [a-zA-Z]+)*)(?:_\{[^{}]*\})?",
+)
+_NAME = re.compile("|".join(_NAMES))
+_SEGMENT = re.compile(rf"[A-Z]{{2}}|m?{_MARK}|\|[A-Z]{{2}}\|")
+FUNCTION = re.compile(rf"((?:[a-zA-Z]|\\(?:phi|psi))(?:_\{{[^{{}}]*\}})?'*)\(({VARIABLE})\)")
+"""A function and its variable."""
+LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
+"""Words, which name whatever they stand before."""
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def is_measured(text: str) -> bool:
+    """A segment or an angle: several of them in a row are all names."""
+    return _SEGMENT.fullmatch(text) is not None
+
+
+def names_agree(one: str, other: str) -> bool:
+    """The same name; a label in words; or a variable for its function, y for f(x) but not x."""
+    if one == other or LABEL.search(one) or LABEL.search(other):
+        return True
+    for variable, function in ((one, other), (other, one)):
+        called = FUNCTION.fullmatch(function)
+        if called and re.fullmatch(VARIABLE, variable) and variable != called.group(2):
+            return True
+    return False
