@@ -126,6 +126,8 @@ def _points(one: Any, other: Any, unknowns: list[Any]) -> list[dict[Any, Any]]:
                 natural |= node.free_symbols
             elif kind in ("conjugate", "re", "im", "arg"):
                 is_complex = True
+            elif kind == "Abs" and any(symbol.name[0] in "zw" for symbol in node.free_symbols):
+                is_complex = True  # z is complex, by custom
     if is_complex:
         import mpmath
 

@@ -51,6 +51,8 @@ _BARE_FUNCTION = re.compile(
 )
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
 _FONT_GROUP = re.compile(r"(\\[a-zA-Z]+)\s*\{([^{}]*)\}")
+_NESTED_FONT = re.compile(r"(\\[a-zA-Z]+)\s*\{((?:[^{}]*\^\s*\{[^{}]*\})+[^{}]*)\}")
+_TEXT_GROUP = re.compile(r"(\\text\{[^{}]*\})")
 _TYPED_LETTER = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm) ([a-zA-Z])(?![a-zA-Z])")
 _UNIT_VECTOR = re.compile(
     r"\\(?:hat|mathbf|boldsymbol|bold|bm|pmb|vec|symbf)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
@@ -60,7 +62,7 @@ _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
 _PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
-_THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?")
+_THEREFORE = re.compile(r"^(?:\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?")
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
 _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
@@ -188,6 +190,7 @@ def _unit_vectors(text: str) -> str:
 def _fonts(text: str) -> str:
     r"""Boxes unwrapped, fonts all ``\text``, and none around what is no word."""
     text = _TYPED_LETTER.sub(r" \1", _without_wrapper(text))
+    text = _NESTED_FONT.sub(lambda match: f" {match[2]} " if match[1] in FONTS else match[0], text)
     text = _FONT_GROUP.sub(_font, text)
     whole = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     return whole.group(1) if whole else text
@@ -286,7 +289,8 @@ def _font(match: re.Match[str]) -> str:
     if name not in FONTS:
         return match.group()
     bare = content.strip().removeprefix("\\")
-    if bare in FUNCTIONS or bare in CALLED or bare in ("Re", "Im"):
+    applied = re.match(r"\s*[\w(\[{|\\^]", match.string[match.end() :])  # 5 \text{ min} has no argument
+    if (applied or content.startswith("\\")) and (bare in FUNCTIONS or bare in CALLED or bare in ("Re", "Im")):
         return rf"\{bare} "
     word = re.search(r"[a-zA-Z]", content)
     if not word or re.search(r"\\[a-zA-Z]", content):
@@ -305,17 +309,23 @@ def _words_to_commands(text: str) -> str:
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
     text = re.sub(r"\s*!=\s*", r"\\neq ", text)
-    text = text.replace("**", "^").replace("*", r"\cdot ")
+    text = re.sub(r"(?<!\^)(?<!\^\{)\*", r"\\cdot ", text.replace("**", "^"))
     text = re.sub(r"(?<!\\)%", r"\\%", text)
-    if not re.search(r"\\text|[a-zA-Z]{3,} [a-zA-Z]{2,}", text):
-        text = re.sub(r"(?<![a-zA-Z])(\\?)log ?(2|10)(?= ?\()", r"\\log_{\2}", text)
-        text = _BARE_FUNCTION.sub(_bare_function, text)
+    text = "".join(part if part.startswith(r"\text{") else _bare_functions(part) for part in _TEXT_GROUP.split(text))
     for marker in (r"\\sqrt ?(?=\()", r"\^ ?(?=\()"):
         match = re.search(marker, text)
         end = closing(text, match.end()) if match else None
         if match and end is not None:
             inner = text[match.end() + 1 : end]
             text = text[: match.end()].rstrip() + "{" + inner + "}" + text[end + 1 :]
+    return text
+
+
+def _bare_functions(text: str) -> str:
+    """Functions without a backslash, but for those in prose."""
+    if not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]{3,} [a-zA-Z]{2,}", text):
+        text = re.sub(r"(?<![a-zA-Z])(\\?)log ?(2|10)(?= ?\()", r"\\log_{\2}", text)
+        text = _BARE_FUNCTION.sub(_bare_function, text)
     return text
 
 
@@ -328,6 +338,7 @@ def _braces(text: str) -> str:
     text = re.sub(r"\^ ?\{ ?\\circ ?\}|\^ ?\\circ(?![a-zA-Z])", r"^\\circ ", text)
     text = re.sub(rf"\\(frac|binom) ?({_ARGUMENT})", r"\\\1{\2}", text)
     text = re.sub(rf"\\(frac|binom) ?(\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}) ?({_ARGUMENT})", r"\\\1\2{\3}", text)
+    text = re.sub(r"\\(hat|bar|overline|mathbb) ?([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", text)
     text = re.sub(rf"\\sqrt ?(\[[^\[\]]*\])? ?({_ARGUMENT})", r"\\sqrt\1{\2}", text)
     text = re.sub(r"\\log ?_ ?(\d+)", r"\\log_{\1}", text)
     text = re.sub(r"([\^_]) ?(-?\d+|[a-zA-Z]|\\(?!circ|text|frac|sqrt)[a-zA-Z]+)", r"\1{\2}", text)

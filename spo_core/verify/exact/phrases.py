@@ -61,7 +61,7 @@ _POSTFIXED = {"squared": 2, "cubed": 3}
 _SCALED = {"halved": Fraction(1, 2), "doubled": Fraction(2), "tripled": Fraction(3), "quadrupled": Fraction(4)}
 _LEADING = {"twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3)}
 
-_WORD = r"[A-Za-z]+(?:-[A-Za-z]+)*"
+_WORD = r"(?:[A-Za-z]+(?:-[A-Za-z]+)*|(?<![\d.])\d+(?:st|nd|rd|th)(?![A-Za-z]))"
 _TOKEN = re.compile(
     rf"\\text\{{(?P<text>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<word>{_WORD})|(?P<space> )|(?P<math>\\[A-Za-z]+|\\.|.)", re.DOTALL
 )
@@ -102,7 +102,7 @@ def _tokens(text: str) -> list[_Token]:
         assert match
         inner = match["text"] if depth == 0 else None
         word = match["word"] if depth == 0 else None
-        if inner is not None or (word is not None and (word.casefold() in _VOCABULARY or len(word) > 1)):
+        if inner is not None or (word is not None and (len(word) > 1 or word.casefold() in _VOCABULARY)):
             if begin is not None:
                 piece = text[begin:position].rstrip()
                 tokens.append(_Token(piece, begin + len(piece), False))
@@ -133,7 +133,7 @@ def _add_words(tokens: list[_Token], source: str, offset: int, end: int | None) 
             tokens.append(_Token(match.group(), where, False))
             continue
         parts = [word] if word in _VOCABULARY else word.split("-")
-        if not all(part in _VOCABULARY for part in parts):
+        if not all(part in _VOCABULARY or part[0].isdigit() for part in parts):
             return False
         tokens.extend(_Token(part, where, True) for part in parts)
     return True
@@ -211,10 +211,10 @@ class _Phrase:
             self._accept("of")
             return self._quantity()
         word = self._peek()
-        if word in ORDINALS:
+        if word in ORDINALS or word[:1].isdigit():
             self.position += 1
             self._accept("power")
-            return Fraction(ORDINALS[word])
+            return Fraction(ORDINALS.get(word) or int(word[:-2]))
         raise Unreadable
 
     def _quantity(self) -> Any:

@@ -70,7 +70,9 @@ def _signed(text: str) -> Measured | None:
     if multiplied := _MULTIPLIED.fullmatch(text):
         value = _number(multiplied[1])
         if value is not None:
-            return Measured(value * (10**6 if multiplied[2] else 1000), None, read_expression(text))
+            # 2k may be twice k, 2.5k hardly
+            product = None if "." in multiplied[1] else read_expression(text)
+            return Measured(value * (10**6 if multiplied[2] else 1000), None, product)
     return None
 
 
@@ -97,11 +99,11 @@ def _money(text: str) -> Measured | None:
     rest = sign[1] + text[sign.end() :]
     name = "$" if sign["dollar"] else _CURRENCY_UNITS[sign["other"]]
     currency = Unit(frozenset([(name, 1)]))
+    if multiplied := _MULTIPLIED.fullmatch(rest):
+        return Measured(_number(multiplied[1]) * (10**6 if multiplied[2] else 1000), currency)
     value = _number(rest)
     if value is not None:
         return Measured(value, currency)
-    if multiplied := _MULTIPLIED.fullmatch(rest):
-        return Measured(_number(multiplied[1]) * (10**6 if multiplied[2] else 1000), currency)
     for end in _ends_of_amount(rest):
         phrase = read_phrase(rest) if end is None else (_number(rest[:end].strip()), rest[end:])
         if phrase is None or phrase[0] is None:
@@ -196,4 +198,6 @@ def clock(text: str) -> tuple[int, int, str] | None:
     if not match or not (match.group(2) or match.group(3)):
         return None
     hour, minute, half = match.groups()
+    if int(hour) > 24 or int(minute or 0) > 59:
+        return None
     return int(hour), int(minute or 0), (half or "").replace(".", "").lower()

@@ -51,7 +51,10 @@ _FRENCH = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 
 _LETTER = re.compile(r"\(?([a-zA-Z])\)?")
 _CHOICE = re.compile(r"(?:option|choice|answer) ?\(?([a-z])\)?", re.IGNORECASE)
-_LABELLED = re.compile(r"(?:\(([A-J])\)(?=[\d.]|\\(?!cdot|times))|\(([A-J])\) |([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)")
+_LABELLED = re.compile(r"(?:\(([A-J])\)(?=[\d.$]|\\(?!cdot|times)|[a-z]+ |[a-z]{3,})|([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)")
+_REFUTED = re.compile(
+    r"(?<![a-z])(?:is|isn't|not|wrong|false|incorrect|rejected|eliminated|or|and|nor|but|no|impossible|invalid|cannot)(?![a-z])"
+)
 _BASED = re.compile(
     r"\(?([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*)\)?"
     r"(?:_\{\(?(\d+|[a-z]+)\)?\}| ?(?:\\text\{ ?)?(?:in |\()*base\}? ?(\d+|[a-z]+)\)?\}?)"
@@ -75,6 +78,14 @@ def read(text: str, depth: int = 0) -> Node:
         if node is not None:
             return node
     return as_words(text)
+
+
+def _read_choice(text: str, deeper: Any) -> Node | None:
+    r"""``(A) 5``, ``E. some theory``; but not ``(A) is wrong``."""
+    label = _LABELLED.fullmatch(text)
+    if not label or _REFUTED.search(label[3]):
+        return None
+    return Letter(label[1] or label[2], None, label[3].strip())
 
 
 def _read_amounts(text: str, deeper: Any) -> Node | None:
@@ -131,6 +142,8 @@ def _read_several(text: str, deeper: Any) -> Node | None:
     nodes = [deeper(item) for item in items]
     if joints and any(isinstance(node, Region) for node in nodes):
         return joined_regions(nodes, joints)
+    if all(isinstance(node, Region) and node.unknown and r"\neq" in item for node, item in zip(nodes, items, strict=True)):
+        return joined_regions(nodes, ["and"])
     flat: list[Node] = []
     for node in nodes:
         flat.extend(node.items if isinstance(node, Several) else [node])
@@ -191,8 +204,6 @@ def _read_one(text: str, deeper: Any) -> Node | None:
     group = _group(text, deeper) or read_scaled_group(text, deeper)
     if group is not None:
         return group
-    if label := _LABELLED.fullmatch(text):
-        return Letter((label[1] or label[2] or label[3]), None, label[4].strip())
     value = read_expression(text)
     if value is None:
         value = read_by_library(text)
@@ -269,6 +280,6 @@ def _set(inside: str, items: list[str], deeper: Any) -> Node | None:
 
 
 _READERS = (
-    _read_amounts, _read_words, read_system, read_implication, _read_condition, _read_several, _read_signs, read_member,
+    _read_choice, _read_amounts, _read_words, read_system, read_implication, _read_condition, _read_several, _read_signs, read_member,
     read_relation, _read_sets, _read_one,
 )  # fmt: skip

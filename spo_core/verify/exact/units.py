@@ -14,7 +14,7 @@ from spo_core.verify.exact.phrases import NUMBER_WORDS
 _SI = {
     "m": "meter metre", "g": "gram gramme", "s": "second sec", "A": "ampere amp", "K": "kelvin", "mol": "mole",
     "cd": "candela", "Hz": "hertz", "N": "newton", "Pa": "pascal", "J": "joule", "W": "watt", "C": "coulomb",
-    "V": "volt", "F": "farad", "ohm": "Ω", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry henries",
+    "V": "volt", "F": "farad", "ohm": "ohm Ω", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry henries",
     "lm": "lumen", "lx": "lux", "Bq": "becquerel", "Gy": "gray", "Sv": "sievert", "L": "l liter litre", "eV":
     "electronvolt", "B": "byte", "bit": "", "cal": "calorie", "bar": "", "Wh": "watthour", "rad": "radian", "M": "molar",
 }  # fmt: skip
@@ -208,9 +208,10 @@ class _Parser:
         if len(self.tokens) > 3 * _MOST_WORDS:
             raise ValueError
         sign = 1
-        if self._peek() == "/":
+        if self._peek() in ("/", "per"):
             self.position += 1
             sign = -1
+        heads: list[str] = []
         self._factor(sign)
         while self._peek():
             token = self._peek()
@@ -223,14 +224,15 @@ class _Parser:
             elif token in ("a", "an") and self.powers and not self.per:
                 self.position += 1
                 self._factor(-1)
-            elif token == "of" and not self.per:
+            elif token == "of" and not self.per and (self.powers or self.words):
                 self.position += 1
-                self._noun(1, singular=True)
+                heads = heads or self.words[-1:]
+                self._noun(1)
             elif self._trailing():
                 break
             else:
                 self._factor(1)
-        sure = all(map(_is_plural, self.words[-1:])) or not self.words or bool(self.powers)
+        sure = bool(self.powers) or all(map(_is_plural, heads or self.words[-1:]))
         powers = frozenset((name, power) for name, power in self.powers.items() if power)
         words = frozenset(map(singular, self.words))
         if not powers and not words and not self.per:
@@ -261,7 +263,7 @@ class _Parser:
         if token in ("the", "The"):
             self.position += 1
         if not self._known(sign, must=False):
-            self._noun(sign, singular=sign < 0)
+            self._noun(sign)
 
     def _known(self, power: int, *, must: bool = True) -> bool:
         """A unit of the tables, and the power behind it."""
@@ -311,7 +313,7 @@ class _Parser:
             return lower, 1
         return (WORDS[lower], 1) if lower in WORDS and len(lower) > 1 else (None, 0)
 
-    def _noun(self, sign: int, *, singular: bool) -> None:
+    def _noun(self, sign: int) -> None:
         """Words for what is counted; the last must be a plural, or else the unit is not sure."""
         begin = self.position
         while self._peek() and (self._peek()[0].isalpha() or self._peek() == "-"):
@@ -328,8 +330,6 @@ class _Parser:
             if len(self.words) > _MOST_WORDS:
                 raise ValueError
         if begin == self.position:
-            raise ValueError
-        if sign > 0 and singular and not self.powers and not self.words[: -(self.position - begin)]:
             raise ValueError
 
     def _behind(self) -> bool:
