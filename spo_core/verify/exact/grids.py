@@ -20,6 +20,7 @@ _MATRIX = re.compile(
 _SYSTEM = re.compile(rf"(?:\\\{{)?\\begin\{{(?P<kind>(?:{ARRANGED})\*?)\}}(?:\{{[lcr| ]*\}})?(?P<inside>.*)\\end\{{(?P=kind)\}}(?:\\\}})?")
 _ROW_END = re.compile(r"\\\\(?: ?\[[^\[\]]*\])?|\\cr(?![a-z])")
 _DOT = re.compile(r"\\cdot(?![a-zA-Z])")
+_ENDS = (("", ""), ("(", ")"), ("[", "]"), ("|", "|"), (r"\{", r"\}"))
 _MOST_CELLS = 200
 _LARGEST = 6  # rows of a determinant
 
@@ -40,6 +41,8 @@ def read_grid(text: str, read: Read) -> Node | None:
         return None
     grid: Node | None = Grid(tuple(tuple(read(cell) for cell in row) for row in cells))
     assert isinstance(grid, Grid)
+    if (match["left"] or "", match["right"] or "") not in _ENDS:
+        return None
     kind, bars = match["kind"], match["left"] == "|" == match["right"]
     before = match["before"].removesuffix(r"\cdot").strip()
     if kind.startswith("v") or bars or before.endswith(r"\det"):

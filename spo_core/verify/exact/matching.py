@@ -88,7 +88,7 @@ def _same(one: Node, other: Node) -> bool:
             numbers = (one.value, one.modulus) == (other.value, other.modulus)
             return numbers and _agree(one.unknown, other.unknown)
         case Residue(), Value():
-            return same_value(one.value, other.value)
+            return 0 <= one.value < one.modulus and same_value(one.value, other.value)
         case Group(), Group():
             return _brackets(one) == _brackets(other) and _same_items(one.items, other.items)
         case Group(), Grid():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from spo_core.verify.exact.nodes import VARIABLE
+from spo_core.verify.exact.units import changes
 
 _BRACKETED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 _ARGUMENT = rf"(?:{VARIABLE}|-?[\d./]+|\\frac\{{-?\d+\}}\{{\d+\}}|\\pi|\\infty)"
@@ -28,7 +29,7 @@ _NAMES = (
     r"\\frac\{(?:d|\\partial) ?(?:\^\{\d\})?[a-z]?\}\{(?:d|\\partial) ?[a-z](?:\^\{\d\})?\}(?:\([^()]*\))?|d[a-z]/d[a-z]",
     rf"\\(?:sin|cos|tan|cot|sec|csc) ?{_ANGLE}",
     r"\\lim_\{[^{}]*\}[^=<>]*",
-    r"(?:\\text\{[^{}]*\}|[a-zA-Z]{2,}(?: [a-zA-Z]+)*)(?:_\{[^{}]*\})?(?: ?[A-Z]{1,4})?",
+    r"(?:\\text\{[^{}]*\}|[a-zA-Z]{2,}(?: [a-zA-Z]{2,})*(?: [A-Z])?)(?:_\{[^{}]*\})?(?: ?[A-Z]{1,4})?",
 )
 _NAME = re.compile("|".join(_NAMES))
 _SEGMENT = re.compile(rf"[A-Z]{{2}}|m?{_MARK}|\|[A-Z]{{2}}\|")
@@ -39,7 +40,10 @@ LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
 
 
 def is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None
+    """Whether ``text`` is what something is called; "not x" and "half of x" are not."""
+    if _NAME.fullmatch(text) is None:
+        return False
+    return not any(changes(word.casefold()) for word in re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']{2,}", text))
 
 
 def is_measured(text: str) -> bool:

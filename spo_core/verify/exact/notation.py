@@ -159,7 +159,7 @@ def _dollars(text: str) -> str:
 
 
 def _commands(text: str) -> str:
-    text = re.sub(r"\\(?:left|right)\s*\.", "", text.replace("~", " "))
+    text = re.sub(r"\\(?:left|right)\s*\.", "", re.sub(r"(?<!~)~(?!~)", " ", text))  # ~~ strikes out
     return _COMMAND.sub(_command, text)
 
 

@@ -6,7 +6,7 @@ Works on text that ``notation.normalise`` has been through.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,7 @@ _MONEY = re.compile(
     r"([-+]?) ?(?:(?P<dollar>\\\$|(?:USD|US) ?(?:\\\$)?)|(?:\\text\{ ?)?(?P<other>Rs\.?|INR|EUR|GBP|JPY)(?: ?\})?) ?"
     r"(?=[\d.\\+-])"
 )
-_CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "lb", "JPY": "yen"}
+_CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "sterling", "JPY": "yen"}
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _PLAIN = r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
@@ -115,7 +115,7 @@ def _money(text: str) -> Measured | None:
         if unit is not None and unit.is_single(name):
             return Measured(value, currency)
         if unit is not None and not any(power > 0 for _, power in unit.powers):
-            return Measured(value, Unit(unit.powers | currency.powers, unit.words, unit.per))
+            return Measured(value, replace(unit, powers=unit.powers | currency.powers))
     return None
 
 

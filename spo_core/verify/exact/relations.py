@@ -41,11 +41,12 @@ def read_member(text: str, read: Read) -> Node | None:
     if len(signs) != 1 or not SIMPLE_NAME.fullmatch(sides[0]):
         return None
     node = read(sides[1])
-    region = node if isinstance(node, Several) else as_region(node)
+    region = as_region(node)
     if signs[0] == r"\notin":
-        region = as_region(node)
         return None if region is None else Region(sympy.S.Reals - region, sides[0])
-    return node if region is None or isinstance(region, Several) else Region(region, sides[0])
+    if isinstance(node, Several):
+        return node
+    return None if region is None else Region(region, sides[0])
 
 
 def read_relation(text: str, read: Read) -> Node | None:

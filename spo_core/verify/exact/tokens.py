@@ -8,13 +8,14 @@ from fractions import Fraction
 from spo_core.verify.exact.notation import CLOSING, OPENING
 
 _WORD = 4  # letters in a row that are a word and no product, unless they are such:
+_WORDS = frozenset("and or not nor but is no if the for one two six ten".split())
 _PRODUCT = re.compile(r"(?!.*(.).*\1)(?:[abcdxyz]+|[bcdk-np-tv-z]+)")
 
 _REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
 _SCIENTIFIC = r"(?:(?:\d+(?:\.\d+)?|\.\d+)[eE][-+]?\d{1,3}(?![\w.]))"
 _MIXED = r"(?:\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+(?![\d!]))(?!\^))"
 _TOKEN = re.compile(
-    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.?\d*|\.\d+)|\^\\circ|\\[a-zA-Z]+|\\\||[a-zA-Z]+|[-+/^_!,=()|\[\]{{}}]",
+    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.$|\d+(?:\.\d+)?|\.\d+)|\^\\circ|\\[a-zA-Z]+|\\\||[a-zA-Z]+|[-+/^_!,=()|\[\]{{}}]",
     re.ASCII,
 )
 _SPLITTER = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)
@@ -61,7 +62,7 @@ def tokenise(text: str) -> list[str]:
                 raise Unreadable(text)
         position += len(token)
         if token.isalpha():
-            if len(token) >= _WORD and not _PRODUCT.fullmatch(token):
+            if token in _WORDS or (len(token) >= _WORD and not _PRODUCT.fullmatch(token)):
                 raise Unreadable(text)
             tokens.extend(token)
         else:

@@ -10,67 +10,58 @@ import re
 from dataclasses import dataclass
 
 from spo_core.verify.exact.phrases import NUMBER_WORDS
+from spo_core.verify.exact.spellings import CALLED, FUNCTIONS
 
 _SI = {
     "m": "meter metre", "g": "gram gramme", "s": "second sec", "A": "ampere amp", "K": "kelvin", "mol": "mole",
     "cd": "candela", "Hz": "hertz", "N": "newton", "Pa": "pascal", "J": "joule", "W": "watt", "C": "coulomb",
-    "V": "volt", "F": "farad", "ohm": "ohm Ω", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry henries",
-    "lm": "lumen", "lx": "lux", "Bq": "becquerel", "Gy": "gray", "Sv": "sievert", "L": "l liter litre", "eV":
-    "electronvolt", "B": "byte", "bit": "", "cal": "calorie", "bar": "", "Wh": "watthour", "rad": "radian", "M": "molar",
+    "V": "volt", "F": "farad", "ohm": "ohm", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry", "lm": "lumen",
+    "lx": "lux", "Bq": "becquerel", "Gy": "gray", "Sv": "sievert", "L": "liter litre", "eV": "electronvolt",
+    "B": "byte", "bit": "", "cal": "calorie", "Wh": "watthour", "rad": "radian",
 }  # fmt: skip
 _PREFIXES = {
-    "p": "pico", "n": "nano", "μ": "micro", "m": "milli", "c": "centi", "d": "deci", "h": "hecto", "k": "kilo",
-    "M": "mega", "G": "giga", "T": "tera", "da": "deca",
+    "": "", "p": "pico", "n": "nano", "μ": "micro", "m": "milli", "c": "centi", "d": "deci", "h": "hecto", "k": "kilo",
+    "M": "mega", "G": "giga", "T": "tera",
 }  # fmt: skip
 _OTHERS = {
-    "in": "inch inche inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound lbs pounds", "oz": "ounce",
-    "gal": "gallon", "qt": "quart", "pint": "pt", "cup": "", "tbsp": "tablespoon", "tsp": "teaspoon", "acre": "",
-    "ha": "hectare", "ton": "tonne", "stone": "", "knot": "", "min": "minute mins", "h": "hr hour hrs", "day": "d",
-    "week": "wk", "month": "", "year": "yr yrs", "decade": "", "century": "centuries", "$": r"dollar usd buck",
-    "cent": "penny pennies pence", "euro": "eur", "rupee": "rs inr", "yen": "jpy", "yuan": "rmb", "won": "", "peso": "",
-    "franc": "", "ruble": "rouble", "degree": "deg °", "degreeC": "celsius centigrade", "degreeF": "fahrenheit",
-    "arcmin": "arcminute", "arcsec": "arcsecond", "%": "percent pct", "rev": "revolution", "psi": "", "atm":
-    "atmosphere", "hp": "horsepower", "dB": "decibel", "ppm": "", "kilo": "", "sterling": "", "furlong": "", "gm": "",
-    "parsec": "pc", "fathom": "", "au": "", "inning": "", "th": "",
+    "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "", "pound": "", "sterling": "quid gbp", "oz": "ounce", "gal": "gallon",
+    "qt": "quart", "pt": "pint", "cup": "", "tbsp": "tablespoon", "tsp": "teaspoon", "acre": "", "ha": "hectare",
+    "ton": "tonne", "stone": "", "knot": "", "min": "minute", "h": "hr hour", "day": "", "week": "wk", "month": "",
+    "year": "yr", "decade": "", "century": "centurie", "$": "dollar usd buck", "cent": "penny pennie pence", "euro": "eur",
+    "rupee": "inr", "yen": "jpy", "yuan": "rmb", "won": "", "peso": "", "franc": "", "ruble": "rouble",
+    "degree": "deg", "degreeC": "celsius", "degreeF": "fahrenheit", "arcmin": "arcminute", "arcsec": "arcsecond",
+    "%": "percent pct", "rev": "revolution", "psi": "", "atm": "atmosphere", "bar": "", "hp": "horsepower",
+    "dB": "decibel", "ppm": "", "furlong": "", "fathom": "", "parsec": "",
 }  # fmt: skip
 _COMPOUNDS = {
     "mph": {"mi": 1, "h": -1}, "kph": {"km": 1, "h": -1}, "kmh": {"km": 1, "h": -1}, "rpm": {"rev": 1, "min": -1},
-    "cc": {"cm": 3}, "mpg": {"mi": 1, "gal": -1}, "fps": {"ft": 1, "s": -1}, "bpm": {"beat": 1, "min": -1},
-    "kwh": {"kWh": 1},
+    "cc": {"cm": 3}, "mpg": {"mi": 1, "gal": -1}, "fps": {"ft": 1, "s": -1},
 }  # fmt: skip
-_ONLY_WORDS = frozenset("in d rs won au pc th gray bar bit cup stone day min mole".split())
-"""Read as units where they are words; one letter is a symbol."""
+_ANY_CASE = "mm cm km mg kg ml cl dl kw kwh khz mhz ghz kb mb gb kpa kj kcal in ft yd mi lb oz gal qt hr yr wk min mol hz".split()
+_AMBIGUOUS = frozenset(["K", "cd", "hm", "ds", "cs"])
+"""Rather thousands, or no unit at all."""
 
 
 def _table() -> tuple[dict[str, str], dict[str, str]]:
     """Symbols, whose letter case counts, and words, whose does not; each with one name for the unit."""
-    symbols: dict[str, str] = {}
-    words: dict[str, str] = {}
-    for unit, names in _SI.items():
-        spelt = names.split()
-        for short, long in {"": "", **_PREFIXES}.items():
-            symbols[short + unit] = short + unit
-            for name in spelt:
-                if len(name) > 1:
-                    for ending in ("", "s"):
-                        words[long + name + ending] = short + unit
-                        words[short.lower() + name + ending if not long else long + name + ending] = short + unit
-                else:
-                    symbols[short + name] = short + unit
-            if len(unit) > 1 or short:
-                words.setdefault((short + unit).lower(), short + unit)
+    symbols = {short + unit: short + unit for unit in _SI for short in _PREFIXES}
+    symbols |= {short + "l": short + "L" for short in _PREFIXES}
+    words = {
+        long + name: short + unit for unit, names in _SI.items() for name in names.split() for short, long in _PREFIXES.items()
+    }
     for unit, names in _OTHERS.items():
-        for name in (unit, *names.split()):
-            (symbols if len(name) == 1 else words)[name] = unit
-            if len(name) > 2:
-                words.setdefault(name + "s", unit)
-    words |= {"kgs": "kg", "kms": "km", "cms": "cm", "lbs": "lb", "gm": "g", "gms": "g", "hz": "Hz", "kilo": "kg", "kilos": "kg"}
-    words |= {"meters": "m", "metres": "m", "inches": "in", "feet": "ft", "hours": "h", "dollars": "$", "cm": "cm", "mm": "mm"}
-    return symbols, words
+        symbols[unit] = unit
+        words |= {name: unit for name in names.split()}
+        if len(unit) > 2:
+            words[unit] = unit
+    words |= {f"{name}s": unit for name, unit in words.items()}
+    words |= {"gm": "g", "gms": "g", "kilo": "kg", "kilos": "kg", "secs": "s", "centigrade": "degreeC"}
+    words |= {symbol.lower() + ending: unit for symbol, unit in list(symbols.items()) if symbol.lower() in _ANY_CASE for ending in ("", "s")}
+    return {symbol: unit for symbol, unit in symbols.items() if symbol not in _AMBIGUOUS}, words
 
 
 SYMBOLS, WORDS = _table()
-'''Spellings of units, with their one name.'''
+"""Spellings of units, with their one name."""
 
 # Numbers, operations, comparisons, negations, verbs: with one of these behind it, a number is not what it was.
 _CHANGING = """
@@ -92,10 +83,12 @@ _CHANGING = """
     st ten teen point dot comma slash dash divides doubles inches's first second's last next previous mirrors factors
     combinations permutations percent's guess guesses rejected reject discard wrongs errors error mistakes mistake
     minuses pluses zeros zeroes zeroth nulls nothing none nothings degrees' deficits losses debts negations complements
-    choices derivatives integrals sines cosines tangents radicals conjugates vectors primes sets series
+    choices lots surds numerators denominators fractions percentiles singles trios duos sans naturals reals doubles rounded truncated approximated inverted reversed negated swapped flipped estimated derivatives integrals sines cosines tangents radicals conjugates vectors primes sets series
 """
-_CHANGES = frozenset(_CHANGING.split())
+_CHANGES = frozenset([*_CHANGING.split(), *FUNCTIONS, *CALLED])
 _VERB_OR_ADVERB = re.compile(r".*(?:ly|ths|'s|wise|ward|wards|ness|less|less|(?:[aeiou]ss|is|us)|ieth|nth|inths|undredth)$")
+_COUNTED = frozenset(["points", "marks", "cubits"])
+"""Counted, whatever the singular does to a number."""
 _IRREGULAR = {
     "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
     "geese": "goose", "teeth": "tooth", "sheep": "sheep", "fish": "fish", "deer": "deer", "oxen": "ox", "dice": "die",
@@ -109,8 +102,9 @@ _BEHIND = re.compile(
     r"|in (?:total|all|profit|length|area|volume|width|height|weight|cash|change|savings|revenue|sales|earnings)"
     r"|of (?:time|work|length|area))"
 )
-_MONEY_BEHIND = frozenset(
-    "profit revenue income total cost price salary savings budget tip tax cash bonus fee left discount".split()
+_AMOUNT_OF = frozenset(
+    "profit revenue income total cost price salary savings budget tip tax cash bonus fee discount interest chance "
+    "probability".split()
 )
 _TOKEN = re.compile(r"\\(?:Omega|mu|cdot|times|frac)(?![a-zA-Z])|\\%|\\\$|\^\\circ|\^\{?-?\d\}?|[A-Za-z][A-Za-z'.]*|[μΩ°]|[/(){}*·-]")
 _MOST_WORDS = 6
@@ -135,7 +129,8 @@ DEGREES = Unit(frozenset([("degree", 1)]))
 PERCENT = Unit(frozenset([("%", 1)]))
 DOLLARS = Unit(frozenset([("$", 1)]))
 ORDINAL = Unit(frozenset([("th", 1)]))
-_SCALES = frozenset(["degreeC", "degreeF"])
+_LOOSE = {"degree": ("degreeC", "degreeF"), "pound": ("lb", "sterling")}
+"""Names that may be short for others."""
 
 
 def agree(one: Unit | None, other: Unit | None) -> bool:
@@ -147,10 +142,11 @@ def agree(one: Unit | None, other: Unit | None) -> bool:
     for this, that in ((one, other), (other, one)):
         if this.words & GENERIC:
             return not any(that.is_single(name) for name in ("%", "degree", "th"))
-        if this.is_single("degree") and any(that.is_single(scale) for scale in _SCALES):
-            return True
+        for short, full in _LOOSE.items():
+            if this.is_single(short) and any(that.is_single(name) for name in full):
+                return True
     if bool(one.words) != bool(other.words):
-        return one.powers == other.powers
+        return one.powers == other.powers and one.sure and other.sure
     if not (one.words <= other.words or other.words <= one.words):
         return False
     if one.per and other.per and not (one.per <= other.per or other.per <= one.per):
@@ -211,7 +207,8 @@ class _Parser:
         if self._peek() in ("/", "per"):
             self.position += 1
             sign = -1
-        heads: list[str] = []
+        heads: list[str] = []  # what stands before the first "of"
+        of = False
         self._factor(sign)
         while self._peek():
             token = self._peek()
@@ -227,21 +224,25 @@ class _Parser:
             elif token == "of" and not self.per and (self.powers or self.words):
                 self.position += 1
                 heads = heads or self.words[-1:]
+                of = bool(self.powers) and not heads
                 self._noun(1)
             elif self._trailing():
                 break
             else:
                 self._factor(1)
-        sure = bool(self.powers) or all(map(_is_plural, heads or self.words[-1:]))
+        sure = not self.words or bool(of) or _is_plural((heads or self.words)[-1]) or self._is_amount_of(self.words)
         powers = frozenset((name, power) for name, power in self.powers.items() if power)
         words = frozenset(map(singular, self.words))
         if not powers and not words and not self.per:
             raise ValueError
         return Unit(powers, words, frozenset(map(singular, self.per)), sure)
 
+    def _is_amount_of(self, words: list[str]) -> bool:
+        """Of money or a percentage, as in "20 percent discount"."""
+        return len(words) == 1 and words[0] in _AMOUNT_OF and (self.money or not {"$", "%"}.isdisjoint(self.powers))
+
     def _trailing(self) -> bool:
-        rest = " ".join(self.tokens[self.position :])
-        if not _BEHIND.fullmatch(rest) and not (self.money and rest in _MONEY_BEHIND):
+        if not self._behind():
             return False
         self.position = len(self.tokens)
         return True
@@ -301,12 +302,14 @@ class _Parser:
             scale = {"c": "degreeC", "f": "degreeF", "celsius": "degreeC", "centigrade": "degreeC", "fahrenheit": "degreeF"}
             found = scale.get(following.casefold())
             return (found, 2) if found else ("degree", 1)
+        if token.casefold() in ("pound", "pounds") and following == "sterling":
+            return "sterling", 2
         if token in (r"\%", r"\$"):
             return token[1:], 1
         if token.casefold() == "fl" or token.casefold() == "fl.":
             return ("floz", 2) if following.rstrip(".") in ("oz", "ounces", "ounce") else (None, 0)
         bare = token if len(token) == 1 else token.rstrip(".")
-        if bare in SYMBOLS and bare not in _ONLY_WORDS:
+        if bare in SYMBOLS:
             return SYMBOLS[bare], 1
         lower = bare.casefold()
         if lower in _COMPOUNDS:
@@ -336,10 +339,17 @@ class _Parser:
         return _BEHIND.fullmatch(" ".join(self.tokens[self.position :])) is not None
 
 
+def changes(word: str) -> bool:
+    """Whether a word in lower case negates or changes a number that it stands beside, or is one."""
+    if word in _COUNTED:
+        return False
+    stems = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s")}
+    return bool(stems & (NUMBER_WORDS | _CHANGES)) or re.fullmatch(r"\w*illions?(?:ths?)?", word) is not None
+
+
 def _may_count(word: str) -> bool:
     bare = word.rstrip(".")
-    number = bare in NUMBER_WORDS or bare.removesuffix("s") in NUMBER_WORDS
-    return len(bare) > 2 and not number and bare not in _CHANGES and re.fullmatch(r"[a-z.']+", word) is not None
+    return len(bare) > 2 and not changes(bare) and re.fullmatch(r"[a-z.']+", word) is not None
 
 
 def _is_plural(word: str) -> bool:
