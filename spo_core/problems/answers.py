@@ -10,11 +10,26 @@ import re
 _HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
 _TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
 _EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox)\s*\{\s*\}\$?")
-_SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)(?![a-z])\s*:?\s*", re.IGNORECASE)
+_SENTENCE = re.compile(
+    r"(?:\banswers?|\bcorrect (?:option|choice))\s*(?:\*\*)?\s*(?:is|are|:|=)(?![a-z])\s*:?\s*(?:```[a-z]*\s+)?",
+    re.IGNORECASE,
+)
+_ASIDE = (
+    "because|since|which|where|so|as|thus|hence|therefore|that is|i\\.e\\.|meaning|making|giving|given|assuming|after|"
+    "when|while|if|rounded|in total|in all|altogether|for a total|as required|and (?:so|thus|hence|we|this|that)"
+)
+"""What begins a clause that only explains the answer before it."""
 _SENTENCE_END = re.compile(
-    r"\.(?=\s|$|\\\)|\\\])|\n|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
+    rf"\.(?=\s|$|\\\)|\\\])|\n|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
+    rf"|[,;:] (?:{_ASIDE})\b|; (?=[a-z]{{2}})"
+    rf"|,? \((?:{_ASIDE}|from|note|check|see|by|using|or|\d[^()]*=)(?=[ ,:\d=+*/(-])"
+    r"|,? (?:--|–|—) (?=[a-z]{2})"
+)
+_DISPLAY = re.compile(
+    r"(?:\$\$|\\\[|\\begin\{(equation|align|gather|displaymath)\*?\})\s*(.*?)\s*(?:\$\$|\\\]|\\end\{\1)", re.DOTALL
 )
 _FILLER = re.compile(r"(?:therefore|thus|simply|just|given by)[,:]?\s+", re.IGNORECASE)
+_LONGEST = 2000  # of a display
 _LATEST = 3  # sentences that are looked at, from the end
 
 
@@ -23,7 +38,7 @@ def after_hashes(completion: str) -> str | None:
     _, marker, rest = completion.rpartition("####")
     if not marker or not rest.strip():
         return None
-    return _without_hope(rest.strip().split("\n", 1)[0]) or None
+    return _first_clause(_without_hope(rest.strip().split("\n", 1)[0])) or None
 
 
 def boxes(text: str) -> list[str]:
@@ -70,14 +85,20 @@ def _sentence(text: str) -> str | None:
     """What the last sentence that states an answer says."""
     for match in list(_SENTENCE.finditer(text))[: -_LATEST - 1 : -1]:
         rest = _without_hope(text[match.end() :])
-        end = _SENTENCE_END.search(rest)
-        answer = (rest[: end.start()] if end else rest).strip(" *_\t")
+        display = _DISPLAY.match(rest[:_LONGEST])
+        answer = display[2].rstrip(".,;") if display else _first_clause(rest).strip(" *_\t")
         if "\n" in match.group():
             answer = answer.removeprefix("- ")  # the bullet of a list
         answer = _FILLER.sub("", _balanced(answer), count=1).strip()
         if answer and not _EMPTY_BOX.fullmatch(answer):
             return answer
     return None
+
+
+def _first_clause(text: str) -> str:
+    """Up to the end of the sentence, or of the clause that says the answer."""
+    end = _SENTENCE_END.search(text)
+    return (text[: end.start()] if end else text).strip()
 
 
 def _balanced(answer: str) -> str:

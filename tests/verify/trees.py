@@ -59,7 +59,13 @@ def answer(rng: random.Random) -> Tree:
     """An answer of one kind or another."""
     kind = rng.choices(("number", "expression", *KINDS), (5, 6, 2, 2, 1, 1, 1, 1, 2, 1, 2, 3, 2, 2, 1))[0]
     if kind == "words":
-        return ("words", ("int", rng.choice((rng.randint(2, 99), rng.randint(100, 9999), 10 ** rng.randint(2, 6) * rng.randint(1, 40)))))
+        return (
+            "words",
+            (
+                "int",
+                rng.choice((rng.randint(2, 99), rng.randint(100, 9999), 10 ** rng.randint(2, 6) * rng.randint(1, 40))),
+            ),
+        )
     if kind == "named":
         return ("named", rng.choice(list(NAMES)), scalar(rng, 1, ""))
     if kind == "family":
@@ -100,7 +106,9 @@ class Notation:
         self.unicode = not latex and rng.random() < 0.5
         self.fraction = rng.choice((r"\frac", r"\dfrac", r"\tfrac", "/")) if latex else "/"
         self.times = rng.choice((r" \cdot ", r"\times ", "", "")) if latex else rng.choice(("*", " * "))
-        self.brackets = rng.choice((("(", ")"), (r"\left(", r"\right)"), (r"\bigl(", r"\bigr)"))) if latex else ("(", ")")
+        self.brackets = (
+            rng.choice((("(", ")"), (r"\left(", r"\right)"), (r"\bigl(", r"\bigr)"))) if latex else ("(", ")")
+        )
         self.decimals = rng.random() < 0.3
         self.swap = rng.random() < 0.5
         self.power = rng.choice(("^", "**")) if not latex and not self.unicode else "^"
@@ -109,7 +117,7 @@ class Notation:
         return self.brackets[0] + text + self.brackets[1]
 
     def show(self, tree: Tree, within: int = 0) -> str:
-        """``within``: how tightly what stands around binds; 1 in a sum's later terms, 2 in a product, 3 under a power."""
+        """``within``: how tightly what stands around binds: 2 in a product, 4 below a line, 5 under a power."""
         kind = tree[0]
         if kind == "int":
             return str(tree[1])
@@ -117,7 +125,9 @@ class Notation:
             return tree[1]
         if kind == "pi":
             return r"\pi " if self.latex else "π" if self.unicode else "pi"
-        text, binds = getattr(self, "_" + {"+": "sum", "-": "sum", "*": "product", "/": "quotient", "^": "raised"}.get(kind, kind))(tree)
+        text, binds = getattr(
+            self, "_" + {"+": "sum", "-": "sum", "*": "product", "/": "quotient", "^": "raised"}.get(kind, kind)
+        )(tree)
         return self.bracketed(text) if binds < within else text
 
     def _sum(self, tree: Tree) -> tuple[str, int]:
@@ -125,7 +135,9 @@ class Notation:
         if sign == "+" and self.swap:
             left, right = right, left
         space = " " if self.rng.random() < 0.5 else ""
-        return self.show(left, 0) + space + (sign if not self.unicode or sign == "+" else "−") + space + self.show(right, 2), 0
+        return self.show(left, 0) + space + (sign if not self.unicode or sign == "+" else "−") + space + self.show(
+            right, 2
+        ), 0
 
     def _neg(self, tree: Tree) -> tuple[str, int]:
         return "-" + self.show(tree[1], 2), 0
@@ -134,7 +146,12 @@ class Notation:
         left, right = (tree[2], tree[1]) if self.swap else (tree[1], tree[2])
         before, after = self.show(left, 2), self.show(right, 3)
         times = self.times
-        if not times and (after[0].isdigit() or (before[-1].isdigit() and after.startswith("\\") and "frac" in after[:6]) or after[0] == "." or (before[-1].isalpha() and after[0].isalpha())):
+        if not times and (
+            after[0].isdigit()
+            or (before[-1].isdigit() and after.startswith("\\") and "frac" in after[:6])
+            or after[0] == "."
+            or (before[-1].isalpha() and after[0].isalpha())
+        ):
             times = r"\cdot "
         return before + times + after, 2
 
@@ -143,7 +160,7 @@ class Notation:
         if above[0] == "int" and below == ("int", 2) and self.decimals:
             return f"{above[1] / 2}", 3
         if self.fraction != "/":
-            return f"{self.fraction}{{{self.show(above)}}}{{{self.show(below)}}}", 3 if self.fraction == "/" else 3
+            return f"{self.fraction}{{{self.show(above)}}}{{{self.show(below)}}}", 3
         return self.show(above, 2) + "/" + self.show(below, 4), 2
 
     def _raised(self, tree: Tree) -> tuple[str, int]:
@@ -195,7 +212,13 @@ def show(tree: Tree, rng: random.Random) -> str:
         return f"{rng.choice(NAMES[tree[1]])} = {writer.show(tree[2])}"
     if kind == "family":
         letter = rng.choice("kn")
-        where = rng.choice((r", {}\in\mathbb{{Z}}", r" \text{{ for }} {} \in \mathbb{{Z}}", r" \text{{ where }} {} \text{{ is an integer}}"))
+        where = rng.choice(
+            (
+                r", {}\in\mathbb{{Z}}",
+                r" \text{{ for }} {} \in \mathbb{{Z}}",
+                r" \text{{ where }} {} \text{{ is an integer}}",
+            )
+        )
         start, step = writer.show(tree[1]), writer.show(tree[2], 3)
         times = " " if writer.latex else "*"
         product = rng.choice((f"{letter}{times}{step}", f"{step}{times}{letter}"))
@@ -224,9 +247,27 @@ def show(tree: Tree, rng: random.Random) -> str:
     return rng.choice(wrappers)(text)
 
 
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-SMALL += "seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
+SMALL += ["seventeen", "eighteen", "nineteen"]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def words(number: int) -> str:
@@ -283,7 +324,7 @@ def to_sympy(tree: Tree) -> Any:
 
 
 def changed(tree: Tree, rng: random.Random) -> tuple[str, Tree] | None:
-    """The name of a change and the tree with it made in one place; None where there is no place for the change drawn."""
+    """The name of a change and the tree with it made in one place; None where the change drawn finds no place."""
     if tree[0] == "interval" and rng.random() < 0.5:
         return "bracket", ("interval", rng.choice([b for b in BRACKETS if b != tree[1]]), *tree[2:])
     if tree[0] == "union" and rng.random() < 0.5:
@@ -342,7 +383,13 @@ def _with(tree: Tree, path: tuple[int, ...], new: Tree) -> Tree:
     return (*tree[:head], _with(tree[head], tuple(rest), new), *tree[head + 1 :])
 
 
-POINTS = [dict(zip(VARIABLES, values, strict=True)) for values in ((0.31, 1.7, 2.3, 0.9, 3.0), (2.9, 0.4, 1.1, 3.3, 5.0), (1.9, 5.3, 0.7, 0.2, 2.0), (7.1, 3.1, 4.3, 6.1, 8.0))]  # fmt: skip
+_VALUES = (
+    (0.31, 1.7, 2.3, 0.9, 3.0),
+    (2.9, 0.4, 1.1, 3.3, 5.0),
+    (1.9, 5.3, 0.7, 0.2, 2.0),
+    (7.1, 3.1, 4.3, 6.1, 8.0),
+)
+POINTS = [dict(zip(VARIABLES, values, strict=True)) for values in _VALUES]
 
 
 def value(tree: Tree, where: dict[str, float]) -> Any:

@@ -10,14 +10,21 @@ import re
 from spo_core.verify.exact.nodes import VARIABLE
 
 _LETTERS = rf"{VARIABLE}(?:(?:,| and |, and ){VARIABLE})*"
-_SET = r"(?:\\in|in|is in|are in|belongs to) ?(?P<set>\\mathbb\{[A-Z]\}(?:\^\{[+*]\}|_\{[^{}]*\})?|Z|the (?:integers|reals|real numbers))"
-_KIND = r"(?:positive |negative |non-?negative |nonzero |arbitrary |any )*(?:integers?|reals?|whole|natural|complex|constants?|arbitrary|numbers?)"
+_SET = (
+    r"(?:\\in|in|is in|are in|belongs to) ?"
+    r"(?P<set>\\mathbb\{[A-Z]\}(?:\^\{[+*]\}|_\{[^{}]*\})?|Z|the (?:integers|reals|real numbers))"
+)
+_KIND = (
+    r"(?:positive |negative |non-?negative |nonzero |arbitrary |any )*"
+    r"(?:integers?|reals?|whole|natural|complex|constants?|arbitrary|numbers?)"
+)
 _QUANTIFIER = r"(?:for (?:all|any|every|each)|\\forall|where|with|and|for|for some)"
 _EVERY = r"(?:for (?:all|any|every|each)|\\forall)"
 _FORM = re.compile(
     rf"(?:{_QUANTIFIER} ?)?(?P<a>{_LETTERS}) ?{_SET}"
     rf"|{_EVERY} ?(?:(?P<kind1>{_KIND}) )?(?:numbers? |values? |constants? )?(?:of )?(?P<b>{_LETTERS})"
-    rf"|(?:{_QUANTIFIER} ?)?(?P<c>{_LETTERS})(?: (?:is|are|being|can be|may be))? (?:an? |any |some )*(?P<kind2>{_KIND})"
+    rf"|(?:{_QUANTIFIER} ?)?(?P<c>{_LETTERS})(?: (?:is|are|being|can be|may be))? "
+    rf"(?:an? |any |some )*(?P<kind2>{_KIND})"
     r"(?: numbers?| constants?| values?)*"
     r"|for (?:all|any|every) reals?(?: numbers?| values?)?"
 )
@@ -51,4 +58,9 @@ def _which(kind: str) -> str:
         return "N"
     if re.search(r"\{Z\}|^Z$|integer", kind):
         return "Z" if not re.search(r"negative|nonzero|[\^_]", kind) else "?"
-    return "R" if re.search(r"\{R\}$|^the real|^(?:any )?reals?$|constant|arbitrary|^numbers?$|complex|\{C\}", kind) or not kind else "?"
+    return (
+        "R"
+        if re.search(r"\{R\}$|^the real|^(?:any )?reals?$|constant|arbitrary|^numbers?$|complex|\{C\}", kind)
+        or not kind
+        else "?"
+    )

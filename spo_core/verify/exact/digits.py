@@ -3,6 +3,7 @@ r"""How numbers are written: groups of thousands, decimal commas, periods that r
 from __future__ import annotations
 
 import re
+from functools import partial
 
 _GROUP = r"(?:\{,\}|,\s*\\!|\\,|\\ |~|\\;|\\:|\{\\,\}|\\!,|['’_]|\\_|\{'\})"
 _THOUSANDS = re.compile(rf"(?<![\d.,_^{{\w])[1-9]\d{{0,2}}(?:{_GROUP}\s*\d{{3}})+(?![\d'])")
@@ -37,7 +38,7 @@ def plain_numbers(text: str) -> str:
     text = _ENDLESS.sub(_endless, text)
     text = _TEN_TIMES.sub(r"\\times ", text)
     for pattern, name in ((_CHOOSE, "binom"), (_ARRANGE, "perm")):
-        text = pattern.sub(lambda match, name=name: _chosen(match, name), text)
+        text = pattern.sub(partial(_chosen, name), text)
     return text
 
 
@@ -60,6 +61,6 @@ def _endless(match: re.Match[str]) -> str:
     return match.group()
 
 
-def _chosen(match: re.Match[str], name: str) -> str:
+def _chosen(name: str, match: re.Match[str]) -> str:
     above, below = match[1] or match[2], match[3] or match[4]
     return rf"\{name}{{{above}}}{{{below}}}"

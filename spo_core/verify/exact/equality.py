@@ -100,7 +100,7 @@ def _values(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
             except Undefined:
                 continue
             found += 1
-            yield pair  # type: ignore[misc]
+            yield pair
         if found >= _DECISIVE:
             return
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.exact.functions import CALLED, INVERSES, OF_SEVERAL, PREFIXED, applied, of_several
-from spo_core.verify.exact.huge import LARGEST_FACTORIAL, factorial, power
+from spo_core.verify.exact.huge import factorial, power
 from spo_core.verify.exact.tokens import Unreadable, number_of, plain_number, tokenise
 
 _LONGEST = 1000
@@ -327,7 +327,5 @@ class _Reader:
         return value
 
 
-_NAMES = frozenset(
-    [*GREEK, *PREFIXED, *CALLED, *OF_SEVERAL]
-    + ["pi", "infty", "frac", "sqrt", "binom", "perm", "hat", "overline", "bar", "sum", "prod"]
-)
+_SPECIAL = ("pi", "infty", "frac", "sqrt", "binom", "perm", "hat", "overline", "bar", "sum", "prod")
+_NAMES = frozenset([*GREEK, *PREFIXED, *CALLED, *OF_SEVERAL, *_SPECIAL])

@@ -16,16 +16,17 @@ def as_family(node: Any, letters: list[str], which: str) -> Any:
     import sympy
 
     names = {sympy.Symbol(name.lstrip("\\")): sympy.Symbol(f"{_MEMBER}{which} {i}") for i, name in enumerate(letters)}
-    return _mapped(node, names)
+    return mapped(node, names)
 
 
-def _mapped(node: Any, names: dict[Any, Any]) -> Any:
+def mapped(node: Any, names: dict[Any, Any]) -> Any:
+    """``node`` with other symbols in all its values."""
     if hasattr(node, "xreplace"):
         return node.xreplace(names)
     if isinstance(node, tuple):
-        return tuple(_mapped(item, names) for item in node)
+        return tuple(mapped(item, names) for item in node)
     if is_dataclass(node) and not isinstance(node, type):
-        return replace(node, **{field.name: _mapped(getattr(node, field.name), names) for field in fields(node)})
+        return replace(node, **{field.name: mapped(getattr(node, field.name), names) for field in fields(node)})
     return node
 
 
@@ -61,4 +62,6 @@ def same_family(one: Any, other: Any) -> bool | None:
     if any(letter in step.free_symbols for step in steps) or steps[0] == 0:
         return False
     start = sympy.expand((one - other).xreplace({letter: sympy.Integer(0)})) / steps[0]
-    return (same_value(steps[0], steps[1]) or same_value(steps[0], -steps[1])) and sympy.simplify(start).is_integer is True
+    return (same_value(steps[0], steps[1]) or same_value(steps[0], -steps[1])) and sympy.simplify(
+        start
+    ).is_integer is True

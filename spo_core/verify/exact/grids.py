@@ -14,10 +14,14 @@ from spo_core.verify.exact.tokens import split
 
 Read = Callable[[str], Node]
 _MATRIX = re.compile(
-    r"(?P<before>[^&]*?)(?P<left>[(\[|]?|\\\{)\\begin\{(?P<kind>[pbBvV]?matrix\*?|smallmatrix|array)\}(?:\[[lcr]\]|\{[lcr| ]*\})?"
+    r"(?P<before>[^&]*?)(?P<left>[(\[|]?|\\\{)"
+    r"\\begin\{(?P<kind>[pbBvV]?matrix\*?|smallmatrix|array)\}(?:\[[lcr]\]|\{[lcr| ]*\})?"
     r"(?P<inside>.*)\\end\{(?P=kind)\}(?P<right>[)\]|]?|\\\})(?P<behind>\^\{(?:T|\\top|\\intercal|t|\\text\{T\}|\\mathsf\{T\}|-1)\}|'|)"
 )
-_SYSTEM = re.compile(rf"(?:\\\{{)?\\begin\{{(?P<kind>(?:{ARRANGED})\*?)\}}(?:\{{[lcr| ]*\}})?(?P<inside>.*)\\end\{{(?P=kind)\}}(?:\\\}})?")
+_SYSTEM = re.compile(
+    rf"(?:\\\{{)?\\begin\{{(?P<kind>(?:{ARRANGED})\*?)\}}(?:\{{[lcr| ]*\}})?"
+    r"(?P<inside>.*)\\end\{(?P=kind)\}(?:\\\})?"
+)
 _ROW_END = re.compile(r"\\\\(?: ?\[[^\[\]]*\])?|\\cr(?![a-z])")
 _DOT = re.compile(r"\\cdot(?![a-zA-Z])")
 _ENDS = (("", ""), ("(", ")"), ("[", "]"), ("|", "|"), (r"\{", r"\}"))
@@ -101,7 +105,12 @@ def scaled(node: Grid | Group, before: str) -> Node | None:
 def read_nested(group: Group) -> Node:
     """``[[1,2],[3,4]]`` is a matrix; any other group is what it is."""
     rows = [item.items for item in group.items if isinstance(item, Group) and item.left == "[" and item.right == "]"]
-    if group.left == "[" and group.right == "]" and len(rows) == len(group.items) and len({len(row) for row in rows}) == 1:
+    if (
+        group.left == "["
+        and group.right == "]"
+        and len(rows) == len(group.items)
+        and len({len(row) for row in rows}) == 1
+    ):
         return Grid(tuple(rows))
     return group
 
@@ -113,7 +122,10 @@ def read_scaled_group(text: str, read: Read) -> Node | None:
         pair = [read(factor) if factor[:1] in ("(", "\\") else None for factor in factors]
         if all(isinstance(vector, Group) for vector in pair):
             return _dot(*pair)  # type: ignore[arg-type]
-    match = re.fullmatch(r"([-+]|[-+]?(?:[\d./]|\\(?:frac|sqrt)\{[^{}]*\}(?:\{[^{}]*\})?)+)(?:\\cdot)?((?:\(|\\langle).*,.*(?:\)|\\rangle))", text)
+    match = re.fullmatch(
+        r"([-+]|[-+]?(?:[\d./]|\\(?:frac|sqrt)\{[^{}]*\}(?:\{[^{}]*\})?)+)(?:\\cdot)?((?:\(|\\langle).*,.*(?:\)|\\rangle))",
+        text,
+    )
     if match:
         vector = read(match[2])
         if isinstance(vector, Group):
@@ -139,8 +151,13 @@ def read_system(text: str, read: Read) -> Node | None:
     if match["kind"] == "array" and not all(re.search(r"[=<>]|\\(?:leq|geq|neq)", "".join(row)) for row in rows):
         return None
     if "cases" in match["kind"] and all(len(row) == 2 for row in rows):
-        conditions = [re.sub(r"^(?:\\text\{ ?)?(?:if|for|when|where)(?![a-z]) ?(?: ?\})? ?", "", row[1]) for row in rows]
-        cells = [(read(row[0].rstrip(",")), read(condition.rstrip(",."))) for row, condition in zip(rows, conditions, strict=True)]
+        conditions = [
+            re.sub(r"^(?:\\text\{ ?)?(?:if|for|when|where)(?![a-z]) ?(?: ?\})? ?", "", row[1]) for row in rows
+        ]
+        cells = [
+            (read(row[0].rstrip(",")), read(condition.rstrip(",.")))
+            for row, condition in zip(rows, conditions, strict=True)
+        ]
         return Grid(tuple(cells), unordered=True)
     lines = ["".join(row).rstrip(",;. ") for row in rows]
     return read(",".join(lines).replace(",=", "="))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.exact.equality import proportional, same_value, to_sympy
-from spo_core.verify.exact.families import same_family
+from spo_core.verify.exact.families import mapped, same_family
 from spo_core.verify.exact.names import FUNCTION, names_agree
 from spo_core.verify.exact.nodes import (
     Amount,
@@ -93,14 +94,16 @@ def _same(one: Node, other: Node) -> bool:
             return _brackets(one) == _brackets(other) and _same_items(one.items, other.items)
         case Group(), Grid():
             vector = [cell for row in other.rows for cell in row]
-            tuple_like = one.left in ("(", r"\langle") or (one.left, one.right) == ("[", "]") and len(vector) > 2
+            tuple_like = one.left in ("(", r"\langle") or ((one.left, one.right) == ("[", "]") and len(vector) > 2)
             return tuple_like and 1 in (len(other.rows), len(other.rows[0])) and _same_items(one.items, vector)
-        case (Group() | Grid()), Value():
+        case ((Group() | Grid()), Value()):
             return _same_vector(one, other.value)
         case Grid(), Grid():
             if one.unordered:
                 cases = one.rows, other.rows
-                return len(cases[0]) == len(cases[1]) and all(any(_same_items(a, b) for b in cases[1]) for a in cases[0])
+                return len(cases[0]) == len(cases[1]) and all(
+                    any(_same_items(a, b) for b in cases[1]) for a in cases[0]
+                )
             return len(one.rows) == len(other.rows) and all(map(_same_items, one.rows, other.rows))
         case Ratio(), Ratio():
             return _same_ratio(one.terms, other.terms)
@@ -134,7 +137,9 @@ def _same_ratio(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """``4:6`` and ``2:3``."""
     if len(one) != len(other):
         return False
-    crossed = [(to_sympy(a) * to_sympy(other[0]), to_sympy(b) * to_sympy(one[0])) for a, b in zip(one, other, strict=True)]
+    crossed = [
+        (to_sympy(a) * to_sympy(other[0]), to_sympy(b) * to_sympy(one[0])) for a, b in zip(one, other, strict=True)
+    ]
     return all(same_value(left, right) for left, right in crossed)
 
 
@@ -226,18 +231,14 @@ def _with_variable_of(one: Equation, other: Equation) -> Equation:
     """``f(n) = n+1`` as ``f(x) = x+1``, where ``one`` is of the same function of x."""
     import sympy
 
-    functions = FUNCTION.fullmatch(one.name or ""), FUNCTION.fullmatch(other.name or "")
-    if not all(functions) or functions[0][1] != functions[1][1] or functions[0][2] == functions[1][2]:  # type: ignore[index]
+    wanted, given = FUNCTION.fullmatch(one.name or ""), FUNCTION.fullmatch(other.name or "")
+    if wanted is None or given is None or wanted[1] != given[1] or wanted[2] == given[2]:
         return other
-    new, old = (sympy.Symbol(function[2].lstrip("\\").replace("{", "").replace("}", "")) for function in functions)  # type: ignore[index]
+    new, old = (sympy.Symbol(re.sub(r"[\\{}]", "", function[2])) for function in (wanted, given))
     found = [getattr(getattr(side, "value", None), "free_symbols", ()) for side in other.values()]
     if any(new in symbols for symbols in found) or not any(old in symbols for symbols in found):
         return other
-    sides = tuple(
-        Value(side.value.xreplace({old: new})) if isinstance(side, Value | Letter) and hasattr(side.value, "xreplace") else side
-        for side in other.sides
-    )
-    return Equation(sides, one.name, other.named)
+    return replace(mapped(other, {old: new}), name=one.name)
 
 
 def _difference(equation: Equation) -> Any | None:

@@ -21,12 +21,14 @@ _NAMES = (
     rf"(?:[fghFGHPQpq]|\\(?:phi|psi|Gamma|zeta))(?:'*|_\{{[^{{}}]*\}}|\^\{{-1\}}){_BRACKETED}",  # f(x+1), P(X=2)
     rf"(?:E|P|V|\\Pr|\\mathbb\{{[EPV]\}}|\\text\{{ ?\w+ ?\}}|\\?Var|Cov)(?:\[[^\[\]]+\]|{_BRACKETED})",
     rf"\\(?:det|dim|deg|tr|arg|Re|Im)(?: ?{VARIABLE}|{_BRACKETED})",
-    rf"\|{_CAPITALS}\||\|(?:\\vec ?)?[uvwz](?:_\{{\d\}})?\||\|[A-Z](?: ?\\(?:cup|cap|setminus|times) ?[A-Z])+\||\\\|[^|]+\\\|",
+    rf"\|{_CAPITALS}\||\|(?:\\vec ?)?[uvwz](?:_\{{\d\}})?\|",
+    r"\|[A-Z](?: ?\\(?:cup|cap|setminus|times) ?[A-Z])+\||\\\|[^|]+\\\|",
     rf"n\([A-Z][^()]*\)|[A-Z]{{2,4}}|m?{_MARK}|\[[A-Z]+\]",
     rf"\(?[a-zA-Z](?:\\circ ?[a-zA-Z])+\)?(?:{_BRACKETED})?",
     r"[a-zA-Z](?:\+[a-zA-Z])+",
     rf"\({VARIABLE}(?:,{VARIABLE})+\)",
-    r"\\frac\{(?:d|\\partial) ?(?:\^\{\d\})?[a-z]?\}\{(?:d|\\partial) ?[a-z](?:\^\{\d\})?\}(?:\([^()]*\))?|d[a-z]/d[a-z]",
+    r"\\frac\{(?:d|\\partial) ?(?:\^\{\d\})?[a-z]?\}\{(?:d|\\partial) ?[a-z](?:\^\{\d\})?\}(?:\([^()]*\))?",
+    r"d[a-z]/d[a-z]",
     rf"\\(?:sin|cos|tan|cot|sec|csc) ?{_ANGLE}",
     r"\\lim_\{[^{}]*\}[^=<>]*",
     r"(?:\\text\{[^{}]*\}|[a-zA-Z]{2,}(?: [a-zA-Z]{2,})*(?: [A-Z])?)(?:_\{[^{}]*\})?(?: ?[A-Z]{1,4})?",
@@ -53,7 +55,9 @@ def is_measured(text: str) -> bool:
 
 def _plainer(name: str) -> str:
     r"""Without what tells nothing apart: ``\Pr[A]`` is ``P(A)``, ``\det(A)`` is ``\det A``."""
-    name = re.sub(r"\\Pr|\\mathbb\{P\}", "P", name.replace(r"\mathbb{E}", "E").replace(" ", "")).removeprefix("m\\angle")
+    name = re.sub(r"\\Pr|\\mathbb\{P\}", "P", name.replace(r"\mathbb{E}", "E").replace(" ", "")).removeprefix(
+        "m\\angle"
+    )
     if name[:2] in ("P[", "E["):
         name = f"{name[0]}({name[2:-1]})"
     return re.sub(r"^\\(det|dim|deg|tr|angle)\(?(\w+)\)?$", r"\\\1\2", name).removeprefix(r"\angle")

@@ -131,7 +131,20 @@ class Ratio:
 
 
 Node = (
-    Words | Letter | Value | Amount | Clock | Based | Residue | Group | Several | Equation | Region | Inequality | Grid | Ratio
+    Words
+    | Letter
+    | Value
+    | Amount
+    | Clock
+    | Based
+    | Residue
+    | Group
+    | Several
+    | Equation
+    | Region
+    | Inequality
+    | Grid
+    | Ratio
 )
 
 NOTHING = Words("no solution")

@@ -6,45 +6,27 @@ whatever stood in ``\text``, ``\mbox``, ``\mathrm``... stands in ``\text{...}`` 
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from collections.abc import Callable
 
+from spo_core.verify.exact.characters import plain_characters, printable, without_markup
 from spo_core.verify.exact.digits import plain_numbers
 from spo_core.verify.exact.spellings import (
     CALLED,
-    COMBINING,
-    CURRENCIES,
-    ENVIRONMENTS,
     FONTS,
     FUNCTIONS,
     NOTHING,
-    SCRIPTS,
     SPACES,
-    SUBSCRIPTS,
-    SUPERSCRIPTS,
-    SYMBOLS,
     SYNONYMS,
     TYPES,
 )  # fmt: skip
+from spo_core.verify.exact.wrappers import closing, without_wrapper
 
 LONGEST = 2000
 """Longer texts are no answers: they are compared as they stand."""
 
 _ROUNDS = 60  # nested wrappers go one per round; text in need of more is left half-unwrapped
 
-_SUPERSCRIPT = re.compile(f"[{SUPERSCRIPTS}]+")
-_SUBSCRIPT = re.compile(f"[{SUBSCRIPTS}]+")
-_SYMBOL = re.compile("[" + "".join(map(re.escape, SYMBOLS)) + "]")
-_VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
-_COMBINED = re.compile(f"(.)([{''.join(COMBINING)}])")
-_CURRENCY = re.compile(rf"([{CURRENCIES}])\s*([-−]?\d[\d.,' ]*\d|\d)")
-_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,12}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
-_MARK = re.compile(r"</?(?:b|i|u|em|strong|span|p|div|font|code|math|mark|center|answer|ans)(?: [^<>]*)?>", re.IGNORECASE)
-_BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
-_RAISED = re.compile(r"<(sup|sub)>([^<>]*)</\1>", re.IGNORECASE)
-_MARKDOWN = re.compile(r"(\*\*\*|\*\*|\*|__|`+)(?![\s*_`])(.*[^\s*_`])\1[.!]?", re.DOTALL)
 _BARE_FUNCTION = re.compile(
     rf"(?<![a-zA-Z\\])(?:{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-zA-Z])"
     rf"|(?<![a-zA-Z\\])(?:{'|'.join(CALLED)})(?= ?\()"
@@ -69,7 +51,7 @@ _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
 def normalise(text: str) -> str:
     """The one spelling of ``text``; ``normalise(normalise(text)) == normalise(text)``."""
-    text = " ".join(_printable(text).split()) if len(text) <= LONGEST else text.strip()
+    text = " ".join(printable(text).split()) if len(text) <= LONGEST else text.strip()
     for _ in range(_ROUNDS):
         if len(text) > LONGEST:
             break
@@ -79,75 +61,6 @@ def normalise(text: str) -> str:
         if text == before:
             break
     return text
-
-
-def closing(text: str, begin: int) -> int | None:
-    """Where the brace or bracket that opens at ``begin`` closes; None where it does not."""
-    depth = 0
-    for match in _BRACKETS.finditer(text, begin):
-        token = match.group()
-        if token in OPENING:
-            depth += 1
-        elif token in CLOSING:
-            depth -= 1
-            if depth == 0:
-                return match.start()
-    return None
-
-
-OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"])
-CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"])
-_BRACKETS = re.compile(r"\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)
-
-
-def _printable(text: str) -> str:
-    """Without controls, marks of direction and variation; digits of every script as ASCII."""
-    if text.isascii() and text.isprintable():
-        return text
-    shown = []
-    for char in text:
-        category = unicodedata.category(char)
-        if category in ("Cc", "Cs", "Zs", "Zl", "Zp"):
-            shown.append(" ")
-        elif category == "Nd":
-            shown.append(str(unicodedata.decimal(char)))
-        elif category != "Cf" and not "\ufe00" <= char <= "\ufe0f":
-            shown.append(char)
-    return "".join(shown)
-
-
-def _unicode(text: str) -> str:
-    if text.isascii():
-        return text
-    text = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(SCRIPTS) + "}", text)
-    text = _SUBSCRIPT.sub(lambda match: "_{" + match.group().translate(SCRIPTS) + "}", text)
-    text = _VULGAR.sub(_vulgar, text)
-    text = _COMBINED.sub(lambda match: COMBINING[match[2]] + "{" + match[1] + "}", text)
-    text = re.sub(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z])", _root, text)  # whole numbers, where \sqrt takes a digit
-    text = _CURRENCY.sub(r"\2\1", text)
-    text = _SYMBOL.sub(lambda match: SYMBOLS[match.group()], text)
-    return unicodedata.normalize("NFKC", text)  # full-width digits, letters and signs
-
-
-def _root(match: re.Match[str]) -> str:
-    return f"{SYMBOLS[match[1]].strip()}{{{match[2]}}}"
-
-
-def _markup(text: str) -> str:
-    """Without HTML and Markdown around what is shown."""
-    if "&" in text:
-        text = _ENTITY.sub(lambda match: html.unescape(match.group()).replace("\xa0", " "), text)
-    if "<" in text:
-        text = _RAISED.sub(lambda match: ("^{" if match[1].lower() == "sup" else "_{") + match[2] + "}", text)
-        text = _MARK.sub("", _BREAK.sub(" ", text))
-    bare = text.strip()
-    marked = _MARKDOWN.fullmatch(bare)
-    return marked[2] if marked and marked[1] not in marked[2] else text
-
-
-def _vulgar(match: re.Match[str]) -> str:
-    above, _, below = unicodedata.normalize("NFKC", match.group()).partition("⁄")
-    return rf"\frac{{{above}}}{{{below}}}"
 
 
 def _dollars(text: str) -> str:
@@ -201,63 +114,6 @@ def _without_wrapper(text: str) -> str:
     if match and match.group(1) in FONTS and closing(text, match.end() - 1) == len(text) - 1:
         return text[match.end() : -1]
     return text
-
-
-def _wrappers(text: str) -> str:
-    """Without one command that has arguments and shows but one of them, or nothing."""
-    match = _WRAPPER.search(text)
-    while match:
-        name = match[1]
-        kinds = _WRAPPERS[name.rstrip("*")]
-        arguments = []
-        end = match.end()
-        for _ in kinds:
-            opened = re.compile(r"\s*(?:\[[^\[\]]*\]\s*)?[\^_]?\s*\{").match(text, end)
-            closed = closing(text, opened.end() - 1) if opened else None
-            if opened is None or closed is None:
-                break
-            arguments.append(text[opened.end() : closed])
-            end = closed + 1
-        if len(arguments) == len(kinds):
-            shown = "".join(_shown(kind, argument) for kind, argument in zip(kinds, arguments, strict=True)) or " "
-            apart = " " if shown[:1].isalpha() and text[: match.start()][-1:].isalpha() else ""
-            return text[: match.start()] + apart + shown + text[end:]
-        match = _WRAPPER.search(text, match.end())
-    if "\\begin" in text:
-        text = _PLAIN_ENVIRONMENT.sub(lambda match: match[2].replace("&", "") if _one_line(match[2]) else match[0], text)
-    return text
-
-
-_WRAPPERS = {
-    "textcolor": "-+", "colorbox": "-+", "fcolorbox": "--+", "color": "-", "phantom": "-", "hphantom": "-",
-    "vphantom": "-", "hspace": "-", "vspace": "-", "tag": "-", "label": "-", "underbrace": "+-", "overbrace": "+-",
-    "SI": "+u", "qty": "+u", "num": "+", "si": "u", "unit": "u", "ang": "°", "textsuperscript": "^",
-    "textsubscript": "_", "href": "-+", "mathchoice": "+---", "raisebox": "-+", "bbox": "+", "smash": "+", "makebox": "+",
-    "scalebox": "-+", "mathclap": "+", "boxed": "+", "fbox": "+", "framebox": "+", "underset": "-+", "abs": "|",
-    "norm": "|", "paren": "(", "textquote": "+",
-}  # fmt: skip
-r"""What becomes of a command's arguments: shown ``+``, not shown ``-``, units, degrees, raised, lowered or bracketed."""
-_WRAPPER = re.compile(rf"\\((?:{'|'.join(_WRAPPERS)})\*?)(?![a-zA-Z])")
-_PLAIN_ENVIRONMENT = re.compile(rf"\\begin\{{((?:{ENVIRONMENTS})\*?)\}}(.*?)\\end\{{\1\}}", re.DOTALL)
-_UNIT_MACRO = re.compile(r"\\([a-zA-Z]{3,})")
-
-
-def _shown(kind: str, argument: str) -> str:
-    if kind == "u":
-        return rf"\text{{ {_UNIT_MACRO.sub(_unit_word, argument)}}}"
-    return {
-        "-": "", "+": argument, "°": rf"{argument}^\circ ", "^": f"^{{{argument}}}", "_": f"_{{{argument}}}",
-        "|": f"|{argument}|", "(": f"({argument})",
-    }[kind]  # fmt: skip
-
-
-def _unit_word(match: re.Match[str]) -> str:
-    prefix = match[1] in ("kilo", "milli", "centi", "micro", "nano", "mega", "giga", "deci", "hecto", "pico", "tera")
-    return match[1] if prefix else match[1] + " "
-
-
-def _one_line(inside: str) -> bool:
-    return re.search(r"\\\\(?!\s*$)", inside) is None
 
 
 def _infix(text: str) -> str:
@@ -393,6 +249,7 @@ def _all(step: Callable[[str], str]) -> Callable[[str], str]:
 
 
 _STEPS: tuple[Callable[[str], str], ...] = (
-    _markup, _unicode, plain_numbers, _all(_wrappers), _unit_vectors, _commands, _dollars, _fonts, _all(_infix), _words_to_commands,
+    without_markup, plain_characters, plain_numbers, _all(without_wrapper), _unit_vectors, _commands, _dollars, _fonts,
+    _all(_infix), _words_to_commands,
     _braces, _spaces, _ends,
 )  # fmt: skip

@@ -14,57 +14,28 @@ from typing import Any
 from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.functions import of_several
 from spo_core.verify.exact.huge import factorial, power
+from spo_core.verify.exact.number_words import (
+    CARDINALS,
+    COUNTS,
+    FRACTIONS,
+    ORDINALS,
+    PARTS,
+    SPELT_MAGNITUDES,
+    VOCABULARY,
+)
 from spo_core.verify.exact.tokens import Unreadable
 
-_SMALL = """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen
-""".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_SMALL_ORDINALS = """
-    zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
-    fifteenth sixteenth seventeenth eighteenth nineteenth
-""".split()
-CARDINALS = {word: number for number, word in enumerate(_SMALL)} | {
-    word: 10 * number for number, word in enumerate(_TENS, start=2)
-}
-_ILLIONS = "million billion trillion quadrillion quintillion sextillion septillion octillion nonillion decillion".split()
-MAGNITUDES = {"thousand": 10**3, "lakh": 10**5, "crore": 10**7} | {
-    word: 10 ** (3 * number) for number, word in enumerate(_ILLIONS, start=2)
-}
-_SPELT_MAGNITUDES = MAGNITUDES | {"mn": 10**6, "bn": 10**9, "lac": 10**5} | {
-    f"{word}s": value for word, value in MAGNITUDES.items() if word in ("lakh", "crore")
-}
-_COUNTS = {"dozen": 12, "score": 20, "gross": 144}
-ORDINALS = (
-    {word: number for number, word in enumerate(_SMALL_ORDINALS)}
-    | {f"{word[:-1]}ieth": 10 * number for number, word in enumerate(_TENS, start=2)}
-    | {
-        f"{ten}-{_SMALL_ORDINALS[unit]}": 10 * number + unit
-        for number, ten in enumerate(_TENS, start=2)
-        for unit in range(1, 10)
-    }
-    | {f"{word}th": value for word, value in {"hundred": 100, **MAGNITUDES}.items()}
-)
-_PARTS = {name: number for name, number in ORDINALS.items() if number > 2} | {"half": 2, "quarter": 4}
-_PARTS |= {f"{tens}-{name}": value * number for tens, value in (("ten", 10), ("hundred", 100))
-           for name, number in (("thousandth", 1000), ("millionth", 10**6), ("billionth", 10**9))}  # fmt: skip
-FRACTIONS = {f"{name}s": number for name, number in _PARTS.items() if name != "half"} | {"halves": 2}
-_OPERATIONS = """
-    plus minus times over divided multiplied squared cubed factorial halved doubled tripled quadrupled choose raised
-    power root square cube negative twice double triple point and to by of half quarter
-""".split()
-NUMBER_WORDS = frozenset([*CARDINALS, *_SPELT_MAGNITUDES, "hundred", *_COUNTS, *ORDINALS, *_PARTS, *FRACTIONS]) - {"second"}
-"""Words that name a number, alone or in part."""
-_VOCABULARY = NUMBER_WORDS | set(_OPERATIONS) | {"a", "an", "the", "second"}
 _POSTFIXED = {"squared": 2, "cubed": 3}
 _SCALED = {"halved": Fraction(1, 2), "doubled": Fraction(2), "tripled": Fraction(3), "quadrupled": Fraction(4)}
 _LEADING = {"twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3)}
 
 _WORD = r"(?:[A-Za-z]+(?:-[A-Za-z]+)*|(?<![\d.])\d+(?:st|nd|rd|th)(?![A-Za-z]))"
 _TOKEN = re.compile(
-    rf"\\text\{{(?P<text>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<word>{_WORD})|(?P<space> )|(?P<math>\\[A-Za-z]+|\\.|.)", re.DOTALL
+    rf"\\text\{{(?P<text>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<word>{_WORD})|(?P<space> )|(?P<math>\\[A-Za-z]+|\\.|.)",
+    re.DOTALL,
 )
+
+_SIGN = re.compile(r" ?(?:\\[%$]|\^\\circ)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +73,13 @@ def _tokens(text: str) -> list[_Token]:
         assert match
         inner = match["text"] if depth == 0 else None
         word = match["word"] if depth == 0 else None
-        if inner is not None or (word is not None and (len(word) > 1 or word.casefold() in _VOCABULARY)):
+        if inner is not None or (word is not None and (len(word) > 1 or word.casefold() in VOCABULARY)):
             if begin is not None:
                 piece = text[begin:position].rstrip()
-                tokens.append(_Token(piece, begin + len(piece), False))
+                amount = _SIGN.sub("", piece)
+                tokens.append(_Token(amount, begin + len(amount), False))
+                if amount != piece:
+                    return tokens  # the sign begins the unit
             begin = None
             source, offset = (inner, match.start("text")) if inner is not None else (word, position)
             assert source is not None
@@ -132,8 +106,8 @@ def _add_words(tokens: list[_Token], source: str, offset: int, end: int | None) 
         if match[2]:
             tokens.append(_Token(match.group(), where, False))
             continue
-        parts = [word] if word in _VOCABULARY else word.split("-")
-        if not all(part in _VOCABULARY or part[0].isdigit() for part in parts):
+        parts = [word] if word in VOCABULARY else word.split("-")
+        if not all(part in VOCABULARY or part[0].isdigit() for part in parts):
             return False
         tokens.extend(_Token(part, where, True) for part in parts)
     return True
@@ -241,11 +215,11 @@ class _Phrase:
         begin = self.position
         value, simple = self._cardinal()
         word = self._peek()
-        if word in FRACTIONS or (word in _PARTS and value == 1):
+        if word in FRACTIONS or (word in PARTS and value == 1):
             if not simple:
                 raise Unreadable  # three hundred thousandths: of which
             self.position += 1
-            return self._part(value / (FRACTIONS | _PARTS)[word])
+            return self._part(value / (FRACTIONS | PARTS)[word])
         if self._peek() == "and" and self.position > begin:
             before = self.position
             self.position += 1
@@ -266,9 +240,9 @@ class _Phrase:
             self.position = begin
             return None
         word = self._peek()
-        if simple and (word in FRACTIONS or (word in _PARTS and value == 1)):
+        if simple and (word in FRACTIONS or (word in PARTS and value == 1)):
             self.position += 1
-            part = value / (FRACTIONS | _PARTS)[word]
+            part = value / (FRACTIONS | PARTS)[word]
             if 0 < part < 1:
                 return part
         self.position = begin
@@ -286,8 +260,8 @@ class _Phrase:
         return self._scaled(part)
 
     def _scaled(self, value: Any) -> Any:
-        while self._peek() in _SPELT_MAGNITUDES or self._peek() == "hundred":
-            value = value * ({"hundred": 100} | _SPELT_MAGNITUDES)[self._peek()]
+        while self._peek() in SPELT_MAGNITUDES or self._peek() == "hundred":
+            value = value * ({"hundred": 100} | SPELT_MAGNITUDES)[self._peek()]
             self.position += 1
         return value
 
@@ -298,7 +272,9 @@ class _Phrase:
         lowest: Any = None  # of what has been read: what follows must be smaller
         simple = True
         begin = self.position
-        if self._peek() in ("a", "an") and (self._peek(1) in _SPELT_MAGNITUDES | _COUNTS | _PARTS or self._peek(1) == "hundred"):
+        if self._peek() in ("a", "an") and (
+            self._peek(1) in SPELT_MAGNITUDES | COUNTS | PARTS or self._peek(1) == "hundred"
+        ):
             self.position += 1
             current = Fraction(1)
         while True:
@@ -315,16 +291,13 @@ class _Phrase:
             elif word == "hundred" and current is not None:
                 current, lowest, simple = current * 100, 100, False
                 self.position += 1
-            elif word in _SPELT_MAGNITUDES and (current is not None or lowest is not None):
-                factor = _SPELT_MAGNITUDES[word]
-                if current is None:
-                    total = total * factor
-                else:
-                    total = total + current * factor
+            elif word in SPELT_MAGNITUDES and (current is not None or lowest is not None):
+                factor = SPELT_MAGNITUDES[word]
+                total = total * factor if current is None else total + current * factor
                 current, lowest, simple = None, factor, False
                 self.position += 1
-            elif word in _COUNTS and current is not None:
-                current, lowest, simple = current * _COUNTS[word], 0, False
+            elif word in COUNTS and current is not None:
+                current, lowest, simple = current * COUNTS[word], 0, False
                 self.position += 1
             elif word == "point" and current is not None and simple:
                 current = self._decimals(current)
@@ -340,7 +313,7 @@ class _Phrase:
         word, piece = self._peek(1), self._piece(1)
         value = Fraction(CARDINALS[word]) if word in CARDINALS else _figure(piece) if piece else None
         behind = self._peek(2)
-        return value is not None and self._fits(value, lowest) and behind not in FRACTIONS and behind not in _PARTS
+        return value is not None and self._fits(value, lowest) and behind not in FRACTIONS and behind not in PARTS
 
     def _fits(self, value: Any, lowest: Any) -> bool:
         return isinstance(value, Fraction) and 0 < value < lowest
@@ -361,7 +334,9 @@ class _Phrase:
 
 
 def _figure(piece: str) -> Any | None:
-    return read_expression(piece.replace(",", "") if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", piece) else piece)
+    return read_expression(
+        piece.replace(",", "") if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", piece) else piece
+    )
 
 
 def _resolution(value: Any, is_word: bool) -> Any:

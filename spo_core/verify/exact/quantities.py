@@ -23,7 +23,9 @@ _CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro",
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _PLAIN = r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
-_WITH_SYMBOLS = re.compile(rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)")
+_WITH_SYMBOLS = re.compile(
+    rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)"
+)
 _FRACTION_OF_UNITS = re.compile(r"\\frac\{(.+)\}\{(.+)\}")
 _MULTIPLIED = re.compile(rf"({_PLAIN})(?:[kK]|(M))")
 _WORD_BEHIND = re.compile(r"(?<![a-zA-Z\\{_^])[a-zA-Z]{2,}|\\text\{")
@@ -31,7 +33,8 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?|o'clock
 _PRODUCT = re.compile(r"[abcd]+|[k-np-tv-z]+")
 """Letters that are rather a product of variables than a word: ``abc``, ``xy``, ``kmn``."""
 _COMPOUND = (("h", "min", "s", "day", "week", "month", "year"), ("mi", "yd", "ft", "in"), ("m", "cm", "mm", "km"),
-             ("lb", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"), ("gal", "qt", "pint", "cup"))  # fmt: skip
+             ("lb", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"),
+             ("gal", "qt", "pint", "cup"))  # fmt: skip
 """Units that stand side by side, as in ``2 hours 30 minutes``."""
 
 
@@ -67,13 +70,16 @@ def _signed(text: str) -> Measured | None:
         return _amount(text[: scale.start()], Unit(frozenset([(f"degree{scale[1]}", 1)])))
     if (ordinal := _ORDINAL.fullmatch(text)) and ordinal[2] == _ending(ordinal[1]):
         return _amount(ordinal[1], ORDINAL)
-    if multiplied := _MULTIPLIED.fullmatch(text):
-        value = _number(multiplied[1])
-        if value is not None:
-            # 2k may be twice k, 2.5k hardly
-            product = None if "." in multiplied[1] else read_expression(text)
-            return Measured(value * (10**6 if multiplied[2] else 1000), None, product)
-    return None
+    value = _multiplied(text)
+    # 2k may be twice k, 2.5k hardly
+    return None if value is None else Measured(value, None, None if "." in text else read_expression(text))
+
+
+def _multiplied(text: str) -> Any | None:
+    """``70k`` and ``1.5M``."""
+    match = _MULTIPLIED.fullmatch(text)
+    value = _number(match[1]) if match else None
+    return None if match is None or value is None else value * (10**6 if match[2] else 1000)
 
 
 def _ending(digits: str) -> str:
@@ -99,9 +105,9 @@ def _money(text: str) -> Measured | None:
     rest = sign[1] + text[sign.end() :]
     name = "$" if sign["dollar"] else _CURRENCY_UNITS[sign["other"]]
     currency = Unit(frozenset([(name, 1)]))
-    if multiplied := _MULTIPLIED.fullmatch(rest):
-        return Measured(_number(multiplied[1]) * (10**6 if multiplied[2] else 1000), currency)
-    value = _number(rest)
+    value = _multiplied(rest)
+    if value is None:
+        value = _number(rest)
     if value is not None:
         return Measured(value, currency)
     for end in _ends_of_amount(rest):
@@ -169,7 +175,9 @@ def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
     value, behind = phrase
     if not behind.strip():
         return Measured(value, None), ""
-    another = re.search(r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)", behind)
+    another = re.search(
+        r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)", behind
+    )
     ends = [len(behind), another.start()] if another else [len(behind)]
     for end in ends:
         unit = parse_unit(behind[:end].strip(), symbols=behind.lstrip() != behind and isinstance(value, Fraction))

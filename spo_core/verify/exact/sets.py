@@ -8,15 +8,28 @@ from typing import Any
 
 from spo_core.verify.exact.equality import to_sympy
 from spo_core.verify.exact.expressions import read_expression
-from spo_core.verify.exact.nodes import NOTHING, VARIABLE, Equation, Group, Inequality, Letter, Node, Region, Several, Value
+from spo_core.verify.exact.nodes import (
+    NOTHING,
+    VARIABLE,
+    Equation,
+    Group,
+    Inequality,
+    Node,
+    Region,
+    Several,
+    Value,
+)
 from spo_core.verify.exact.tokens import split
 
 _SIGN = r"(?:\^\{?(?P<{0}>[+\-*])\}?|_\{{?(?P<{0}b>[+\-]|(?:>|<|\\geq|\\leq|\\neq)0)\}?)*"
-_BLACKBOARD = re.compile(r"\\mathbb ?(?:\{([RZNQC])\}|([RZNQC]))((?:\^\{?[+*-]\}?|_\{?(?:[+-]|(?:>|<|\\geq|\\leq|\\neq)0|0)\}?)*)")
+_BLACKBOARD = re.compile(
+    r"\\mathbb ?(?:\{([RZNQC])\}|([RZNQC]))((?:\^\{?[+*-]\}?|_\{?(?:[+-]|(?:>|<|\\geq|\\leq|\\neq)0|0)\}?)*)"
+)
 _KINDS = "real|integer|natural|rational|whole|complex"
 _NAMED = re.compile(
     rf"(?:{VARIABLE}(?: is|\\in| can be|:)? ?)?(?:(?:the )?set of )?(?:all |any |every |the )?(?:the )?"
-    rf"(?P<sign>positive |negative |non-?negative |non-?positive |non-?zero )?(?P<kind>{_KINDS})s?(?: numbers?| values?| solutions?)?"
+    rf"(?P<sign>positive |negative |non-?negative |non-?positive |non-?zero )?"
+    rf"(?P<kind>{_KINDS})s?(?: numbers?| values?| solutions?)?"
     rf"(?: ?(?:of )?(?P<letter>{VARIABLE}))?"
     r"(?:,? ?(?P<but>except(?: for)?|excluding|besides|other than|but|not equal to|greater than|less than|"
     r"such that|where|with) ?(?P<rest>.+))?",
@@ -113,7 +126,8 @@ def named_set(text: str) -> Any | None:
     if not match or not (re.search(r"s\b|^(?:all|any|every) ", flat, re.IGNORECASE)):
         return None
     base = {"real": sympy.S.Reals, "integer": sympy.S.Integers, "natural": sympy.S.Naturals,
-            "rational": sympy.S.Rationals, "whole": sympy.S.Naturals0, "complex": sympy.S.Complexes}[match["kind"].lower()]  # fmt: skip
+            "rational": sympy.S.Rationals, "whole": sympy.S.Naturals0,
+            "complex": sympy.S.Complexes}[match["kind"].lower()]  # fmt: skip
     sign = (match["sign"] or "").strip().lower().replace("-", "")
     points = _narrowed(base, {"positive": "+", "negative": "-", "nonzero": "*", "nonnegative": "geq0",
                               "nonpositive": "leq0"}.get(sign, ""))  # fmt: skip
@@ -151,7 +165,9 @@ def _less(points: Any, word: str, rest: str) -> Any | None:
     if len(values) != len(numbers) or not all(value.is_real for value in values):
         return None
     if word in ("greater than", "less than"):
-        bound = sympy.Interval.open(values[0], sympy.oo) if word[0] == "g" else sympy.Interval.open(-sympy.oo, values[0])
+        bound = (
+            sympy.Interval.open(values[0], sympy.oo) if word[0] == "g" else sympy.Interval.open(-sympy.oo, values[0])
+        )
         return points.intersect(bound) if len(values) == 1 else None
     return points - sympy.FiniteSet(*values)
 
@@ -200,7 +216,9 @@ def _listed(points: Any) -> Several | None:
     if isinstance(points, sympy.Range) and points.size.is_finite and points.size <= _MOST_LISTED:
         points = sympy.FiniteSet(*points)
     if isinstance(points, sympy.FiniteSet) and len(points) <= _MOST_LISTED:
-        return Several(tuple(Value(point) for point in sorted(points, key=lambda point: point.sort_key())), ordered=False)
+        return Several(
+            tuple(Value(point) for point in sorted(points, key=lambda point: point.sort_key())), ordered=False
+        )
     return None
 
 

@@ -41,7 +41,9 @@ def _greek() -> dict[str, str]:
 
 
 SYMBOLS = _greek() | _ONE_BY_ONE
-SCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁼⁽⁾ⁿⁱˣʸᵏᵐᵃᵇᵗʰ₀₁₂₃₄₅₆₇₈₉₋₊₍₎ₐₑᵢⱼₖₘₙₓ", "0123456789-+=()nixykmabth0123456789-+()aeijkmnx")
+SCRIPTS = str.maketrans(
+    "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁼⁽⁾ⁿⁱˣʸᵏᵐᵃᵇᵗʰ₀₁₂₃₄₅₆₇₈₉₋₊₍₎ₐₑᵢⱼₖₘₙₓ", "0123456789-+=()nixykmabth0123456789-+()aeijkmnx"
+)
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁼⁽⁾ⁿⁱˣʸᵏᵐᵃᵇᵗʰ"
 SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₋₊₍₎ₐₑᵢⱼₖₘₙₓ"
 COMBINING = {"\u0307": r"\dot", "\u0305": r"\overline", "\u0304": r"\overline", "\u0302": r"\hat", "\u20d7": r"\vec"}
@@ -82,10 +84,8 @@ _SILENT = r"""
     \qed \blacksquare \negthinspace \negmedspace \allowbreak \break
 """
 NOTHING = frozenset(_SILENT.split())
-SPACES = frozenset(
-    [r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "\\\t"]
-    + r"\quad \qquad \thinspace \medspace \thickspace \enspace \enskip \space \nobreakspace \newline".split()
-)
+_SPACING = r"\, \; \: \> \quad \qquad \thinspace \medspace \thickspace \enspace \enskip \space \nobreakspace \newline"
+SPACES = frozenset([*_SPACING.split(), "\\ ", "\\\n", "\\\t"])
 _FONT_COMMANDS = r"""
     \text \textbf \textit \textrm \textsf \texttt \textnormal \textsc \textup \textmd \emph \mbox \hbox \mathrm \mathbf
     \mathit \mathsf \mathtt \mathnormal \mathup \boldsymbol \bold \bm \pmb \symbf \symrm \operatorname \underline \boxed
@@ -93,17 +93,92 @@ _FONT_COMMANDS = r"""
     \operatorname*
 """
 FONTS = frozenset(_FONT_COMMANDS.split())
-TYPES = frozenset(r"\mathbf \boldsymbol \bold \bm \pmb \mathcal \mathit \vec \overrightarrow \symbf".split())
+TYPES = frozenset(
+    [
+        r"\mathbf",
+        r"\boldsymbol",
+        r"\bold",
+        r"\bm",
+        r"\pmb",
+        r"\mathcal",
+        r"\mathit",
+        r"\vec",
+        r"\overrightarrow",
+        r"\symbf",
+    ]
+)
 ENVIRONMENTS = "equation|align|aligned|gather|gathered|displaymath|math|multline|split|center|flalign|eqnarray"
 """They show what stands in them as it is."""
 ARRANGED = "cases|rcases|dcases|aligned|align|array|gathered|gather|split|eqnarray"
 """They may hold a system, a line an equation."""
-FUNCTIONS = (
-    "sqrt|cbrt|sin|cos|tan|cot|sec|csc|cosec|arcsin|arccos|arctan|arccot|arcsec|arccsc|asin|acos|atan|acot|sinh|cosh|"
-    "tanh|coth|sech|csch|asinh|acosh|atanh|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|tg|ctg|cotg|arctg|arcctg|"
-    "log|ln|lg|exp|cis|sgn|pi|infty|infinity|inf|oo|"
-    "alpha|beta|gamma|delta|epsilon|zeta|theta|kappa|lambda|rho|sigma|tau|phi|chi|psi|omega"
-).split("|")
+FUNCTIONS = [
+    "sqrt",
+    "cbrt",
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "cosec",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "arccot",
+    "arcsec",
+    "arccsc",
+    "asin",
+    "acos",
+    "atan",
+    "acot",
+    "sinh",
+    "cosh",
+    "tanh",
+    "coth",
+    "sech",
+    "csch",
+    "asinh",
+    "acosh",
+    "atanh",
+    "arcsinh",
+    "arccosh",
+    "arctanh",
+    "arsinh",
+    "arcosh",
+    "artanh",
+    "tg",
+    "ctg",
+    "cotg",
+    "arctg",
+    "arcctg",
+    "log",
+    "ln",
+    "lg",
+    "exp",
+    "cis",
+    "sgn",
+    "pi",
+    "infty",
+    "infinity",
+    "inf",
+    "oo",
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "theta",
+    "kappa",
+    "lambda",
+    "rho",
+    "sigma",
+    "tau",
+    "phi",
+    "chi",
+    "psi",
+    "omega",
+]
 """Names that are functions, constants or letters also without a backslash."""
-CALLED = "abs|floor|ceil|ceiling|gcd|lcm|max|min|sign|norm".split("|")
+CALLED = ["abs", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
 """Names that are functions where a bracket follows."""

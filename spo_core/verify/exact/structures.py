@@ -7,6 +7,7 @@ single expressions to ``expressions``. Text that is none of these is ``Words``, 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -33,30 +34,37 @@ from spo_core.verify.exact.nodes import (
     as_words,
     obvious_words,
 )  # fmt: skip
-from spo_core.verify.exact.notation import closing, normalise
+from spo_core.verify.exact.notation import normalise
 from spo_core.verify.exact.phrases import CARDINALS
 from spo_core.verify.exact.quantities import clock, measured
 from spo_core.verify.exact.relations import read_implication, read_member, read_relation
 from spo_core.verify.exact.sets import as_region, joined_regions, named_set, read_builder, whole_numbers
 from spo_core.verify.exact.tokens import split
+from spo_core.verify.exact.wrappers import closing
 
+Read = Callable[[str], Node]
 _DEEPEST = 12
 _MOST_PARTS = 200
 
 _AND_OR = re.compile(r",? ?(?:\\text\{,? ?(or|and)\}|(?<![a-zA-Z\\])(or|and)(?![a-zA-Z])) ?")
 _COMMA = re.compile(r"[,;] ?")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)", re.ASCII)
-_SET_SIGN = re.compile(r"\\(?:cup|cap|setminus)(?![a-zA-Z])|(?:\\text\{ ?)?(?<![a-zA-Z])union(?![a-zA-Z])(?: ?\})?|(?<=[)\]}]) ?U ?(?=[(\[\\{])")
+_SET_SIGN = re.compile(
+    r"\\(?:cup|cap|setminus)(?![a-zA-Z])"
+    r"|(?:\\text\{ ?)?(?<![a-zA-Z])union(?![a-zA-Z])(?: ?\})?|(?<=[)\]}]) ?U ?(?=[(\[\\{])"
+)
 _FRENCH = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 
 _LETTER = re.compile(r"\(?([a-zA-Z])\)?")
 _CHOICE = re.compile(r"(?:option|choice|answer) ?\(?([a-z])\)?", re.IGNORECASE)
-_LABELLED = re.compile(r"(?:\(([A-J])\)(?=[\d.$]|\\(?!cdot|times)|[a-z]+ |[a-z]{3,})|([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)")
+_LABELLED = re.compile(
+    r"(?:\(([A-J])\)(?=[\d.$]|\\(?!cdot|times)|[a-z]+ |[a-z]{3,})|([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)"
+)
 _REFUTED = re.compile(
     r"(?<![a-z])(?:is|isn't|not|wrong|false|incorrect|rejected|eliminated|or|and|nor|but|no|impossible|invalid|cannot)(?![a-z])"
 )
 _BASED = re.compile(
-    r"\(?([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*)\)?"
+    r"(?:\((?=[^()]*\)))?([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*)\)?"
     r"(?:_\{\(?(\d+|[a-z]+)\)?\}| ?(?:\\text\{ ?)?(?:in |\()*base\}? ?(\d+|[a-z]+)\)?\}?)"
 )
 _RESIDUE = re.compile(
@@ -80,7 +88,7 @@ def read(text: str, depth: int = 0) -> Node:
     return as_words(text)
 
 
-def _read_choice(text: str, deeper: Any) -> Node | None:
+def _read_choice(text: str, deeper: Read) -> Node | None:
     r"""``(A) 5``, ``E. some theory``; but not ``(A) is wrong``."""
     label = _LABELLED.fullmatch(text)
     if not label or _REFUTED.search(label[3]):
@@ -88,7 +96,7 @@ def _read_choice(text: str, deeper: Any) -> Node | None:
     return Letter(label[1] or label[2], None, label[3].strip())
 
 
-def _read_amounts(text: str, deeper: Any) -> Node | None:
+def _read_amounts(text: str, deeper: Read) -> Node | None:
     """Numbers in words, and amounts with units: one, or several side by side, as ``2 hours 30 minutes``."""
     if time := clock(text):
         return Clock(*time)
@@ -104,13 +112,13 @@ def _read_amounts(text: str, deeper: Any) -> Node | None:
     return nodes[0] if len(nodes) == 1 else Several(tuple(nodes), ordered=True)
 
 
-def _read_words(text: str, deeper: Any) -> Node | None:
+def _read_words(text: str, deeper: Read) -> Node | None:
     r"""What is no mathematics at first sight, sets with a name, and ``\emptyset``."""
     points = named_set(text)
     return obvious_words(text) if points is None else Region(points)
 
 
-def _read_condition(text: str, deeper: Any) -> Node | None:
+def _read_condition(text: str, deeper: Read) -> Node | None:
     found = without_condition(text)
     if found is None:
         return None
@@ -125,7 +133,7 @@ def _read_condition(text: str, deeper: Any) -> Node | None:
     return as_family(node, letters, which)
 
 
-def _read_several(text: str, deeper: Any) -> Node | None:
+def _read_several(text: str, deeper: Read) -> Node | None:
     if _THOUSANDS.fullmatch(text.lstrip("-").removeprefix(r"\$")):
         return deeper(text.replace(",", ""))
     groups, joints = split(text, _AND_OR)
@@ -142,7 +150,9 @@ def _read_several(text: str, deeper: Any) -> Node | None:
     nodes = [deeper(item) for item in items]
     if joints and any(isinstance(node, Region) for node in nodes):
         return joined_regions(nodes, joints)
-    if all(isinstance(node, Region) and node.unknown and r"\neq" in item for node, item in zip(nodes, items, strict=True)):
+    if all(
+        isinstance(node, Region) and node.unknown and r"\neq" in item for node, item in zip(nodes, items, strict=True)
+    ):
         return joined_regions(nodes, ["and"])
     flat: list[Node] = []
     for node in nodes:
@@ -161,7 +171,7 @@ def _split_at_commas(text: str) -> list[str]:
     return split(joined, _COMMA)[0]
 
 
-def _read_signs(text: str, deeper: Any) -> Node | None:
+def _read_signs(text: str, deeper: Read) -> Node | None:
     r"""``\pm``: the answer with plus and the one with minus."""
     if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
         return None
@@ -174,7 +184,7 @@ def _read_signs(text: str, deeper: Any) -> Node | None:
     return Several(tuple(items), ordered=False)
 
 
-def _read_sets(text: str, deeper: Any) -> Node | None:
+def _read_sets(text: str, deeper: Read) -> Node | None:
     """Unions, intersections and differences, from the left."""
     sides, signs = split(text, _SET_SIGN)
     if not signs:
@@ -191,7 +201,7 @@ def _read_sets(text: str, deeper: Any) -> Node | None:
     return Region(points)
 
 
-def _read_one(text: str, deeper: Any) -> Node | None:
+def _read_one(text: str, deeper: Read) -> Node | None:
     """One thing without separators."""
     if letter := _LETTER.fullmatch(text) or _CHOICE.fullmatch(text):
         return Letter(letter.group(1), read_expression(letter.group(1)))
@@ -239,11 +249,10 @@ def _based(digits: str, subscript: str | None, written: str | None) -> Node | No
     return Based(digits.upper().lstrip("0") or "0", base)
 
 
-def _group(text: str, deeper: Any) -> Node | None:
+def _group(text: str, deeper: Read) -> Node | None:
     """Brackets around everything."""
     if (french := _FRENCH.fullmatch(text)) and french.group(1, 3) != ("[", "]"):
-        left, right = ("[" if french[1] == "[" else "("), ("]" if french[3] == "]" else ")")
-        text = left + french[2] + right
+        text = ("[" if french[1] == "[" else "(") + french[2] + ("]" if french[3] == "]" else ")")
     opening = re.match(r"\(|\[|\\\{|\\langle", text)
     if not opening:
         return None
@@ -267,7 +276,7 @@ def _group(text: str, deeper: Any) -> Node | None:
     return read_nested(Group(left, right, tuple(deeper(item) for item in items)))
 
 
-def _set(inside: str, items: list[str], deeper: Any) -> Node | None:
+def _set(inside: str, items: list[str], deeper: Read) -> Node | None:
     """``\\{1,2\\}``; or ``\\{2k | k \\in \\mathbb{Z}\\}``, which is a family."""
     bar = re.fullmatch(r"([^|:]+)[|:]([^|:]+)", inside)
     if bar and (family := _read_condition(f"{bar[1]},{bar[2]}", deeper)) is not None:
@@ -279,7 +288,18 @@ def _set(inside: str, items: list[str], deeper: Any) -> Node | None:
     return Several(tuple(flat), ordered=False)
 
 
-_READERS = (
-    _read_choice, _read_amounts, _read_words, read_system, read_implication, _read_condition, _read_several, _read_signs, read_member,
-    read_relation, _read_sets, _read_one,
-)  # fmt: skip
+_READERS: tuple[Callable[[str, Read], Node | None], ...] = (
+    _read_choice,
+    _read_amounts,
+    _read_words,
+    read_system,
+    read_implication,
+    _read_condition,
+    _read_several,
+    _read_signs,
+    read_member,
+    read_relation,
+    _read_sets,
+    _read_one,
+)
+"""In this order: the first that can read a text says what it is."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from spo_core.verify.exact.notation import CLOSING, OPENING
+from spo_core.verify.exact.wrappers import CLOSING, OPENING
 
 _WORD = 4  # letters in a row that are a word and no product, unless they are such:
-_WORDS = frozenset("and or not nor but is no if the for one two six ten".split())
+_WORDS = frozenset(["and", "or", "not", "nor", "but", "is", "no", "if", "the", "for", "one", "two", "six", "ten"])
 _PRODUCT = re.compile(r"(?!.*(.).*\1)(?:[abcdxyz]+|[bcdk-np-tv-z]+)")
 
 _REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
@@ -72,6 +72,8 @@ def tokenise(text: str) -> list[str]:
 
 def split(text: str, separator: re.Pattern[str], *, strip: bool = True) -> tuple[list[str], list[str]]:
     """Parts of ``text`` and the separators between, outside all brackets."""
+    if not separator.search(text):
+        return [text.strip() if strip else text], []
     parts, between = [], []
     depth = begin = position = 0
     while position < len(text):

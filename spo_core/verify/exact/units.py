@@ -9,93 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from spo_core.verify.exact.phrases import NUMBER_WORDS
-from spo_core.verify.exact.spellings import CALLED, FUNCTIONS
+from spo_core.verify.exact.number_words import NUMBER_WORDS
+from spo_core.verify.exact.unit_words import CHANGES, COMPOUNDS, COUNTED, IRREGULAR, SYMBOLS, VERB_OR_ADVERB, WORDS
 
-_SI = {
-    "m": "meter metre", "g": "gram gramme", "s": "second sec", "A": "ampere amp", "K": "kelvin", "mol": "mole",
-    "cd": "candela", "Hz": "hertz", "N": "newton", "Pa": "pascal", "J": "joule", "W": "watt", "C": "coulomb",
-    "V": "volt", "F": "farad", "ohm": "ohm", "S": "siemens", "Wb": "weber", "T": "tesla", "H": "henry", "lm": "lumen",
-    "lx": "lux", "Bq": "becquerel", "Gy": "gray", "Sv": "sievert", "L": "liter litre", "eV": "electronvolt",
-    "B": "byte", "bit": "", "cal": "calorie", "Wh": "watthour", "rad": "radian",
-}  # fmt: skip
-_PREFIXES = {
-    "": "", "p": "pico", "n": "nano", "μ": "micro", "m": "milli", "c": "centi", "d": "deci", "h": "hecto", "k": "kilo",
-    "M": "mega", "G": "giga", "T": "tera",
-}  # fmt: skip
-_OTHERS = {
-    "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "", "pound": "", "sterling": "quid gbp", "oz": "ounce", "gal": "gallon",
-    "qt": "quart", "pt": "pint", "cup": "", "tbsp": "tablespoon", "tsp": "teaspoon", "acre": "", "ha": "hectare",
-    "ton": "tonne", "stone": "", "knot": "", "min": "minute", "h": "hr hour", "day": "", "week": "wk", "month": "",
-    "year": "yr", "decade": "", "century": "centurie", "$": "dollar usd buck", "cent": "penny pennie pence", "euro": "eur",
-    "rupee": "inr", "yen": "jpy", "yuan": "rmb", "won": "", "peso": "", "franc": "", "ruble": "rouble",
-    "degree": "deg", "degreeC": "celsius", "degreeF": "fahrenheit", "arcmin": "arcminute", "arcsec": "arcsecond",
-    "%": "percent pct", "rev": "revolution", "psi": "", "atm": "atmosphere", "bar": "", "hp": "horsepower",
-    "dB": "decibel", "ppm": "", "furlong": "", "fathom": "", "parsec": "",
-}  # fmt: skip
-_COMPOUNDS = {
-    "mph": {"mi": 1, "h": -1}, "kph": {"km": 1, "h": -1}, "kmh": {"km": 1, "h": -1}, "rpm": {"rev": 1, "min": -1},
-    "cc": {"cm": 3}, "mpg": {"mi": 1, "gal": -1}, "fps": {"ft": 1, "s": -1},
-}  # fmt: skip
-_ANY_CASE = "mm cm km mg kg ml cl dl kw kwh khz mhz ghz kb mb gb kpa kj kcal in ft yd mi lb oz gal qt hr yr wk min mol hz".split()
-_AMBIGUOUS = frozenset(["K", "cd", "hm", "ds", "cs"])
-"""Rather thousands, or no unit at all."""
-
-
-def _table() -> tuple[dict[str, str], dict[str, str]]:
-    """Symbols, whose letter case counts, and words, whose does not; each with one name for the unit."""
-    symbols = {short + unit: short + unit for unit in _SI for short in _PREFIXES}
-    symbols |= {short + "l": short + "L" for short in _PREFIXES}
-    words = {
-        long + name: short + unit for unit, names in _SI.items() for name in names.split() for short, long in _PREFIXES.items()
-    }
-    for unit, names in _OTHERS.items():
-        symbols[unit] = unit
-        words |= {name: unit for name in names.split()}
-        if len(unit) > 2:
-            words[unit] = unit
-    words |= {f"{name}s": unit for name, unit in words.items()}
-    words |= {"gm": "g", "gms": "g", "kilo": "kg", "kilos": "kg", "secs": "s", "centigrade": "degreeC"}
-    words |= {symbol.lower() + ending: unit for symbol, unit in list(symbols.items()) if symbol.lower() in _ANY_CASE for ending in ("", "s")}
-    return {symbol: unit for symbol, unit in symbols.items() if symbol not in _AMBIGUOUS}, words
-
-
-SYMBOLS, WORDS = _table()
-"""Spellings of units, with their one name."""
-
-# Numbers, operations, comparisons, negations, verbs: with one of these behind it, a number is not what it was.
-_CHANGING = """
-    and or not no nor but is isn isn't are aren't was wasn't were be been am if when then than else more less least most
-    fewer few many much to half halves squared cubed factorial factorials times plus minus mod modulo modulus remainder
-    remainders base bases divided over under between maybe perhaps possibly probably wrong false incorrect right true
-    does doesn't do don't did didn't can cannot can't could should would will won't might may must has have had hasn't
-    either neither with without zero twice double doubled doubles triple tripled triples halved thrice each except
-    unless instead through until about approximately nearly almost around roughly exactly solutions solution undefined
-    choose chosen multiplied raised power powers by infinity infinite pi below above negative positive negatives
-    positives imaginary complex root roots square squares cube cubes log logs logarithm logarithms exponent exponents
-    inverse inverses reciprocal reciprocals opposite opposites absolute modulo multiple multiples digit digits decimal
-    decimals place places significant figure figures term terms sum sums difference product quotient ratio ratios
-    impossible invalid never always sometimes also too only just equals equal exceeds means makes gives fails works fits
-    exists applies becomes remains follows holds off short lost missing extra else unknown unclear unsolved unless
-    others otherwise thus hence as so because since plus less yes perhaps is was versus vs unlike regardless besides
-    hundreds thousands millions billions trillions dozens tens ones dozen dozens score scores pair pairs couple couples
-    hundred thousand million billion trillion quadrillion quintillion lakh crore gross even odd prime ish ths th nd rd
-    st ten teen point dot comma slash dash divides doubles inches's first second's last next previous mirrors factors
-    combinations permutations percent's guess guesses rejected reject discard wrongs errors error mistakes mistake
-    minuses pluses zeros zeroes zeroth nulls nothing none nothings degrees' deficits losses debts negations complements
-    choices lots surds numerators denominators fractions percentiles singles trios duos sans naturals reals doubles rounded truncated approximated inverted reversed negated swapped flipped estimated derivatives integrals sines cosines tangents radicals conjugates vectors primes sets series
-"""
-_CHANGES = frozenset([*_CHANGING.split(), *FUNCTIONS, *CALLED])
-_VERB_OR_ADVERB = re.compile(r".*(?:ly|ths|'s|wise|ward|wards|ness|less|less|(?:[aeiou]ss|is|us)|ieth|nth|inths|undredth)$")
-_COUNTED = frozenset(["points", "marks", "cubits"])
-"""Counted, whatever the singular does to a number."""
-_IRREGULAR = {
-    "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
-    "geese": "goose", "teeth": "tooth", "sheep": "sheep", "fish": "fish", "deer": "deer", "oxen": "ox", "dice": "die",
-    "leaves": "leaf", "loaves": "loaf", "knives": "knife", "shelves": "shelf", "person": "person", "child": "child",
-    "buses": "bus", "lenses": "lens", "classes": "class", "glasses": "glass", "dresses": "dress",
-}  # fmt: skip
-_SINGULAR_IRREGULAR = frozenset(["person", "child"])
 GENERIC = frozenset(["unit", "units"])
 _BEHIND = re.compile(
     r"(?:old|long|tall|wide|high|deep|thick|apart|away|ago|left|remaining|altogether|total|overall|combined|together"
@@ -103,10 +19,30 @@ _BEHIND = re.compile(
     r"|of (?:time|work|length|area))"
 )
 _AMOUNT_OF = frozenset(
-    "profit revenue income total cost price salary savings budget tip tax cash bonus fee discount interest chance "
-    "probability".split()
+    [
+        "profit",
+        "revenue",
+        "income",
+        "total",
+        "cost",
+        "price",
+        "salary",
+        "savings",
+        "budget",
+        "tip",
+        "tax",
+        "cash",
+        "bonus",
+        "fee",
+        "discount",
+        "interest",
+        "chance",
+        "probability",
+    ]
 )
-_TOKEN = re.compile(r"\\(?:Omega|mu|cdot|times|frac)(?![a-zA-Z])|\\%|\\\$|\^\\circ|\^\{?-?\d\}?|[A-Za-z][A-Za-z'.]*|[μΩ°]|[/(){}*·-]")
+_TOKEN = re.compile(
+    r"\\(?:Omega|mu|cdot|times|frac)(?![a-zA-Z])|\\%|\\\$|\^\\circ|\^\{?-?\d\}?|[A-Za-z][A-Za-z'.]*|[μΩ°]|[/(){}*·-]"
+)
 _MOST_WORDS = 6
 
 
@@ -285,7 +221,7 @@ class _Parser:
         elif token in ("squared", "cubed"):
             power *= 2 if token == "squared" else 3
             self.position += 1
-        for unit, times in _COMPOUNDS.get(name, {name: 1}).items():
+        for unit, times in COMPOUNDS.get(name, {name: 1}).items():
             self.powers[unit] = self.powers.get(unit, 0) + power * times
         return True
 
@@ -299,7 +235,13 @@ class _Parser:
         if following in (r"\Omega", "Ω") and token in ("k", "M", "m", "G"):
             return token + "ohm", 2
         if token in (r"^\circ", "°") or token.casefold() in ("degree", "degrees", "deg"):
-            scale = {"c": "degreeC", "f": "degreeF", "celsius": "degreeC", "centigrade": "degreeC", "fahrenheit": "degreeF"}
+            scale = {
+                "c": "degreeC",
+                "f": "degreeF",
+                "celsius": "degreeC",
+                "centigrade": "degreeC",
+                "fahrenheit": "degreeF",
+            }
             found = scale.get(following.casefold())
             return (found, 2) if found else ("degree", 1)
         if token.casefold() in ("pound", "pounds") and following == "sterling":
@@ -312,7 +254,7 @@ class _Parser:
         if bare in SYMBOLS:
             return SYMBOLS[bare], 1
         lower = bare.casefold()
-        if lower in _COMPOUNDS:
+        if lower in COMPOUNDS:
             return lower, 1
         return (WORDS[lower], 1) if lower in WORDS and len(lower) > 1 else (None, 0)
 
@@ -341,10 +283,10 @@ class _Parser:
 
 def changes(word: str) -> bool:
     """Whether a word in lower case negates or changes a number that it stands beside, or is one."""
-    if word in _COUNTED:
+    if word in COUNTED:
         return False
     stems = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s")}
-    return bool(stems & (NUMBER_WORDS | _CHANGES)) or re.fullmatch(r"\w*illions?(?:ths?)?", word) is not None
+    return bool(stems & (NUMBER_WORDS | CHANGES)) or re.fullmatch(r"\w*illions?(?:ths?)?", word) is not None
 
 
 def _may_count(word: str) -> bool:
@@ -353,15 +295,15 @@ def _may_count(word: str) -> bool:
 
 
 def _is_plural(word: str) -> bool:
-    if word in _IRREGULAR or word in GENERIC:
+    if word in IRREGULAR or word in GENERIC:
         return True
-    return word.endswith("s") and not _VERB_OR_ADVERB.fullmatch(word)
+    return word.endswith("s") and not VERB_OR_ADVERB.fullmatch(word)
 
 
 def singular(word: str) -> str:
     """The singular of ``apples``, ``boxes`` and ``candies``."""
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
+    if word in IRREGULAR:
+        return IRREGULAR[word]
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if re.search(r"(?:s|x|z|ch|sh)es$", word):
