@@ -389,6 +389,7 @@ _VALUES = (
     (1.9, 5.3, 0.7, 0.2, 2.0),
     (7.1, 3.1, 4.3, 6.1, 8.0),
 )
+mpmath.mp.dps = 40
 POINTS = [dict(zip(VARIABLES, values, strict=True)) for values in _VALUES]
 
 

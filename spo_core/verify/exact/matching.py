@@ -13,6 +13,7 @@ from spo_core.verify.exact.families import mapped, same_family
 from spo_core.verify.exact.names import FUNCTION, names_agree
 from spo_core.verify.exact.nodes import (
     Amount,
+    Based,
     Clock,
     Equation,
     Grid,
@@ -63,6 +64,8 @@ def _same(one: Node, other: Node) -> bool:
             return _same_equation(one, other)
         case Equation(), Residue() if other.unknown and one.names_a_variable() and one.name != other.unknown:
             return False
+        case Equation(), Based():
+            return _answer(one) is not None and other in one.sides
         case Equation(), _:
             answer = _answer(one)
             return answer is not None and same(answer, other)
@@ -204,10 +207,15 @@ def _same_amount(amount: Amount, bare: Value) -> bool:
 
 def _answer(equation: Equation) -> Node | None:
     """What an equation says something is: 5 in ``x = 5``, in ``2 + 3 = 5`` and in ``x = 2 + 3 = 5``."""
-    values = equation.values()
+    values = tuple(map(_number_of, equation.values()))
     if equation.name is None and len(values) < 2:
         return None
     return values[-1] if all(same(value, values[-1]) for value in values[:-1]) else None
+
+
+def _number_of(node: Node) -> Node:
+    """``52_8`` as 42, between signs of equality."""
+    return Value(Fraction(int(node.digits, node.base))) if isinstance(node, Based) and node.digits.isalnum() else node
 
 
 def _same_equation(one: Equation, other: Equation) -> bool:

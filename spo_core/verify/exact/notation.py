@@ -44,7 +44,9 @@ _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
 _PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
-_THEREFORE = re.compile(r"^(?:\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?")
+_THEREFORE = re.compile(
+    r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?"
+)
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
 _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
@@ -151,12 +153,12 @@ def _font(match: re.Match[str]) -> str:
     word = re.search(r"[a-zA-Z]", content)
     if not word or re.search(r"\\[a-zA-Z]", content):
         return content
-    if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content) and name != r"\mathrm":
+    behind_number = re.search(r"\d ?$", match.string[: match.start()]) and not match.string[match.end() :].strip()
+    if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content) and not behind_number and name != r"\mathrm":
         return content  # a choice
-    if name in TYPES and len(bare) == 1:
-        return content  # a variable in another type
-    if name in (r"\mathrm", r"\operatorname") and bare in ("e", "i"):
-        return content  # the constants
+    if (name in TYPES and len(bare) == 1) or (name in (r"\mathrm", r"\operatorname") and bare in ("e", "i")):
+        # a variable in another type, or a constant; it must not become part of a command before
+        return (" " if match.string[: match.start()][-1:].isalpha() else "") + content
     return rf"\text{{{content}}}"
 
 
@@ -164,7 +166,7 @@ def _words_to_commands(text: str) -> str:
     r"""``sqrt(2)``, ``pi``, ``infinity`` and ``x^(2)`` as LaTeX has them; ``<=`` and ``*`` as signs."""
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
-    text = re.sub(r"\s*!=\s*", r"\\neq ", text)
+    text = re.sub(r"(?<![\d)])\s*!=\s*", r"\\neq ", text)  # 5! = 120
     text = re.sub(r"(?<!\^)(?<!\^\{)\*", r"\\cdot ", text.replace("**", "^"))
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     text = "".join(part if part.startswith(r"\text{") else _bare_functions(part) for part in _TEXT_GROUP.split(text))
@@ -179,7 +181,8 @@ def _words_to_commands(text: str) -> str:
 
 def _bare_functions(text: str) -> str:
     """Functions without a backslash, but for those in prose."""
-    if not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]{3,} [a-zA-Z]{2,}", text):
+    prose = re.findall(r"(?<![a-zA-Z\\])([a-zA-Z]{3,}) (?=([a-zA-Z]{2,}))", text)
+    if all(before in FUNCTIONS and after in FUNCTIONS for before, after in prose):
         text = re.sub(r"(?<![a-zA-Z])(\\?)log ?(2|10)(?= ?\()", r"\\log_{\2}", text)
         text = _BARE_FUNCTION.sub(_bare_function, text)
     return text

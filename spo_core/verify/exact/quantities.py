@@ -176,13 +176,14 @@ def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
     if not behind.strip():
         return Measured(value, None), ""
     another = re.search(
-        r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)", behind
+        r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)|(?<=\})(?=\d)", behind
     )
     ends = [len(behind), another.start()] if another else [len(behind)]
     for end in ends:
         unit = parse_unit(behind[:end].strip(), symbols=behind.lstrip() != behind and isinstance(value, Fraction))
         if unit is not None:
-            tight = behind[:1] not in (" ", "\\")
+            before = text[: len(text) - len(behind)][-1:]
+            tight = behind[:1] not in (" ", "\\") and (before.isalnum() or len(behind[:end].strip()) < 4)
             if tight and (unit.words or is_product(behind[:end])):
                 return None  # 5xy: a product
             product = None if r"\text" in text or end < len(behind) else read_expression(text)

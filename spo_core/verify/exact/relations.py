@@ -9,6 +9,7 @@ from spo_core.verify.exact.names import is_measured, is_name
 from spo_core.verify.exact.nodes import (
     SIMPLE_NAME,
     Amount,
+    Based,
     Equation,
     Group,
     Letter,
@@ -24,6 +25,7 @@ from spo_core.verify.exact.tokens import split
 
 Read = Callable[[str], Node]
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|approx)(?![a-zA-Z])")
+_IDENTICAL = re.compile(r"^([a-zA-Z]\([a-z]\))\\equiv(?![a-zA-Z])")
 _MEMBER = re.compile(r"\\(?:in|notin)(?![a-zA-Z])")
 _IMPLIES = re.compile(r"\\Rightarrow(?![a-zA-Z])")
 
@@ -50,6 +52,7 @@ def read_member(text: str, read: Read) -> Node | None:
 
 
 def read_relation(text: str, read: Read) -> Node | None:
+    text = _IDENTICAL.sub(r"\1=", text) if "mod" not in text else text  # f(x)\equiv 0
     sides, signs = split(text, _RELATION)
     if not signs:
         return None
@@ -97,5 +100,5 @@ def _equation(sides: list[str], read: Read) -> Node | None:
                 each = [(nodes[0], item) if named == 0 else (item, nodes[1]) for item in others[0].items]
                 return Several(tuple(Equation(pair, sides[named], named) for pair in each), ordered=False)
             return Equation(nodes, sides[named], named)
-    kinds = (Value, Amount, Letter, Group, Residue)
+    kinds = (Value, Amount, Letter, Group, Residue, Based)
     return Equation(nodes) if all(isinstance(node, kinds) for node in nodes) else None

@@ -98,6 +98,12 @@ def joined_regions(nodes: list[Node], joints: list[str]) -> Node | None:
     return Region(join(*(region.points for region in regions)), unknowns.pop())
 
 
+def side_by_side(nodes: list[Node]) -> Node | None:
+    """``x > 1, x < 2`` are conditions on one number; ``x < 1, x > 2``, which no number meets, are two answers."""
+    both = joined_regions(nodes, ["and"])
+    return joined_regions(nodes, ["or"]) if isinstance(both, Region) and both.points.is_empty else both
+
+
 def as_said_region(node: Node) -> Region | None:
     """A region, and ``x = 1`` as one of a single number."""
     import sympy

@@ -38,7 +38,7 @@ from spo_core.verify.exact.notation import normalise
 from spo_core.verify.exact.phrases import CARDINALS
 from spo_core.verify.exact.quantities import clock, measured
 from spo_core.verify.exact.relations import read_implication, read_member, read_relation
-from spo_core.verify.exact.sets import as_region, joined_regions, named_set, read_builder, whole_numbers
+from spo_core.verify.exact.sets import as_region, joined_regions, named_set, read_builder, side_by_side, whole_numbers
 from spo_core.verify.exact.tokens import split
 from spo_core.verify.exact.wrappers import closing
 
@@ -50,7 +50,7 @@ _AND_OR = re.compile(r",? ?(?:\\text\{,? ?(or|and)\}|(?<![a-zA-Z\\])(or|and)(?![
 _COMMA = re.compile(r"[,;] ?")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)", re.ASCII)
 _SET_SIGN = re.compile(
-    r"\\(?:cup|cap|setminus)(?![a-zA-Z])"
+    r"\\(?:cup|cap|setminus)(?![a-zA-Z])|-(?=\\\{)"
     r"|(?:\\text\{ ?)?(?<![a-zA-Z])union(?![a-zA-Z])(?: ?\})?|(?<=[)\]}]) ?U ?(?=[(\[\\{])"
 )
 _FRENCH = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
@@ -150,10 +150,8 @@ def _read_several(text: str, deeper: Read) -> Node | None:
     nodes = [deeper(item) for item in items]
     if joints and any(isinstance(node, Region) for node in nodes):
         return joined_regions(nodes, joints)
-    if all(
-        isinstance(node, Region) and node.unknown and r"\neq" in item for node, item in zip(nodes, items, strict=True)
-    ):
-        return joined_regions(nodes, ["and"])
+    if not joints and all(isinstance(node, Region) and node.unknown for node in nodes):
+        return side_by_side(nodes)
     flat: list[Node] = []
     for node in nodes:
         flat.extend(node.items if isinstance(node, Several) else [node])
@@ -197,7 +195,8 @@ def _read_sets(text: str, deeper: Read) -> Node | None:
         if not sign:
             points = region
         else:
-            points = {r"\cap": points.intersect, r"\setminus": points.__sub__}.get(sign, points.union)(region)
+            join = {r"\cap": points.intersect, r"\setminus": points.__sub__, "-": points.__sub__}
+            points = join.get(sign, points.union)(region)
     return Region(points)
 
 
