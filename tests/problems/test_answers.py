@@ -53,6 +53,19 @@ def test_boxes(text, found):
         ("The answer is: -5", "-5"),
         (r"\textbf{Answer: } 5", "5"),
         (r"\textbf{Answer: 5}", "5"),
+        ("The answer is 72, in total, so we are done.", "72"),
+        ("The answer is 72 (since 70+2=72).", "72"),
+        ("The answer is 72 (70+2=72).", "72"),
+        ("The answer is 72; that is all.", "72"),
+        ("The answer is 72 -- that was easy", "72"),
+        ("The answer is:\n\n$$72$$", "72"),
+        ("The answer is:\n\\[\n\\frac12.\n\\]\nDone", "\\frac12"),
+        ("The answer is:\n```\n72\n```", "72"),
+        ("The correct option is (E).", "(E)"),
+        ("The answer is 3, 4, and 5.", "3, 4, and 5"),
+        ("The answer is $x=2, y=3$.", "$x=2, y=3$"),
+        ("The answer is red, blue, and green.", "red, blue, and green"),
+        ("The answer is f(2) exactly.", "f(2) exactly"),
         ("First 3, then 4", None),
         ("", None),
     ],
@@ -63,7 +76,15 @@ def test_final_answers(completion, answer):
 
 @pytest.mark.parametrize(
     ("completion", "answer"),
-    [("#### 1\n#### 42 \nmore", "42"), ("#### 42. I hope it is correct", "42"), ("####", None), ("42", None)],
+    [
+        ("#### 1\n#### 42 \nmore", "42"),
+        ("#### 42. I hope it is correct", "42"),
+        ("#### 42; that is all", "42"),
+        ("#### 42 (since 40+2=42)", "42"),
+        ("#### $70,000 profit", "$70,000 profit"),
+        ("####", None),
+        ("42", None),
+    ],
 )
 def test_answers_after_hashes(completion, answer):
     assert after_hashes(completion) == answer

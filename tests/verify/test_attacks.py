@@ -46,7 +46,7 @@ SAYS_NOTHING = ["$%s$", r"\boxed{%s}", r"\displaystyle %s", "%s.", " %s ", "x = 
                 r"\textcolor{red}{%s}", "The answer is %s", r"\underline{%s}", r"\therefore %s", "<b>%s</b>", "`%s`",
                 r"\left(%s\right)", r"\begin{equation}%s\end{equation}", "{%s}", r"\bold{%s}"]  # fmt: skip
 UNITS_BEHIND = ["cm", r"\text{ cm}^2", "miles per hour", r"\text{ m/s}", "dollars", "apples", "red apples", "people",
-                r"\ \mathrm{kg}", "hours", "square feet", "cups of flour", "units", "%"]  # fmt: skip
+                r"\ \mathrm{kg}", "hours", "square feet", "cups of flour", "units"]  # fmt: skip
 
 
 def attacks(gold):

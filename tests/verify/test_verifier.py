@@ -44,6 +44,10 @@ def outcome(verifier, problem, completion, answer):
         ("#### 42. I hope it is correct", "42", Outcome.CORRECT),
         ("#### 43", "42", Outcome.WRONG),
         ("#### -42", "42", Outcome.WRONG),
+        ("#### $42 profit", "42", Outcome.CORRECT),
+        ("#### $42 per hour", "42", Outcome.CORRECT),
+        ("#### 42 apples, in total", "42", Outcome.CORRECT),
+        ("#### 42 thousandths", "42", Outcome.WRONG),
         ("#### many", "42", Outcome.UNPARSABLE),
         ("the answer is 42", "42", Outcome.NO_ANSWER),
         ("####", "42", Outcome.NO_ANSWER),
@@ -64,6 +68,7 @@ def test_answers_after_hashes(verifier, completion, answer, expected):
         (r"\boxed{4", "4", Outcome.NO_ANSWER),
         (r"Therefore, the final answer is: $\boxed{x+1}$. I hope it is correct", "1+x", Outcome.CORRECT),
         ("The final answer is 7.", "7", Outcome.CORRECT),
+        (r"So it is \boxed{(E) a thing}.", r"\text{(E)}", Outcome.CORRECT),
         ("I computed 3 and then 7", "7", Outcome.NO_ANSWER),  # no last number is taken for an answer
         (r"\boxed{}", "4", Outcome.NO_ANSWER),
     ],

@@ -1,27 +1,24 @@
 r"""The corrected grader: whether the answer given says what the gold answer says.
 
-It reads both - ``notation`` evens out how they are written, ``structures`` tells what they are, ``expressions`` and
-math-verify (``library``) read the mathematics - and compares exactly, with sympy. Its policies:
+It reads both - ``notation`` evens out how they are written, ``structures`` tells what they are, ``expressions`` (and
+math-verify, ``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares
+exactly (``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Besides, it is the policy that
 
-- Numbers: exactly equal. 0.5 is 1/2; 0.333 is not 1/3, nor 3.14159 pi. ``1,000`` is a number, ``10,00`` is none,
-  ``0,100`` is a list. "five" is 5, as far as twelve.
-- Expressions: equal wherever they are defined; equations up to a constant factor; ``x = 5`` says 5, ``y = 5`` does
-  not say ``x = 5``. Irrational constants agree to 130 digits, functions at a dozen points to 48. Those points
-  are positive and negative, so the root of ``x^2`` is not ``x``; but where either side takes a logarithm of an unknown,
-  they are positive only, so ``\ln x^2`` is ``2\ln x``.
-- Units: may be left out, on either side. Two that differ are two answers: 5 cm and 5 m, 5 apples and 5 oranges; but
-  5 red apples are 5 apples, one and many alike, and ``units`` may be any. Nothing is converted.
-- Percent: 5% is exactly 0.05, and is 5 with the sign left out, as a unit may be; but 0.5 is a half and not 0.5%.
-  Degrees likewise: a right angle is 90 and pi/2.
-- Letter case: does not matter in words, in a lone letter and in lists of choices; does in all else: ``aB``, ``(x,y)``.
-- Order: matters in tuples and bare lists; not in ``{1,2}``, "1 or 2", "1 and 2", ``\pm 2`` or several equations.
-- Brackets: ``(0,1)``, ``[0,1)`` and ``[0,1]`` differ; ``(1,2)`` is a point or an open interval, as the other has it,
-  and ``<1,2>`` is the point. ``> 5`` is an interval, of whichever unknown.
-- Bases: ``101_2`` equals no bare numeral (unless the base is ten), nor a numeral in another base.
-- Congruences: ``3 \pmod 5`` says 3, and not 8, nor ``8 \pmod 5``, nor ``3 \pmod 7``.
-- Names of geometry may go without their sign: ``\triangle ABC`` is ``ABC``, but not ``\angle ABC``.
-- Around the answer: fonts, colours, quotes and "The answer is" say nothing; other words do.
-- Several answers are not one of them: "5 or 6" is not 5.
+- numbers are exact: 0.333 is not 1/3. ``10,00`` is no number, ``0,100`` a list;
+- expressions are equal wherever both are defined, for real letters: constants to 150 digits, functions at a dozen
+  points to 48. Roots and logarithms are the partial functions of school, so ``\sqrt{a}\sqrt{b}`` is ``\sqrt{ab}``,
+  and the root of ``x^2`` is not ``x``; equations are equal up to a constant factor and what they are divided by;
+- ``x = 5`` says 5, ``y = 5`` does not say ``x = 5``, and ``2a = 10`` does not say 10;
+- units may be left out, on either side, two that differ are two answers, nothing is converted; words that negate or
+  change a number are no units. 5% is exactly 0.05, and is 5 with the sign left out; but 0.5 is not 0.5%. A right angle
+  is 90 and pi/2;
+- letter case does not matter in words, in a lone letter and in lists of choices; it does in all else;
+- order matters in tuples and bare lists; not in ``{1,2}``, "1 or 2", "1 and 2", ``\pm 2`` or several equations;
+- ``(0,1)``, ``[0,1)`` and ``[0,1]`` differ; ``(1,2)`` is a point or an open interval, as the other has it;
+- ``101_2`` equals no bare numeral (unless the base is ten), nor one in another base; ``3 \pmod 5`` says 3, not 8;
+- names of geometry may go without their sign: ``\triangle ABC`` is ``ABC``, but not ``\angle ABC``;
+- around the answer fonts, colours, quotes and "The answer is" say nothing; other words do. Several answers are not
+  one of them: "5 or 6" is not 5.
 """
 
 from __future__ import annotations
