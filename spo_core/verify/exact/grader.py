@@ -1,6 +1,6 @@
 r"""The corrected grader: whether the answer given says what the gold answer says.
 
-It reads both - ``notation`` evens out how they are written, ``structures`` tells what they are, ``expressions`` (and
+It reads both - ``notation`` evens out their spelling, ``structures`` tells what they are, ``expressions`` (and
 math-verify, ``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares
 exactly (``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Besides, it is the policy that
 
