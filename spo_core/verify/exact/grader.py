@@ -1,8 +1,8 @@
 r"""The corrected grader: whether the answer given says what the gold answer says.
 
-It reads both - ``notation`` evens out their spelling, ``structures`` tells what they are, ``expressions`` (and
-math-verify, ``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares
-exactly (``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Besides, it is the policy that
+It reads both - ``notation`` evens out their spelling, ``structures`` tells what they are, ``expressions`` and
+math-verify (``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares
+exactly (``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Its policies:
 
 - numbers are exact: 0.333 is not 1/3. ``10,00`` is no number, ``0,100`` a list;
 - expressions are equal wherever both are defined, for real letters: constants to 150 digits, functions at a dozen
