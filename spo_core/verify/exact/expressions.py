@@ -292,6 +292,8 @@ class _Reader:
         if low.is_Integer and high.is_Integer and high - low <= _MOST_TERMS:
             terms = [body.xreplace({index: self.sympy.Integer(k)}) for k in range(int(low), int(high) + 1)]
             return (self.sympy.Add if kind == "Sum" else self.sympy.Mul)(*terms)
+        if low.is_Integer and high.is_Integer and not (kind == "Sum" and body.is_polynomial(index)):
+            raise Unreadable  # too many terms, and no closed form at hand
         series = getattr(self.sympy, kind)(body, (index, low, high))
         if low.is_number and high.is_number:
             series = series.doit()

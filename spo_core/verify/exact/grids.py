@@ -23,6 +23,7 @@ _SYSTEM = re.compile(
     r"(?P<inside>.*)\\end\{(?P=kind)\}(?:\\\})?"
 )
 _ROW_END = re.compile(r"\\\\(?: ?\[[^\[\]]*\])?|\\cr(?![a-z])")
+_TRANSPOSED = re.compile(r"([(\[].*,.*[)\]])\^\{(?:T|\\top|\\intercal|t)\}")
 _DOT = re.compile(r"\\cdot(?![a-zA-Z])")
 _ENDS = (("", ""), ("(", ")"), ("[", "]"), ("|", "|"), (r"\{", r"\}"))
 _MOST_CELLS = 200
@@ -116,7 +117,10 @@ def read_nested(group: Group) -> Node:
 
 
 def read_scaled_group(text: str, read: Read) -> Node | None:
-    r"""``-(1,2)``, ``\frac12\langle 3,4\rangle`` and ``(1,2)\cdot(3,4)``."""
+    r"""``-(1,2)``, ``(1,2)^T``, ``\frac12\langle 3,4\rangle`` and ``(1,2)\cdot(3,4)``."""
+    if transposed := _TRANSPOSED.fullmatch(text):
+        row = read(transposed[1])
+        return Grid(tuple((item,) for item in row.items)) if isinstance(row, Group) else None
     factors, dots = split(text, _DOT)
     if len(dots) == 1:
         pair = [read(factor) if factor[:1] in ("(", "\\") else None for factor in factors]

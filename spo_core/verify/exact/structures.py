@@ -179,6 +179,8 @@ def _read_signs(text: str, deeper: Read) -> Node | None:
     for signed in (upper, lower):
         node = deeper(normalise(signed))
         items.extend(node.items if isinstance(node, Several) else [node])
+    if r"\neq" in text and all(isinstance(item, Region) for item in items):
+        return joined_regions(items, ["and"])
     return Several(tuple(items), ordered=False)
 
 
