@@ -46,9 +46,15 @@ def boxes(text: str) -> list[str]:
 
     ``\boxed 5``, without braces, has the one character that LaTeX would put into the box.
     """
+    begins = [at for name in ("\\boxed", "\\fbox") if (at := text.find(name)) >= 0]
+    if not begins:
+        return []
+    first = min(begins)
+    while first and text[first - 1] == "\\":  # which may take the next one for its own
+        first -= 1
     closed: list[tuple[int, int]] = []  # where the contents begin and end
     opened: list[int | None] = []  # where the contents of each open brace begin, None for braces that are no box
-    for match in _TOKENS.finditer(text):
+    for match in _TOKENS.finditer(text, first):  # no brace before it closes one of its own
         token = match.group()
         if token == "{":
             opened.append(None)
