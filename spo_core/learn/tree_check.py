@@ -97,9 +97,10 @@ def _plain(model: PreTrainedModel, tree: RolloutTree, batch: TreeBatch, *, own: 
 
 @torch.no_grad()
 def _first_different(policy: TreePolicy, tree: RolloutTree, batch: TreeBatch, limit: float) -> str:
-    """Words for the first layer whose output differs, at the tokens that predict those of one path."""
+    """Words for the first layer whose output differs, at the tokens that predict those of the last path; the first one
+    stands in the packed row as a plain sequence does."""
     model = policy.model
-    layers, path = layers_of(model), tree.path(tree.leaves[0])
+    layers, path = layers_of(model), tree.path(tree.leaves[-1])
     counts = [len(tree.nodes[node].token_ids) for _, node in batch.order]
     sources = dict(zip((node for _, node in batch.order), batch.sources.cpu().split(counts), strict=True))
     packed = torch.cat([sources[node] for node in path[1:]])

@@ -148,7 +148,7 @@ def test_a_window_that_is_not_kept_is_noticed(monkeypatch, dtype):
         check_policy(TreePolicy(copy.deepcopy(model)), 64)
     check_policy(TreePolicy(copy.deepcopy(model)), WINDOW)  # which the run cannot reach
     monkeypatch.setattr(transformers_engine, "CAUSAL", None)
-    monkeypatch.setattr(transformers_engine._SlotLayout, "mask", unwindowed)
+    monkeypatch.setattr(transformers_engine._RowLayout, "mask", unwindowed)
     with pytest.raises(ConfigError, match=r"cannot be sampled .* sliding_attention \(Qwen2Attention\): log-probs"):
         checked_engine(model, stop_ids=(2,), context_length=64, max_concurrency=2)
 

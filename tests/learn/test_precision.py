@@ -122,4 +122,4 @@ def test_optimizer_files_are_those_of_float32_and_a_resume_gives_the_same_bits(p
     other = make_trainer(middle)  # goes on in float32
     other.load(tmp_path / "bfloat16")
     other.train_iteration(sample(seed=2), iteration=2)
-    assert relative(moved(again, middle), moved(other, middle)) < 0.3
+    assert relative(moved(again, middle), moved(other, middle)) < 0.5  # Adam, as above; of unrelated steps more than 1
