@@ -200,7 +200,7 @@ def _braces(text: str) -> str:
     text = re.sub(r"\\(hat|bar|overline|mathbb) ?([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", text)
     text = re.sub(rf"\\sqrt ?(\[[^\[\]]*\])? ?({_ARGUMENT})", r"\\sqrt\1{\2}", text)
     text = re.sub(r"\\log ?_ ?(\d+)", r"\\log_{\1}", text)
-    text = re.sub(r"([\^_]) ?(-?\d+|[a-zA-Z]|\\(?!circ|text|frac|sqrt)[a-zA-Z]+)", r"\1{\2}", text)
+    text = re.sub(r"([\^_]) ?(-?\d+(?:\.\d+)?|[a-zA-Z]|\\(?!circ|text|frac|sqrt)[a-zA-Z]+)", r"\1{\2}", text)
     return re.sub(r"([\^_]) ?(?:\{ ?\\text\{([^{}]*)\} ?\}|\\text\{([^{}]*)\})", r"\1{\2\3}", text)
 
 
