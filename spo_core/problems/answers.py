@@ -20,7 +20,8 @@ _ASIDE = (
 )
 """What begins a clause that only explains the answer before it."""
 _SENTENCE_END = re.compile(
-    rf"\.(?=\s|$|\\\)|\\\])|\n|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
+    rf"\.(?=\s|$|\\\)|\\\])|!(?=\s*$|\s+[A-Z])|\n"
+    rf"|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
     rf"|[,;:] (?:{_ASIDE})\b|; (?=[a-z]{{2}})"
     rf"|,? \((?:{_ASIDE}|from|note|check|see|by|using|or|\d[^()]*=)(?=[ ,:\d=+*/(-])"
     r"|,? (?:--|–|—) (?=[a-z]{2})"

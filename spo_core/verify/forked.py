@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -79,5 +80,9 @@ def _answer(requests: socket.socket, compare: Compare) -> None:
                 lines.write(compare(*json.loads(line)).encode() + b"\n")
                 lines.flush()
         status = 0
+    except ConnectionError:
+        pass  # nobody waits for the answer
+    except BaseException:
+        traceback.print_exc()  # os._exit would swallow it
     finally:
         os._exit(status)  # nothing of the process it was forked from may run on

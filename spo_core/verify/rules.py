@@ -55,3 +55,4 @@ def warm() -> None:
     """Import and use once all that comparing needs, before a worker has to be quick."""
     for name in ("math", "minerva", "prm800k"):
         RULES[name](r"\frac{x+1}{2}", r"\frac{1+x}{2}")
+    RULES["math"](r"\int_0^1 x\,dx", r"\frac{1}{2}")  # imports math-verify

@@ -13,8 +13,8 @@ _SUBSCRIPT = re.compile(f"[{SUBSCRIPTS}]+")
 _SYMBOL = re.compile("[" + "".join(map(re.escape, SYMBOLS)) + "]")
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
 _COMBINED = re.compile(f"(.)([{''.join(COMBINING)}])")
-_CURRENCY = re.compile(rf"([{CURRENCIES}])\s*([-−]?\d[\d.,' ]*\d|\d)")
-_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,12}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+_CURRENCY = re.compile(rf"([{CURRENCIES}]|\\(?:euro|pounds|yen)(?![a-z]))\s*([-−]?\d[\d.,' ]*\d|\d)")
+_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,12}\d{0,2}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 _MARK = re.compile(
     r"</?(?:b|i|u|em|strong|span|p|div|font|code|math|mark|center|answer|ans)(?: [^<>]*)?>", re.IGNORECASE
 )
@@ -40,6 +40,7 @@ def printable(text: str) -> str:
 
 
 def plain_characters(text: str) -> str:
+    text = _CURRENCY.sub(r"\2\1", text)
     if text.isascii():
         return text
     text = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(SCRIPTS) + "}", text)
@@ -47,7 +48,6 @@ def plain_characters(text: str) -> str:
     text = _VULGAR.sub(_vulgar, text)
     text = _COMBINED.sub(lambda match: COMBINING[match[2]] + "{" + match[1] + "}", text)
     text = re.sub(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z])", _root, text)  # whole numbers, where \sqrt takes a digit
-    text = _CURRENCY.sub(r"\2\1", text)
     text = _SYMBOL.sub(lambda match: SYMBOLS[match.group()], text)
     return unicodedata.normalize("NFKC", text)  # full-width digits, letters and signs
 

@@ -22,7 +22,8 @@ _QUANTIFIER = r"(?:for (?:all|any|every|each)|\\forall|where|with|and|for|for so
 _EVERY = r"(?:for (?:all|any|every|each)|\\forall)"
 _FORM = re.compile(
     rf"(?:{_QUANTIFIER} ?)?(?P<a>{_LETTERS}) ?{_SET}"
-    rf"|{_EVERY} ?(?:(?P<kind1>{_KIND}) )?(?:numbers? |values? |constants? )?(?:of )?(?P<b>{_LETTERS})"
+    rf"|(?:{_EVERY} ?(?:(?P<kind1>{_KIND}) )?|(?:for|with|where) (?:some |an? )?(?P<kind3>{_KIND}) )"
+    rf"(?:numbers? |values? |constants? )?(?:of )?(?P<b>{_LETTERS})"
     rf"|(?:{_QUANTIFIER} ?)?(?P<c>{_LETTERS})(?: (?:is|are|being|can be|may be))? "
     rf"(?:an? |any |some )*(?P<kind2>{_KIND})"
     r"(?: numbers?| constants?| values?)*"
@@ -35,11 +36,11 @@ def without_condition(text: str) -> tuple[str, list[str], str] | None:
 
     None where there is no such condition.
     """
-    if not re.search(r"\\in(?![a-z])|\\forall|\bfor |\bwhere |integer|constant|\bin Z", text) or len(text) > 400:
+    if not re.search(r"\\in(?![a-z])|\\forall|\bfor |\bwhere |integer|constant|\breal|\bin Z", text) or len(text) > 400:
         return None
     flat = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
     flat = re.sub(r" ?, ?", ",", re.sub(r" ?\\in ?(?![a-z])", r"\\in ", flat))
-    for cut in re.finditer(r"[,;:]|(?= (?:for|where|with) )|(?=\\forall)| ?\((?=[^()]*\)$)", flat):
+    for cut in re.finditer(r"[,;:]|(?= (?:for|where|with|and) )|(?=\\forall)| ?\((?=[^()]*\)$)", flat):
         main, condition = flat[: cut.start()].strip(), flat[cut.end() :].strip()
         if cut.group().endswith("("):
             condition = condition.removesuffix(")").strip()
@@ -48,7 +49,7 @@ def without_condition(text: str) -> tuple[str, list[str], str] | None:
         match = _FORM.fullmatch(condition)
         if match:
             letters = match["a"] or match["b"] or match["c"] or ""
-            kind = match["set"] or match["kind1"] or match["kind2"] or ""
+            kind = match["set"] or match["kind1"] or match["kind2"] or match["kind3"] or ""
             return main, re.split(r",| and ", letters.replace(", and ", ",")) if letters else [], _which(kind)
     return None
 

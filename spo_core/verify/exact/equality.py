@@ -122,8 +122,10 @@ def _points(one: Any, other: Any, unknowns: list[Any]) -> list[dict[Any, Any]]:
                 whole |= node.exp.free_symbols  # (-1)^n
             elif kind in ("Sum", "Product"):
                 natural |= set().union(*(limit.free_symbols for limit in node.limits[0][1:]))
-            elif kind in ("GreatestDivisor", "LeastMultiple"):
+            elif kind in ("GreatestDivisor", "LeastMultiple", "factorial2"):
                 natural |= node.free_symbols
+            elif kind in ("floor", "ceiling"):
+                whole |= {symbol for symbol in node.free_symbols if symbol.name in "kmn"}  # by custom
             elif kind in ("conjugate", "re", "im", "arg"):
                 is_complex = True
             elif kind == "Abs" and any(symbol.name[0] in "zw" for symbol in node.free_symbols):

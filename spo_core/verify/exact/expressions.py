@@ -205,8 +205,8 @@ class _Reader:
             if letter in "fgh" and self._peek() == "(":
                 self._next()
                 return self.sympy.Function(letter)(self._closed_by(")"))
-            if letter == "C" and self._peek() == "(" and "," in self.tokens[self.position :]:
-                return self._of_several("C")
+            if letter in "CP" and self._peek() == "(" and "," in self.tokens[self.position :]:
+                return self._of_several(letter)
         return self._symbol(letter)
 
     def _symbol(self, name: str) -> Any:
@@ -259,17 +259,20 @@ class _Reader:
 
     def _conjugate(self) -> Any:
         value = self._group()
-        if not (value.is_Symbol or value.has(self.sympy.I)):
+        letters = [symbol.name[0] in "zw" for symbol in value.free_symbols]
+        if not (value.is_Symbol or value.has(self.sympy.I) or (letters and all(letters))):
             raise Unreadable
         return self.sympy.conjugate(value)
 
     def _of_several(self, name: str) -> Any:
-        self._take("(")
+        closing = {"(": ")", r"\{": r"\}"}.get(self._next())
+        if closing is None:
+            raise Unreadable
         values = [self._sum()]
         while self._peek() == ",":
             self._next()
             values.append(self._sum())
-        self._take(")")
+        self._take(closing)
         return of_several(name, values)
 
     def _series(self, kind: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from spo_core.verify.exact.equality import same_value, to_sympy
 
 _MEMBER = "any "
-_LETTERS = frozenset("jklmnpqrt")
+_LETTERS = frozenset("abcdjklmnpqrst")
 
 
 def as_family(node: Any, letters: list[str], which: str) -> Any:

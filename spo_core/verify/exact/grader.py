@@ -31,16 +31,17 @@ from spo_core.verify.outcome import Outcome
 def compare(given: str, gold: str) -> Outcome:
     """CORRECT, WRONG, or UNPARSABLE: the gold answer is mathematics and the one given cannot be read as any.
 
-    Raises nothing but MemoryError. May take long over large mathematics, so callers limit its time and its memory.
+    Raises MemoryError, and what only a mistake of ours raises: ImportError, NameError. May take long over large
+    mathematics, so callers limit its time and its memory.
     """
     outcome = quick(given, gold)
     if outcome is None:
         try:
             outcome = _read_and_compare(normalise(given), normalise(gold))
-        except MemoryError:
+        except (MemoryError, ImportError, NameError):
             raise
-        except Exception:  # whatever sympy stumbles over is not shown to be equal
-            outcome = Outcome.WRONG
+        except Exception:  # sympy stumbled: nothing was compared, which is no silent "wrong"
+            outcome = Outcome.UNPARSABLE
     return outcome
 
 

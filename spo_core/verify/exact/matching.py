@@ -10,7 +10,7 @@ from typing import Any
 
 from spo_core.verify.exact.equality import proportional, same_value, to_sympy
 from spo_core.verify.exact.families import mapped, same_family
-from spo_core.verify.exact.names import FUNCTION, names_agree
+from spo_core.verify.exact.names import FUNCTION, INDEXED, names_agree
 from spo_core.verify.exact.nodes import (
     Amount,
     Based,
@@ -32,6 +32,8 @@ from spo_core.verify.exact.sets import as_region
 from spo_core.verify.exact.structures import read
 from spo_core.verify.exact.units import DEGREES, PERCENT, agree
 
+_CHOICES = "ABCDEFGHIJabcdefghij"
+
 
 def same_answer(one: Node, other: Node) -> bool:
     """As ``same``, but for the letter case of one letter, or of a list of choices, that is the whole answer."""
@@ -41,9 +43,8 @@ def same_answer(one: Node, other: Node) -> bool:
 def _folded(node: Node) -> Node:
     if isinstance(node, Letter):
         return Letter(node.name.casefold(), node.value, node.text)
-    if isinstance(node, Several) and node.ordered:
-        choices = all(isinstance(item, Letter) and item.name in "ABCDEFGHIJabcdefghij" for item in node.items)
-        return Several(tuple(map(_folded, node.items)), ordered=True) if choices else node
+    if isinstance(node, Several) and all(isinstance(item, Letter) and item.name in _CHOICES for item in node.items):
+        return Several(tuple(map(_folded, node.items)), node.ordered)
     return node
 
 
@@ -174,7 +175,8 @@ def _same_several(one: Several, other: Node) -> bool:
     if isinstance(other, Equation) and isinstance(_answer(other), Group):  # (x,y) = (1,2)
         other = other.values()[-1]
     if isinstance(other, Group):  # x = 1, y = 2 is the point (1,2)
-        return assigned and names == sorted(names) and other.left == "(" and _same_items(one.items, other.items)
+        by_name = [item for _, item in sorted(zip(names, one.items, strict=False), key=lambda pair: pair[0])]
+        return assigned and other.left == "(" and _same_items(by_name, other.items)
     items = other.items if isinstance(other, Several) else (other,)
     equations = all(isinstance(item, Equation) for item in (*one.items, *items))
     if one.ordered and not (isinstance(other, Several) and not other.ordered) and not equations:
@@ -239,7 +241,7 @@ def _with_variable_of(one: Equation, other: Equation) -> Equation:
     """``f(n) = n+1`` as ``f(x) = x+1``, where ``one`` is of the same function of x."""
     import sympy
 
-    wanted, given = FUNCTION.fullmatch(one.name or ""), FUNCTION.fullmatch(other.name or "")
+    wanted, given = (FUNCTION.fullmatch(name or "") or INDEXED.fullmatch(name or "") for name in (one.name, other.name))
     if wanted is None or given is None or wanted[1] != given[1] or wanted[2] == given[2]:
         return other
     new, old = (sympy.Symbol(re.sub(r"[\\{}]", "", function[2])) for function in (wanted, given))

@@ -17,16 +17,20 @@ _CAPITALS = r"\{?[A-Z]{1,5}\}?"
 _MARK = rf"\\(?:angle|overline|triangle|hat|overrightarrow|widehat|bar|tilde) ?(?:{_CAPITALS}|\{{?{VARIABLE}\}}?)"
 _ANGLE = rf"(?:[A-Z]|\\angle ?{_CAPITALS}|\\(?:theta|alpha|beta|gamma|phi)|\(?\\angle ?{_CAPITALS}\)?|\([A-Z]\))"
 _NAMES = (
-    rf"{VARIABLE}'*(?:\^\{{(?:-1|\*|\([a-z\d]\)|\\prime)\}})?(?:\((?:{_ARGUMENT}|{_CALL})(?:[,|;](?:{_ARGUMENT}|{_CALL}))*\))?",
+    rf"(?:{VARIABLE}'*(?:\^\{{(?:\*|\([a-z\d]\)|\\prime)\}})?|[A-Zfgh]\^\{{(?:-1|T|\\top|c)\}})(?:\((?:{_ARGUMENT}|{_CALL})(?:[,|;](?:{_ARGUMENT}|{_CALL}))*\))?",
     rf"(?:[fghFGHPQpq]|\\(?:phi|psi|Gamma|zeta))(?:'*|_\{{[^{{}}]*\}}|\^\{{-1\}}){_BRACKETED}",  # f(x+1), P(X=2)
     rf"(?:E|P|V|\\Pr|\\mathbb\{{[EPV]\}}|\\text\{{ ?\w+ ?\}}|\\?Var|Cov)(?:\[[^\[\]]+\]|{_BRACKETED})",
     rf"\\(?:det|dim|deg|tr|arg|Re|Im)(?: ?{VARIABLE}|{_BRACKETED})",
     rf"\|{_CAPITALS}\||\|(?:\\vec ?)?[uvwz](?:_\{{\d\}})?\|",
-    r"\|[A-Z](?: ?\\(?:cup|cap|setminus|times) ?[A-Z])+\||\\\|[^|]+\\\|",
+    r"(\|?)[A-Z](?: ?\\(?:cup|cap|setminus|times) ?[A-Z])+\1|\\\|[^|]+\\\||\\#\|?[A-Z]\|?",
+    rf"\\Delta {VARIABLE}|\\sigma(?:_\{{[^{{}}]*\}})?\^\{{2\}}",
+    rf"\\(?:max|min|sup|inf)(?:_\{{[^{{}}]*\}})? ?{VARIABLE}(?:{_BRACKETED})?",
+    r"\\text\{[A-Z]{2}\}\\cdot ?\\text\{[A-Z]{2}\}|\\frac\{\[?[A-Z]{2,4}\]?\}\{\[?[A-Z]{2,4}\]?\}",
+    r"[a-zA-Z]+(?::[a-zA-Z]+)+",
     rf"n\([A-Z][^()]*\)|[A-Z]{{2,4}}|m?{_MARK}|\[[A-Z]+\]",
     rf"\(?[a-zA-Z](?:\\circ ?[a-zA-Z])+\)?(?:{_BRACKETED})?",
     r"[a-zA-Z](?:\+[a-zA-Z])+",
-    rf"\({VARIABLE}(?:,{VARIABLE})+\)",
+    rf"(?:\(|\\langle ?){VARIABLE}(?:,{VARIABLE})+(?:\)|\\rangle)",
     r"\\frac\{(?:d|\\partial) ?(?:\^\{\d\})?[a-z]?\}\{(?:d|\\partial) ?[a-z](?:\^\{\d\})?\}(?:\([^()]*\))?",
     r"d[a-z]/d[a-z]",
     rf"\\(?:sin|cos|tan|cot|sec|csc) ?{_ANGLE}",
@@ -37,6 +41,8 @@ _NAME = re.compile("|".join(_NAMES))
 _SEGMENT = re.compile(rf"[A-Z]{{2}}|m?{_MARK}|\|[A-Z]{{2}}\|")
 FUNCTION = re.compile(rf"((?:[a-zA-Z]|\\(?:phi|psi))(?:_\{{[^{{}}]*\}})?'*)\(({VARIABLE})\)")
 """A function and its variable."""
+INDEXED = re.compile(r"([a-zA-Z])_\{([a-z])\}")
+"""A sequence and its index."""
 LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
 """Words, which name whatever they stand before."""
 
@@ -45,7 +51,8 @@ def is_name(text: str) -> bool:
     """Whether ``text`` is what something is called; "not x" and "half of x" are not."""
     if _NAME.fullmatch(text) is None:
         return False
-    return not any(changes(word.casefold()) for word in re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']{2,}", text))
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']{2,}", re.sub(r"_\{[^{}]*\}", "", text))
+    return not any(changes(word.casefold()) for word in words)
 
 
 def is_measured(text: str) -> bool:

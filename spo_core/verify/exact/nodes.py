@@ -149,9 +149,10 @@ Node = (
 
 NOTHING = Words("no solution")
 
-_NO_SOLUTION = re.compile(
-    r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|none|(?:empty|null) set"
-)
+_PHRASES = {
+    r"(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?)(?: exists?)?|none|(?:the )?(?:empty|null) set": NOTHING,
+    r"(?:the limit |it )?does not exist|dne|d\.n\.e": Words("does not exist"),
+}
 _GEOMETRY = re.compile(r"\\(overline|triangle|angle) ?\{?([A-Z]{2,5})\}?")
 _ARTICLE = re.compile(r"(?:the|an|a) (?=[a-z]{2})", re.IGNORECASE)
 _SHORT = "am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|pm|so|to|up|us|we"
@@ -160,8 +161,11 @@ _WORD = re.compile(rf"(?<![a-zA-Z])(?:[a-zA-Z]{{3,}}|{_SHORT})(?![a-zA-Z])", re.
 
 def obvious_words(text: str) -> Words | None:
     r"""Words that no mathematics can be read from, "no solution" and names as ``\triangle ABC``."""
-    if text in (r"\emptyset", r"\{\}", r"\{ \}") or _NO_SOLUTION.fullmatch(text.lower()):
+    if text in (r"\emptyset", r"\{\}", r"\{ \}"):
         return NOTHING
+    for pattern, words in _PHRASES.items():
+        if re.fullmatch(pattern, text, re.IGNORECASE):
+            return words
     if name := _GEOMETRY.fullmatch(text):
         return Words(as_words(name.group(2)).key, name.group(1))
     if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):

@@ -29,6 +29,7 @@ _ROUNDS = 60  # nested wrappers go one per round; text in need of more is left h
 
 _BARE_FUNCTION = re.compile(
     rf"(?<![a-zA-Z\\])(?:{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-zA-Z])"
+    r"(?!(?<=/sec)(?:\^\{?-?\d\}?)?$)"  # m/sec
     rf"|(?<![a-zA-Z\\])(?:{'|'.join(CALLED)})(?= ?\()"
 )
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
@@ -44,8 +45,12 @@ _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
 _PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
+_EXCLAIMED = re.compile(rf"((?:{_PREFIXES.pattern})[^$]*[^$!])!$", re.IGNORECASE)
+_ONLY = re.compile(r"(?<=[\w)\]}])(?: only| ?\\text\{ ?only\})$")
+_SO = "(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)"
 _THEREFORE = re.compile(
-    r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->) ?"
+    r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->"
+    rf"|{_SO}(?:, ?| (?!the ))|\\text\{{ ?{_SO},? ?\}}) ?"
 )
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
 _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
@@ -63,6 +68,11 @@ def normalise(text: str) -> str:
         if text == before:
             break
     return text
+
+
+def _exclaimed(text: str) -> str:
+    """Without the mark behind "The answer is 5!", which says no factorial."""
+    return _EXCLAIMED.sub(r"\1", text)
 
 
 def _dollars(text: str) -> str:
@@ -154,18 +164,19 @@ def _font(match: re.Match[str]) -> str:
     if not word or re.search(r"\\[a-zA-Z]", content):
         return content
     behind_number = re.search(r"\d ?$", match.string[: match.start()]) and not match.string[match.end() :].strip()
-    if re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content) and not behind_number and name != r"\mathrm":
-        return content  # a choice
-    if (name in TYPES and len(bare) == 1) or (name in (r"\mathrm", r"\operatorname") and bare in ("e", "i")):
-        # a variable in another type, or a constant; it must not become part of a command before
-        return (" " if match.string[: match.start()][-1:].isalpha() else "") + content
-    return rf"\text{{{content}}}"
+    choice = re.fullmatch(r"\s*\(?[A-Z]\)?[.:]?\s*", content) and not behind_number and name != r"\mathrm"
+    constant = name in (r"\mathrm", r"\operatorname") and bare in ("e", "i")
+    if not (choice or constant or (name in TYPES and len(bare) == 1)):
+        return rf"\text{{{content}}}"
+    # it must not become part of a command before
+    return (" " if match.string[: match.start()][-1:].isalpha() else "") + content
 
 
 def _words_to_commands(text: str) -> str:
     r"""``sqrt(2)``, ``pi``, ``infinity`` and ``x^(2)`` as LaTeX has them; ``<=`` and ``*`` as signs."""
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
+    text = re.sub(r" (?:equals|is equal to) (?=[\d\\(\[+-])", "=", text)
     text = re.sub(r"(?<![\d)])\s*!=\s*", r"\\neq ", text)  # 5! = 120
     text = re.sub(r"(?<!\^)(?<!\^\{)\*", r"\\cdot ", text.replace("**", "^"))
     text = re.sub(r"(?<!\\)%", r"\\%", text)
@@ -224,7 +235,7 @@ def _ends(text: str) -> str:
     text = text.strip().removeprefix("{}").removesuffix("{}").strip()
     while prefix := _PREFIXES.match(text):
         text = text[prefix.end() :]
-    text = _THEREFORE.sub("", text)
+    text = _ONLY.sub("", _THEREFORE.sub("", text))
     quoted = _QUOTED.fullmatch(text)
     if quoted and (quoted.group(1) == quoted.group(3) or quoted.group(1, 3) == ("``", "''")):
         text = quoted.group(2).strip()
@@ -252,7 +263,6 @@ def _all(step: Callable[[str], str]) -> Callable[[str], str]:
 
 
 _STEPS: tuple[Callable[[str], str], ...] = (
-    without_markup, plain_characters, plain_numbers, _all(without_wrapper), _unit_vectors, _commands, _dollars, _fonts,
-    _all(_infix), _words_to_commands,
-    _braces, _spaces, _ends,
+    without_markup, _exclaimed, plain_characters, plain_numbers, _all(without_wrapper), _unit_vectors, _commands,
+    _dollars, _fonts, _all(_infix), _words_to_commands, _braces, _spaces, _ends,
 )  # fmt: skip

@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 _SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SMALL_ORDINALS = [
-    "zeroth",
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-    "thirteenth",
-    "fourteenth",
-    "fifteenth",
-    "sixteenth",
-    "seventeenth",
-    "eighteenth",
+    "zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth",
     "nineteenth",
-]
+]  # fmt: skip
 CARDINALS = {word: number for number, word in enumerate(_SMALL)} | {
     word: 10 * number for number, word in enumerate(_TENS, start=2)
 }
 _ILLIONS = [
-    "million",
-    "billion",
-    "trillion",
-    "quadrillion",
-    "quintillion",
-    "sextillion",
-    "septillion",
-    "octillion",
-    "nonillion",
-    "decillion",
-]
+    "million", "billion", "trillion", "quadrillion", "quintillion", "sextillion", "septillion", "octillion",
+    "nonillion", "decillion",
+]  # fmt: skip
 MAGNITUDES = {"thousand": 10**3, "lakh": 10**5, "crore": 10**7} | {
     word: 10 ** (3 * number) for number, word in enumerate(_ILLIONS, start=2)
 }
@@ -86,37 +43,10 @@ PARTS |= {f"{tens}-{name}": value * number for tens, value in (("ten", 10), ("hu
            for name, number in (("thousandth", 1000), ("millionth", 10**6), ("billionth", 10**9))}  # fmt: skip
 FRACTIONS = {f"{name}s": number for name, number in PARTS.items() if name != "half"} | {"halves": 2}
 _OPERATIONS = [
-    "plus",
-    "minus",
-    "times",
-    "over",
-    "divided",
-    "multiplied",
-    "squared",
-    "cubed",
-    "factorial",
-    "halved",
-    "doubled",
-    "tripled",
-    "quadrupled",
-    "choose",
-    "raised",
-    "power",
-    "root",
-    "square",
-    "cube",
-    "negative",
-    "twice",
-    "double",
-    "triple",
-    "point",
-    "and",
-    "to",
-    "by",
-    "of",
-    "half",
-    "quarter",
-]
+    "plus", "minus", "times", "over", "divided", "multiplied", "squared", "cubed", "factorial", "halved",
+    "doubled", "tripled", "quadrupled", "choose", "raised", "power", "root", "square", "cube", "negative",
+    "twice", "double", "triple", "point", "and", "to", "by", "of", "half", "quarter",
+]  # fmt: skip
 NUMBER_WORDS = frozenset([*CARDINALS, *SPELT_MAGNITUDES, "hundred", *COUNTS, *ORDINALS, *PARTS, *FRACTIONS]) - {
     "second"
 }

@@ -200,12 +200,14 @@ class _Phrase:
             return factor * self._quantity()
         self._accept("the")
         roots = {"square": 2, "cube": 3, **{word: n for word, n in ORDINALS.items() if n > 1}}
-        if self._peek() in roots and self._peek(1) == "root":
-            degree = roots[self._peek()]
+        degree = roots.get(self._peek())
+        if degree and self._peek(1) == "root":
             self.position += 2
             if not self._accept("of"):
                 raise Unreadable
             return power(_exact(self._quantity()), _exact(Fraction(1, degree)))
+        if degree and (self._accept("square", "of") or self._accept("cube", "of")):
+            return power(_exact(self._quantity()), _exact(Fraction(degree)))
         if self._accept("half"):
             return self._part(Fraction(1, 2))
         return self._number()
@@ -299,8 +301,8 @@ class _Phrase:
             elif word in COUNTS and current is not None:
                 current, lowest, simple = current * COUNTS[word], 0, False
                 self.position += 1
-            elif word == "point" and current is not None and simple:
-                current = self._decimals(current)
+            elif word == "point" and simple and (current is not None or self.position == begin):
+                current = self._decimals(current or Fraction(0))
                 lowest = 0
             else:
                 break

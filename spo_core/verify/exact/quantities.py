@@ -20,12 +20,20 @@ _MONEY = re.compile(
     r"(?=[\d.\\+-])"
 )
 _CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "sterling", "JPY": "yen"}
+_DOLLARS_AND = re.compile(r"^\\\$ ?(\d[\d,]*) (?=(?:and )?\d+(?: |\\text\{) ?cents?)")
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _PLAIN = r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
 _WITH_SYMBOLS = re.compile(
     rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)"
 )
+_BEHIND = (
+    r"(?:old|long|tall|wide|high|deep|thick|apart|away|ago|late|left|remaining|altogether|total|overall|combined"
+    r"|together|each|apiece|in (?:total|all|profit|length|area|volume|width|height|weight|cash|change|savings|revenue"
+    r"|sales|earnings)|of (?:time|work|length|area))"
+)
+_ADDED = re.compile(rf"(?<=[\w$%}}])(?: ?\\text\{{ ?{_BEHIND} ?\}}$| {_BEHIND}(?=\}}?$))")
+"""What may stand behind an amount and says no more of how much it is."""
 _FRACTION_OF_UNITS = re.compile(r"\\frac\{(.+)\}\{(.+)\}")
 _MULTIPLIED = re.compile(rf"({_PLAIN})(?:[kK]|(M))")
 _WORD_BEHIND = re.compile(r"(?<![a-zA-Z\\{_^])[a-zA-Z]{2,}|\\text\{")
@@ -33,7 +41,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?|o'clock
 _PRODUCT = re.compile(r"[abcd]+|[k-np-tv-z]+")
 """Letters that are rather a product of variables than a word: ``abc``, ``xy``, ``kmn``."""
 _COMPOUND = (("h", "min", "s", "day", "week", "month", "year"), ("mi", "yd", "ft", "in"), ("m", "cm", "mm", "km"),
-             ("lb", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"),
+             ("lb", "pound", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"),
              ("gal", "qt", "pint", "cup"))  # fmt: skip
 """Units that stand side by side, as in ``2 hours 30 minutes``."""
 
@@ -51,10 +59,11 @@ def measured(text: str) -> list[Measured] | None:
     """The amounts that stand side by side in ``text``, mostly one; None where it has neither words, sign nor unit."""
     if len(text) > _LONGEST:
         return None
-    single = _signed(text) or _money(text) or _with_symbols(text)
+    bare = _ADDED.sub("", _DOLLARS_AND.sub(r"\1 dollars ", text))
+    single = _signed(bare) or _money(bare) or _with_symbols(bare)
     if single:
         return [single]
-    return _in_words(text) if _WORD_BEHIND.search(text) else None
+    return _in_words(bare) if _WORD_BEHIND.search(text) else None
 
 
 def _signed(text: str) -> Measured | None:
@@ -105,11 +114,11 @@ def _money(text: str) -> Measured | None:
     rest = sign[1] + text[sign.end() :]
     name = "$" if sign["dollar"] else _CURRENCY_UNITS[sign["other"]]
     currency = Unit(frozenset([(name, 1)]))
-    value = _multiplied(rest)
-    if value is None:
-        value = _number(rest)
-    if value is not None:
-        return Measured(value, currency)
+    whole = _multiplied(rest)
+    if whole is None:
+        whole = _number(rest)
+    if whole is not None and not getattr(whole, "free_symbols", ()):
+        return Measured(whole, currency)
     for end in _ends_of_amount(rest):
         phrase = read_phrase(rest) if end is None else (_number(rest[:end].strip()), rest[end:])
         if phrase is None or phrase[0] is None:
@@ -122,7 +131,7 @@ def _money(text: str) -> Measured | None:
             return Measured(value, currency)
         if unit is not None and not any(power > 0 for _, power in unit.powers):
             return Measured(value, replace(unit, powers=unit.powers | currency.powers))
-    return None
+    return None if whole is None else Measured(whole, currency)
 
 
 def _ends_of_amount(text: str) -> list[int | None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from spo_core.verify.exact.names import is_measured, is_name
 from spo_core.verify.exact.nodes import (
     SIMPLE_NAME,
+    VARIABLE,
     Amount,
     Based,
     Equation,
@@ -40,9 +41,9 @@ def read_member(text: str, read: Read) -> Node | None:
     import sympy
 
     sides, signs = split(text, _MEMBER)
-    if len(signs) != 1 or not SIMPLE_NAME.fullmatch(sides[0]):
+    if len(signs) != 1 or not re.fullmatch(rf"{VARIABLE}|\({VARIABLE}(?:,{VARIABLE})+\)", sides[0]):
         return None
-    node = read(sides[1])
+    node = read(re.sub(r"^\{(.+)\}$", r"\\{\1\\}", sides[1]))
     region = as_region(node)
     if signs[0] == r"\notin":
         return None if region is None else Region(sympy.S.Reals - region, sides[0])

@@ -32,7 +32,7 @@ _NAMED = re.compile(
     rf"(?P<kind>{_KINDS})s?(?: numbers?| values?| solutions?)?"
     rf"(?: ?(?:of )?(?P<letter>{VARIABLE}))?"
     r"(?:,? ?(?P<but>except(?: for)?|excluding|besides|other than|but|not equal to|greater than|less than|"
-    r"such that|where|with) ?(?P<rest>.+))?",
+    r"such that|where|with|\\neq(?![a-z])) ?(?P<rest>.+))?",
     re.IGNORECASE,
 )
 _MEMBER = re.compile(rf"({VARIABLE}) ?\\in ?(.+)")

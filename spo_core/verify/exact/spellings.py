@@ -21,6 +21,7 @@ _ONE_BY_ONE = {
     "∨": r"\text{ or }", "、": ", ", "。": ". ", "或": r"\text{ or }", "和": r"\text{ and }", "∶": ":", "ℓ": "l",
     "€": r"\text{ euros}", "£": r"\text{ pounds sterling}", "¢": r"\text{ cents}", "₹": r"\text{ rupees}",
     "¥": r"\text{ yen}", "￥": r"\text{ yen}", "₩": r"\text{ won}", "₽": r"\text{ rubles}", "＄": r"\$",
+    **dict.fromkeys("✅✓✔", r"\checkmark "),
     "ı": "i", "ϕ": r"\phi ", "ϵ": r"\epsilon ", "ϑ": r"\theta ", "ϱ": r"\rho ", "µ": r"\mu ", "Ω": r"\Omega ",
 }  # fmt: skip
 CURRENCIES = "€£¢₹¥￥₩₽"
@@ -69,6 +70,7 @@ SYNONYMS = {
     **dict.fromkeys([r"\implies", r"\Longrightarrow", r"\iff", r"\Leftrightarrow"], r"\Rightarrow"),
     r"\because": r"\therefore", r"\thickapprox": r"\approx", r"\simeq": r"\approx",
     r"\widehat": r"\hat", r"\conj": r"\overline", r"\imath": "i", r"\jmath": "j", r"\micro": r"\mu",
+    r"\measuredangle": r"\angle",
     r"\tg": r"\tan", r"\ctg": r"\cot", r"\cotg": r"\cot", r"\ctan": r"\cot", r"\arctg": r"\arctan",
     r"\arcctg": r"\arccot", r"\cosec": r"\csc", r"\sh": r"\sinh", r"\ch": r"\cosh", r"\th": r"\tanh",
     r"\arsh": r"\arsinh", r"\asin": r"\arcsin", r"\acos": r"\arccos", r"\atan": r"\arctan", r"\acot": r"\arccot",
@@ -93,92 +95,22 @@ _FONT_COMMANDS = r"""
     \operatorname*
 """
 FONTS = frozenset(_FONT_COMMANDS.split())
-TYPES = frozenset(
-    [
-        r"\mathbf",
-        r"\boldsymbol",
-        r"\bold",
-        r"\bm",
-        r"\pmb",
-        r"\mathcal",
-        r"\mathit",
-        r"\vec",
-        r"\overrightarrow",
-        r"\symbf",
-    ]
-)
+TYPES = frozenset([
+    r"\mathbf", r"\boldsymbol", r"\bold", r"\bm", r"\pmb", r"\mathcal", r"\mathit", r"\vec",
+    r"\overrightarrow", r"\symbf",
+])  # fmt: skip
 ENVIRONMENTS = "equation|align|aligned|gather|gathered|displaymath|math|multline|split|center|flalign|eqnarray"
 """They show what stands in them as it is."""
 ARRANGED = "cases|rcases|dcases|aligned|align|array|gathered|gather|split|eqnarray"
 """They may hold a system, a line an equation."""
 FUNCTIONS = [
-    "sqrt",
-    "cbrt",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "cosec",
-    "arcsin",
-    "arccos",
-    "arctan",
-    "arccot",
-    "arcsec",
-    "arccsc",
-    "asin",
-    "acos",
-    "atan",
-    "acot",
-    "sinh",
-    "cosh",
-    "tanh",
-    "coth",
-    "sech",
-    "csch",
-    "asinh",
-    "acosh",
-    "atanh",
-    "arcsinh",
-    "arccosh",
-    "arctanh",
-    "arsinh",
-    "arcosh",
-    "artanh",
-    "tg",
-    "ctg",
-    "cotg",
-    "arctg",
-    "arcctg",
-    "log",
-    "ln",
-    "lg",
-    "exp",
-    "cis",
-    "sgn",
-    "pi",
-    "infty",
-    "infinity",
-    "inf",
-    "oo",
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "theta",
-    "kappa",
-    "lambda",
-    "rho",
-    "sigma",
-    "tau",
-    "phi",
-    "chi",
-    "psi",
-    "omega",
-]
+    "sqrt", "cbrt", "sin", "cos", "tan", "cot", "sec", "csc", "cosec", "arcsin", "arccos", "arctan", "arccot",
+    "arcsec", "arccsc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh", "coth", "sech", "csch",
+    "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh", "arsinh", "arcosh", "artanh", "tg", "ctg",
+    "cotg", "arctg", "arcctg", "log", "ln", "lg", "exp", "cis", "sgn", "pi", "infty", "infinity", "inf", "oo",
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma", "tau",
+    "phi", "chi", "psi", "omega",
+]  # fmt: skip
 """Names that are functions, constants or letters also without a backslash."""
 CALLED = ["abs", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
 """Names that are functions where a bracket follows."""

@@ -16,7 +16,9 @@ from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.families import as_family
 from spo_core.verify.exact.grids import read_grid, read_nested, read_scaled_group, read_system
 from spo_core.verify.exact.library import read_by_library
+from spo_core.verify.exact.names import is_name
 from spo_core.verify.exact.nodes import (
+    NOTHING,
     VARIABLE,
     Amount,
     Based,
@@ -47,12 +49,14 @@ _DEEPEST = 12
 _MOST_PARTS = 200
 
 _AND_OR = re.compile(r",? ?(?:\\text\{,? ?(or|and)\}|(?<![a-zA-Z\\])(or|and)(?![a-zA-Z])) ?")
-_COMMA = re.compile(r"[,;] ?")
+_COMMA = re.compile(rf"[,;] ?|\\\\(?={VARIABLE}=)")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)", re.ASCII)
 _SET_SIGN = re.compile(
-    r"\\(?:cup|cap|setminus)(?![a-zA-Z])|-(?=\\\{)"
+    r"\\(?:cup|cap|setminus)(?![a-zA-Z])|-(?=\\(?:\{|mathbb))"
     r"|(?:\\text\{ ?)?(?<![a-zA-Z])union(?![a-zA-Z])(?: ?\})?|(?<=[)\]}]) ?U ?(?=[(\[\\{])"
 )
+_POINT = re.compile(r"^[ABD-MOQ-TV-Z](?=\(.*,.*\)$)")
+"""Names of points, less those of binomials, permutations and distributions."""
 _FRENCH = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 
 _LETTER = re.compile(r"\(?([a-zA-Z])\)?")
@@ -60,11 +64,14 @@ _CHOICE = re.compile(r"(?:option|choice|answer) ?\(?([a-z])\)?", re.IGNORECASE)
 _LABELLED = re.compile(
     r"(?:\(([A-J])\)(?=[\d.$]|\\(?!cdot|times)|[a-z]+ |[a-z]{3,})|([A-J])[.):] ?)([\w\\$.-][^A-Z()]*)"
 )
+_LABEL = re.compile(
+    r"(?:\\text\{([a-zA-Z ]{3,}?)(?:: ?\}| ?\} ?:)|([a-zA-Z][a-zA-Z ]{2,}):|(?:l|\\ell):(?=y=)) ?([^:=].*)"
+)
 _REFUTED = re.compile(
     r"(?<![a-z])(?:is|isn't|not|wrong|false|incorrect|rejected|eliminated|or|and|nor|but|no|impossible|invalid|cannot)(?![a-z])"
 )
 _BASED = re.compile(
-    r"(?:\((?=[^()]*\)))?([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*)\)?"
+    r"(?:\((?=[^()]*\))|\\text\{)?([0-9A-Fa-f.]+)[)}]?"
     r"(?:_\{\(?(\d+|[a-z]+)\)?\}| ?(?:\\text\{ ?)?(?:in |\()*base\}? ?(\d+|[a-z]+)\)?\}?)"
 )
 _RESIDUE = re.compile(
@@ -94,6 +101,12 @@ def _read_choice(text: str, deeper: Read) -> Node | None:
     if not label or _REFUTED.search(label[3]):
         return None
     return Letter(label[1] or label[2], None, label[3].strip())
+
+
+def _read_labelled(text: str, deeper: Read) -> Node | None:
+    r"""``\text{vertex: }(1,2)`` and "Range: [0,1]"."""
+    match = _LABEL.fullmatch(text)
+    return deeper(match[3]) if match and is_name(match[1] or match[2] or "l") else None
 
 
 def _read_amounts(text: str, deeper: Read) -> Node | None:
@@ -147,6 +160,9 @@ def _read_several(text: str, deeper: Read) -> Node | None:
         return None
     if any(not item for item in items):
         return None
+    unequal = re.match(rf"{VARIABLE}\\neq(?![a-z])", items[0])
+    if unequal and "or" not in joints and not any(re.search(r"[=<>]|\\[lgn]eq", item) for item in items[1:]):
+        return joined_regions([deeper(items[0]), *(deeper(unequal[0] + item) for item in items[1:])], ["and"])
     nodes = [deeper(item) for item in items]
     if joints and any(isinstance(node, Region) for node in nodes):
         return joined_regions(nodes, joints)
@@ -245,6 +261,8 @@ def _based(digits: str, subscript: str | None, written: str | None) -> Node | No
     if base == 10:
         value = read_expression(digits)
         return None if value is None else Value(value)
+    if digits.isalpha() and not (base == 16 and len(digits) > 1 and digits.isupper()):
+        return None
     if digits != digits.upper() and any(digit != "." and int(digit, 36) >= base for digit in digits):
         return None  # 2a_{3} is twice a_3
     return Based(digits.upper().lstrip("0") or "0", base)
@@ -254,6 +272,7 @@ def _group(text: str, deeper: Read) -> Node | None:
     """Brackets around everything."""
     if (french := _FRENCH.fullmatch(text)) and french.group(1, 3) != ("[", "]"):
         text = ("[" if french[1] == "[" else "(") + french[2] + ("]" if french[3] == "]" else ")")
+    text = _POINT.sub("", text)
     opening = re.match(r"\(|\[|\\\{|\\langle", text)
     if not opening:
         return None
@@ -286,11 +305,12 @@ def _set(inside: str, items: list[str], deeper: Read) -> Node | None:
     for item in items:
         node = deeper(item)
         flat.extend(node.items if isinstance(node, Several) else [node])
-    return Several(tuple(flat), ordered=False)
+    return None if NOTHING in flat else Several(tuple(flat), ordered=False)
 
 
 _READERS: tuple[Callable[[str, Read], Node | None], ...] = (
     _read_choice,
+    _read_labelled,
     _read_amounts,
     _read_words,
     read_system,

@@ -15,7 +15,7 @@ _REPEATING = r"(?:\d*\.\d*\\(?:overline|bar|dot)\{\d+\})"
 _SCIENTIFIC = r"(?:(?:\d+(?:\.\d+)?|\.\d+)[eE][-+]?\d{1,3}(?![\w.]))"
 _MIXED = r"(?:\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+(?![\d!]))(?!\^))"
 _TOKEN = re.compile(
-    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.$|\d+(?:\.\d+)?|\.\d+)|\^\\circ|\\[a-zA-Z]+|\\\||[a-zA-Z]+|[-+/^_!,=()|\[\]{{}}]",
+    rf"(?P<number>{_REPEATING}|{_SCIENTIFIC}|{_MIXED}|\d+\.$|\d+(?:\.\d+)?|\.\d+)|\^\\circ|\\[a-zA-Z]+|\\[|{{}}]|[a-zA-Z]+|[-+/^_!,=()|\[\]{{}}]",
     re.ASCII,
 )
 _SPLITTER = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\[a-zA-Z]+|\\.|[()\[\]{}]", re.DOTALL)

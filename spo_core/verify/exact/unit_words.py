@@ -30,46 +30,16 @@ _OTHERS = {
     "dB": "decibel", "ppm": "", "furlong": "", "fathom": "", "parsec": "",
 }  # fmt: skip
 COMPOUNDS = {
-    "mph": {"mi": 1, "h": -1}, "kph": {"km": 1, "h": -1}, "kmh": {"km": 1, "h": -1}, "rpm": {"rev": 1, "min": -1},
+    "mph": {"mi": 1, "h": -1}, "kmph": {"km": 1, "h": -1}, "kph": {"km": 1, "h": -1}, "kmh": {"km": 1, "h": -1},
+    "rpm": {"rev": 1, "min": -1},
     "cc": {"cm": 3}, "mpg": {"mi": 1, "gal": -1}, "fps": {"ft": 1, "s": -1},
 }  # fmt: skip
 _ANY_CASE = [
-    "mm",
-    "cm",
-    "km",
-    "mg",
-    "kg",
-    "ml",
-    "cl",
-    "dl",
-    "kw",
-    "kwh",
-    "khz",
-    "mhz",
-    "ghz",
-    "kb",
-    "mb",
-    "gb",
-    "kpa",
-    "kj",
-    "kcal",
-    "in",
-    "ft",
-    "yd",
-    "mi",
-    "lb",
-    "oz",
-    "gal",
-    "qt",
-    "hr",
-    "yr",
-    "wk",
-    "min",
-    "mol",
-    "hz",
-]
-_AMBIGUOUS = frozenset(["K", "cd", "hm", "ds", "cs"])
-"""Rather thousands, or no unit at all."""
+    "mm", "cm", "km", "mg", "kg", "ml", "cl", "dl", "kw", "kwh", "khz", "mhz", "ghz", "kb", "mb", "gb", "kpa",
+    "kj", "kcal", "in", "ft", "yd", "mi", "lb", "oz", "gal", "qt", "hr", "yr", "wk", "min", "mol", "hz",
+]  # fmt: skip
+_AMBIGUOUS = frozenset(["cd", "hm", "ds", "cs"])
+"""Rather no units at all."""
 
 
 def _table() -> tuple[dict[str, str], dict[str, str]]:
@@ -124,13 +94,13 @@ _CHANGING = """
     choices lots surds numerators denominators fractions percentiles singles trios duos sans naturals
     reals doubles rounded truncated approximated inverted reversed negated swapped flipped estimated
     derivatives integrals sines cosines tangents radicals conjugates vectors
-    primes sets series
+    primes sets series eliminated excluded extraneous estimate estimated approx crossed unlikely assumed
 """
 CHANGES = frozenset([*_CHANGING.split(), *FUNCTIONS, *CALLED])
 VERB_OR_ADVERB = re.compile(
     r".*(?:ly|ths|'s|wise|ward|wards|ness|less|less|(?:[aeiou]ss|is|us)|ieth|nth|inths|undredth)$"
 )
-COUNTED = frozenset(["points", "marks", "cubits"])
+COUNTED = frozenset(["points", "marks", "cubits", "solutions"])
 """Counted, whatever the singular does to a number."""
 IRREGULAR = {
     "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",

@@ -13,33 +13,10 @@ from spo_core.verify.exact.number_words import NUMBER_WORDS
 from spo_core.verify.exact.unit_words import CHANGES, COMPOUNDS, COUNTED, IRREGULAR, SYMBOLS, VERB_OR_ADVERB, WORDS
 
 GENERIC = frozenset(["unit", "units"])
-_BEHIND = re.compile(
-    r"(?:old|long|tall|wide|high|deep|thick|apart|away|ago|left|remaining|altogether|total|overall|combined|together"
-    r"|in (?:total|all|profit|length|area|volume|width|height|weight|cash|change|savings|revenue|sales|earnings)"
-    r"|of (?:time|work|length|area))"
-)
-_AMOUNT_OF = frozenset(
-    [
-        "profit",
-        "revenue",
-        "income",
-        "total",
-        "cost",
-        "price",
-        "salary",
-        "savings",
-        "budget",
-        "tip",
-        "tax",
-        "cash",
-        "bonus",
-        "fee",
-        "discount",
-        "interest",
-        "chance",
-        "probability",
-    ]
-)
+_AMOUNT_OF = frozenset([
+    "profit", "revenue", "income", "total", "cost", "price", "salary", "savings", "budget", "tip", "tax",
+    "cash", "bonus", "fee", "discount", "interest", "chance", "probability",
+])  # fmt: skip
 _TOKEN = re.compile(
     r"\\(?:Omega|mu|cdot|times|frac)(?![a-zA-Z])|\\%|\\\$|\^\\circ|\^\{?-?\d\}?|[A-Za-z][A-Za-z'.]*|[μΩ°]|[/(){}*·-]"
 )
@@ -140,7 +117,7 @@ class _Parser:
         if len(self.tokens) > 3 * _MOST_WORDS:
             raise ValueError
         sign = 1
-        if self._peek() in ("/", "per"):
+        if self._peek() in ("/", "per") or (self.money and self._peek() in ("a", "an")):
             self.position += 1
             sign = -1
         heads: list[str] = []  # what stands before the first "of"
@@ -162,8 +139,6 @@ class _Parser:
                 heads = heads or self.words[-1:]
                 of = bool(self.powers) and not heads
                 self._noun(1)
-            elif self._trailing():
-                break
             else:
                 self._factor(1)
         sure = not self.words or bool(of) or _is_plural((heads or self.words)[-1]) or self._is_amount_of(self.words)
@@ -176,12 +151,6 @@ class _Parser:
     def _is_amount_of(self, words: list[str]) -> bool:
         """Of money or a percentage, as in "20 percent discount"."""
         return len(words) == 1 and words[0] in _AMOUNT_OF and (self.money or not {"$", "%"}.isdisjoint(self.powers))
-
-    def _trailing(self) -> bool:
-        if not self._behind():
-            return False
-        self.position = len(self.tokens)
-        return True
 
     def _factor(self, sign: int) -> None:
         token = self.tokens[self.position]
@@ -263,8 +232,11 @@ class _Parser:
         begin = self.position
         while self._peek() and (self._peek()[0].isalpha() or self._peek() == "-"):
             word = self._peek().casefold()
-            if word in ("per", "of") or (self.position > begin and self._behind()):
+            if word in ("per", "of"):
                 break
+            if word == "more" and self.position == begin and self._peek(1)[:1].isalpha():
+                self.position += 1  # 5 more apples
+                continue
             if word != "-" and not _may_count(word):
                 raise ValueError
             if word in GENERIC and self._peek(1).startswith("^"):
@@ -276,9 +248,6 @@ class _Parser:
                 raise ValueError
         if begin == self.position:
             raise ValueError
-
-    def _behind(self) -> bool:
-        return _BEHIND.fullmatch(" ".join(self.tokens[self.position :])) is not None
 
 
 def changes(word: str) -> bool:

@@ -57,9 +57,9 @@ _WRAPPERS = {
     "vphantom": "-", "hspace": "-", "vspace": "-", "tag": "-", "label": "-", "underbrace": "+-", "overbrace": "+-",
     "SI": "+u", "qty": "+u", "num": "+", "si": "u", "unit": "u", "ang": "°", "textsuperscript": "^",
     "textsubscript": "_", "href": "-+", "mathchoice": "+---", "raisebox": "-+", "bbox": "+",
-    "smash": "+", "makebox": "+",
+    "smash": "+", "makebox": "+", "overset": "-+", "norm": "|",
     "scalebox": "-+", "mathclap": "+", "boxed": "+", "fbox": "+", "framebox": "+", "underset": "-+", "abs": "|",
-    "norm": "|", "paren": "(", "textquote": "+",
+    "paren": "(", "textquote": "+",
 }  # fmt: skip
 r"""What becomes of a command's arguments: shown ``+`` or not ``-``; units, degrees, raised, lowered, bracketed."""
 _WRAPPER = re.compile(rf"\\((?:{'|'.join(_WRAPPERS)})\*?)(?![a-zA-Z])")
