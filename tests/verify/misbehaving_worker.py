@@ -26,6 +26,10 @@ def die(given: str, gold: str) -> Outcome:
     return Outcome.CORRECT
 
 
+def slip(given: str, gold: str) -> Outcome:
+    raise ImportError("a library is gone")
+
+
 def grab(given: str, gold: str) -> Outcome:
     return Outcome.CORRECT if bytearray(MEMORY) else Outcome.WRONG
 
@@ -42,5 +46,5 @@ def pid(given: str, gold: str) -> Outcome:
 
 
 if __name__ == "__main__":
-    RULES.update(sleep=sleep, tower=tower, die=die, grab=grab, warm=warm, pid=pid)
+    RULES.update(sleep=sleep, tower=tower, die=die, slip=slip, grab=grab, warm=warm, pid=pid)
     serve(worker.warm, worker.compare)

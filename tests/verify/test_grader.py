@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -80,6 +81,18 @@ def test_worked_pairs_are_many_and_of_both_sorts():
 )
 def test_what_cannot_be_read_is_told_from_what_is_wrong(answer, gold, outcome):
     assert compare(answer, gold) is outcome
+
+
+@pytest.mark.parametrize("error", [ImportError, NameError, MemoryError])
+def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch):
+    monkeypatch.setattr("spo_core.verify.exact.structures.read_expression", Mock(side_effect=error))
+    with pytest.raises(error):
+        compare("2x", "x+y")
+
+
+def test_what_sympy_stumbles_over_is_not_called_wrong(monkeypatch):
+    monkeypatch.setattr("spo_core.verify.exact.structures.read_expression", Mock(side_effect=TypeError))
+    assert compare("2x", "x+y") is Outcome.UNPARSABLE
 
 
 @pytest.mark.parametrize(

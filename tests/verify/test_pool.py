@@ -62,6 +62,14 @@ def test_a_worker_that_dies_or_takes_all_memory_is_a_timeout_and_is_replaced():
     assert seconds < 300
 
 
+def test_an_error_of_a_worker_is_a_timeout_and_is_told(capfd):
+    pool = WorkerPool(1, 600.0, MISBEHAVING)
+    outcomes = pool.compare([("slip", "", ""), PLAIN])
+    pool.close()
+    assert outcomes == [Outcome.TIMEOUT, Outcome.CORRECT]
+    assert "ImportError: a library is gone" in capfd.readouterr().err
+
+
 def test_an_interrupt_leaves_no_answer_for_a_later_task():
     """Answers under way when it came are not taken for answers to what is asked next."""
     pool = WorkerPool(1, 30.0, MISBEHAVING)
@@ -111,7 +119,8 @@ def test_any_text_passes_through_unchanged(pool):
 def test_workers_are_warm_when_they_are_replaced(pool):
     """The process that forks them has imported everything."""
     pool.compare([("die", "", "")] * 2)
-    assert pool.compare([("warm", "sympy", ""), ("warm", "latex2sympy2_extended", "")]) == [Outcome.CORRECT] * 2
+    names = ("sympy", "latex2sympy2_extended", "math_verify")
+    assert pool.compare([("warm", name, "") for name in names]) == [Outcome.CORRECT] * 3
 
 
 def test_closing_leaves_no_process(tmp_path):
