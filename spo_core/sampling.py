@@ -12,6 +12,7 @@ import numpy as np
 from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Params, RolloutParams, Whole
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompt
+from spo_core.rollout.decoding import make_decode
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.pieces import token_pieces
@@ -185,12 +186,12 @@ def grade_one(site: Site, token_ids: np.ndarray, finish: Finish, row: Question) 
 
 def _grade(site: Site, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
     """All at once, so that the verifier's workers share them."""
-    skip = site.params.rollout.truncated == "zero"
+    skip, decode = site.params.rollout.truncated == "zero", make_decode(site.tokenizer)
     asked: list[tuple[str, str]] = []
     cut_off: list[bool] = []
     for ids, finish, row in completions:  # decoded as they come: the tokens may be a view that the next overwrites
         cut_off.append(skip and finish is Finish.LENGTH)
         if not cut_off[-1]:
-            asked.append((site.tokenizer.decode(ids.tolist(), skip_special_tokens=True), row.answer))
+            asked.append((decode(ids), row.answer))
     graded = iter(site.verifier.grade(site.problem, asked))
     return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]

@@ -56,6 +56,10 @@ class Node:
         ids = np.asarray(token_ids, np.int32)
         return cls(-1, ids, np.zeros(len(ids), np.float32), Finish.PROMPT, trainable=False)
 
+    def under(self, parent: int) -> Node:
+        """The same segment below another node; replace() would take three times as long."""
+        return Node(parent, self.token_ids, self.logprobs, self.finish, self.trainable, self.reward, self.outcome)
+
 
 @dataclass(frozen=True, eq=False)
 class RolloutTree:
@@ -203,12 +207,8 @@ def pruned(tree: RolloutTree, needed: np.ndarray) -> tuple[RolloutTree, np.ndarr
     place = np.full(len(nodes), -1)
     place[kept] = np.arange(len(kept))
     short = (nodes[i] if inside[i] else _first_token(nodes[i]) for i in kept.tolist())
-    moved = tuple(n if n.parent < 0 else _under(n, int(place[n.parent])) for n in short)
+    moved = tuple(n if n.parent < 0 else n.under(int(place[n.parent])) for n in short)
     return replace(tree, nodes=moved), kept
-
-
-def _under(n: Node, parent: int) -> Node:
-    return Node(parent, n.token_ids, n.logprobs, n.finish, n.trainable, n.reward, n.outcome)
 
 
 def _first_token(n: Node) -> Node:
@@ -255,7 +255,8 @@ def write_trees(path: Path, trees: Iterable[RolloutTree]) -> None:
     }
     schema = _SCHEMA.with_metadata({"spo.schema_version": SCHEMA_VERSION})
     arrays = [c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type) for f in _SCHEMA]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, compression="zstd")
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    pq.write_table(table, path, compression="zstd", use_dictionary=_REPEATED)
 
 
 def read_trees(path: Path) -> list[RolloutTree]:
@@ -284,6 +285,7 @@ def read_trees(path: Path) -> list[RolloutTree]:
     ]
 
 
+_REPEATED = [f.name for f in _SCHEMA if not pa.types.is_list(f.type)] + ["token_ids.list.element"]  # all but log-probs
 _OF_TREES = ("question_id", "policy_version", "iteration")
 _NO_IDS = np.zeros(0, np.int32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class GrowingTree:
         order = self._by_levels(parents)
         place = {old: new for new, old in enumerate(order)} | {-1: -1}
         moved = ((self.nodes[old], place[parents[old]]) for old in order)
-        return tuple(node if node.parent == parent else replace(node, parent=parent) for node, parent in moved)
+        return tuple(node if node.parent == parent else node.under(parent) for node, parent in moved)
 
     def _by_levels(self, parents: list[int]) -> list[int]:
         children: dict[int, list[int]] = {}

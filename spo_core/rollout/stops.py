@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from spo_core.rollout.decoding import make_decode
 from spo_core.rollout.pieces import UNFINISHED, token_pieces
 
 MARGIN = 8  # characters; more than a decoder drops at its beginning or writes for an unfinished character
@@ -32,9 +33,7 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
     vocabulary = tokenizer.get_vocab()
     byte_tokens = {vocabulary[name] for name in (f"<0x{byte:02X}>" for byte in range(256)) if name in vocabulary}
     special = set(tokenizer.all_special_ids)
-
-    def decode(ids: np.ndarray) -> str:
-        return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    decode = make_decode(tokenizer)
 
     def window(ids: np.ndarray, known: int) -> tuple[int, int]:
         """A token from which decoding gives the end of the whole text, and the first character there at which a string
