@@ -42,7 +42,7 @@ def make_decode(tokenizer: Any) -> Decode:
         piece = _sentencepiece_piece
     else:
         return whole
-    stripped = bool(parts) and parts[-1] == STRIP
+    stripped = parts == [*SENTENCEPIECE, STRIP]
     pieces = _pieces(tokenizer.backend_tokenizer, piece)
 
     def joined(ids: np.ndarray) -> str:
