@@ -11,17 +11,18 @@ _HOPE = re.compile(r"I hope it is correct", re.IGNORECASE)
 _TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?|\\.|[{}]", re.DOTALL)
 _EMPTY_BOX = re.compile(r"\$?\\(?:boxed|fbox)\s*\{\s*\}\$?")
 _SENTENCE = re.compile(
-    r"(?:\banswers?|\bcorrect (?:option|choice))\s*(?:\*\*)?\s*(?:is|are|:|=)(?![a-z])\s*:?\s*(?:```[a-z]*\s+)?",
-    re.IGNORECASE,
+    r"(?:\banswers?|\bcorrect (?:option|choice))\s*(?:\*\*)?\s*(?:is|are|:|=)(?![a-z])\s*:?\s*(?:```[a-z]*\s+)?"
+    r"|^(?:#+ ?|\*\*)(?:final )?answer(?:\*\*)?\s*\n\s*|<answer>\s*",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ASIDE = (
     "because|since|which|where|so|as|thus|hence|therefore|that is|i\\.e\\.|meaning|making|giving|given|assuming|after|"
-    "when|while|if|rounded|in total|in all|altogether|for a total|as required|and (?:so|thus|hence|we|this|that)"
+    "when|while|if|not|rounded|in total|in all|altogether|for a total|as required|and (?:so|thus|hence|we|this|that|not)"
 )
 """What begins a clause that only explains the answer before it."""
 _SENTENCE_END = re.compile(
-    rf"\.(?=\s|$|\\\)|\\\])|!(?=\s*$|\s+[A-Z])|\n"
-    rf"|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that))(?= )"
+    rf"\.(?=\s|$|\\\)|\\\])|!(?=\s*$|\s+[A-Z])|\n|</answer>"
+    rf"|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that|not))(?= )"
     rf"|[,;:] (?:{_ASIDE})\b|; (?=[a-z]{{2}})"
     rf"|,? \((?:{_ASIDE}|from|note|check|see|by|using|or|\d[^()]*=)(?=[ ,:\d=+*/(-])"
     r"|,? (?:--|–|—) (?=[a-z]{2})"

@@ -73,8 +73,9 @@ class _Reader:
             raise Unreadable
         return value
 
-    def _peek(self) -> str:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ""
+    def _peek(self, ahead: int = 0) -> str:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else ""
 
     def _next(self) -> str:
         token = self._peek()
@@ -327,7 +328,7 @@ class _Reader:
         value = self._power()
         while self._starts_factor(self._peek()) and self._peek() != "(" and self._peek()[1:] not in PREFIXED:
             value = value * self._power()
-        if self._peek() == "/":
+        if self._peek() == "/" and self._peek(1)[1:] not in PREFIXED:
             raise Unreadable  # sin x/2: who knows
         return value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spo_core.verify.exact.huge import LARGEST_FACTORIAL, power
+from spo_core.verify.exact.huge import LARGEST_FACTORIAL, factorial, power
 from spo_core.verify.exact.tokens import Unreadable
 
 _TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
@@ -16,7 +16,7 @@ PREFIXED = {
     "ln": "log", "log": "log", "exp": "exp", "cis": "cis", "sgn": "sign", "Re": "re", "Im": "im",
 }  # fmt: skip
 """Functions whose argument needs no brackets, ``sin 2x``; with sympy's names."""
-CALLED = {"abs": "Abs", "floor": "floor", "ceil": "ceiling", "cbrt": "cbrt", "norm": "Abs"}
+CALLED = {"abs": "Abs", "factorial": "factorial", "floor": "floor", "ceil": "ceiling", "cbrt": "cbrt", "norm": "Abs"}
 """Functions whose argument stands in brackets or braces."""
 OF_SEVERAL = {"gcd": "GreatestDivisor", "lcm": "LeastMultiple", "max": "Max", "min": "Min"}
 INVERSES = {name: f"arc{name}" for name in (*_TRIGONOMETRIC, "sinh", "cosh", "tanh")}
@@ -33,6 +33,8 @@ def applied(name: str, argument: Any, base: Any | None = None) -> Any:
         return sympy.cos(argument) + sympy.I * sympy.sin(argument)
     if name == "cbrt":
         return power(argument, sympy.Rational(1, 3))
+    if name == "factorial":
+        return factorial(argument)
     return getattr(sympy, (PREFIXED | CALLED)[name])(argument)
 
 

@@ -166,6 +166,8 @@ def obvious_words(text: str) -> Words | None:
     for pattern, words in _PHRASES.items():
         if re.fullmatch(pattern, text, re.IGNORECASE):
             return words
+    if division := re.fullmatch(r"(\d+) ?(?:R|r|\\text\{ ?R ?\}|remainder) ?(\d+)", text):
+        return Words(" remainder ".join(division.groups()))
     if name := _GEOMETRY.fullmatch(text):
         return Words(as_words(name.group(2)).key, name.group(1))
     if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):

@@ -46,7 +46,7 @@ _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
 _PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
 _EXCLAIMED = re.compile(rf"((?:{_PREFIXES.pattern})[^$]*[^$!])!$", re.IGNORECASE)
-_ONLY = re.compile(r"(?<=[\w)\]}])(?: only| ?\\text\{ ?only\})$")
+_ONLY = re.compile(r"(?<=[\w)\]}])(?:(?<!\w) ?only| only| ?\\text\{ ?only\})$")
 _SO = "(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)"
 _THEREFORE = re.compile(
     r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->"

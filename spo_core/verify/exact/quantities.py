@@ -22,8 +22,10 @@ _MONEY = re.compile(
 _CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "sterling", "JPY": "yen"}
 _DOLLARS_AND = re.compile(r"^\\\$ ?(\d[\d,]*) (?=(?:and )?\d+(?: |\\text\{) ?cents?)")
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
-_TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
-_PLAIN = r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
+_TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|cis)")
+_PLAIN = (
+    r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?: ?\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
+)
 _WITH_SYMBOLS = re.compile(
     rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)"
 )
@@ -148,7 +150,7 @@ def _with_symbols(text: str) -> Measured | None:
     amount, space, behind = match.groups()
     fraction = _FRACTION_OF_UNITS.fullmatch(behind.strip())
     symbols = f"{fraction[1]}/({fraction[2]})" if fraction else behind.strip()
-    tight = not space and not behind.startswith("\\")
+    tight = not space and not behind.startswith("\\") and "10^" not in amount  # no space stays behind a brace
     if tight and (re.fullmatch(r"[A-Za-z](?:\^\{\d\})?", symbols) or is_product(symbols)):
         return None  # 5m: five times m
     unit = parse_unit(symbols)

@@ -183,21 +183,22 @@ def read_builder(inside: str, read: Read) -> Node | None:
     import sympy
 
     (first, *rest), bars = split(inside, _BAR)
-    if len(bars) != 1 or not first:
+    if not bars or not first:
         return None
+    said = "".join(part for pair in zip(["", *bars[1:]], rest, strict=True) for part in pair)  # with bars of |x|
     member = _MEMBER.fullmatch(first)
     name = member[1] if member else first
     if not re.fullmatch(VARIABLE, name):
         return None
     points: Any = None
-    for condition in ([first] if member else []) + split(rest[0], _PARTS)[0]:
+    for condition in ([first] if member else []) + split(said, _PARTS)[0]:
         inner = _MEMBER.fullmatch(condition)
         region = named_set(inner[2]) if inner and inner[1] == name else None
         if region is None:
             node = read(condition)
             region = node.points if isinstance(node, Region) and node.unknown in (name, None) else None
-            if region is None and (said := as_said_region(node)) and said.unknown == name:
-                region = said.points
+            if region is None and (one := as_said_region(node)) and one.unknown == name:
+                region = one.points
         if region is None:
             return None
         points = region if points is None else points.intersect(region)

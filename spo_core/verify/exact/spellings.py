@@ -112,5 +112,5 @@ FUNCTIONS = [
     "phi", "chi", "psi", "omega",
 ]  # fmt: skip
 """Names that are functions, constants or letters also without a backslash."""
-CALLED = ["abs", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
+CALLED = ["abs", "factorial", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
 """Names that are functions where a bracket follows."""

@@ -160,10 +160,12 @@ def _read_several(text: str, deeper: Read) -> Node | None:
         return None
     if any(not item for item in items):
         return None
-    unequal = re.match(rf"{VARIABLE}\\neq(?![a-z])", items[0])
-    if unequal and "or" not in joints and not any(re.search(r"[=<>]|\\[lgn]eq", item) for item in items[1:]):
-        return joined_regions([deeper(items[0]), *(deeper(unequal[0] + item) for item in items[1:])], ["and"])
+    said = re.match(rf"{VARIABLE}\\neq(?![a-z])|[a-zA-Z]=", items[0])
+    if said and not any(re.search(r"[=<>]|\\[lgn]eq", item) for item in items[1:]):  # x = 1, 2
+        items[1:] = [said[0] + item for item in items[1:]]
     nodes = [deeper(item) for item in items]
+    if said and "neq" in said[0] and "or" not in joints:
+        return joined_regions(nodes, ["and"])
     if joints and any(isinstance(node, Region) for node in nodes):
         return joined_regions(nodes, joints)
     if not joints and all(isinstance(node, Region) and node.unknown for node in nodes):
