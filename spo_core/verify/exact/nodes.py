@@ -180,6 +180,7 @@ def obvious_words(text: str) -> Words | None:
 def as_words(text: str) -> Words:
     """Letter case and articles do not matter in words; in mathematics that is only not understood, they do."""
     plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", lambda match: f" {match.group(1).casefold()} ", text).split())
+    plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", plain)  # July 4th
     if re.fullmatch(r"[^\\{}^_=+\d]*[a-zA-Z]{2}[^\\{}^_=+]*", plain):
         article = _ARTICLE.match(plain)
         plain = _WORD.sub(lambda match: match.group().casefold(), plain[article.end() :] if article else plain)

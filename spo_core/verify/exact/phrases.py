@@ -59,7 +59,10 @@ def read_phrase(text: str) -> tuple[Any, str] | None:
         value = parser.total()
     except (Unreadable, ArithmeticError, ValueError, TypeError):
         return None
-    return value, text[tokens[parser.position - 1].end :]
+    behind = text[tokens[parser.position - 1].end :]
+    if behind.count("}") > behind.count("{"):  # it ends within a \text
+        behind = rf" \text{{{behind.lstrip()}"
+    return value, behind
 
 
 def _tokens(text: str) -> list[_Token]:

@@ -20,6 +20,8 @@ _MONEY = re.compile(
     r"(?=[\d.\\+-])"
 )
 _CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "sterling", "JPY": "yen"}
+_OF_A = re.compile(r"^ (?:of )?an? (?=[a-z]{2})")
+"""As in "half an hour", "two thirds of a mile"."""
 _DOLLARS_AND = re.compile(r"^\\\$ ?(\d[\d,]*) (?=(?:and )?\d+(?: |\\text\{) ?cents?)")
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|cis)")
@@ -180,12 +182,16 @@ def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
     """An amount at the beginning of ``text``, to its end or to where another begins, and the rest."""
     if following:
         text = re.sub(r"^(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) |,)\s*", "", text)
+        if single := _with_symbols(text):
+            return single, ""
     phrase = read_phrase(text)
     if phrase is None:
         return None
     value, behind = phrase
     if not behind.strip():
         return Measured(value, None), ""
+    if isinstance(value, Fraction) and 0 < value < 1:
+        behind = _OF_A.sub(" ", behind)
     another = re.search(
         r"(?<=[a-z}.]) ?(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) ?|, ?| )(?=\d)|(?<=[a-z]) (?=and \d)|(?<=\})(?=\d)", behind
     )

@@ -129,7 +129,7 @@ def named_set(text: str) -> Any | None:
         return None
     flat = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
     match = _NAMED.fullmatch(flat)
-    if not match or not (re.search(r"s\b|^(?:all|any|every) ", flat, re.IGNORECASE)):
+    if not match or not (re.search(r"s\b|\b(?:all|any|every) ", flat, re.IGNORECASE)):
         return None
     base = {"real": sympy.S.Reals, "integer": sympy.S.Integers, "natural": sympy.S.Naturals,
             "rational": sympy.S.Rationals, "whole": sympy.S.Naturals0,

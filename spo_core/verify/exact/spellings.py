@@ -76,7 +76,7 @@ SYNONYMS = {
     r"\arsh": r"\arsinh", r"\asin": r"\arcsin", r"\acos": r"\arccos", r"\atan": r"\arctan", r"\acot": r"\arccot",
     r"\asec": r"\arcsec", r"\acsc": r"\arccsc", r"\arccosec": r"\arccsc", r"\asinh": r"\arsinh",
     r"\acosh": r"\arcosh", r"\atanh": r"\artanh", r"\ceiling": r"\ceil", r"\sign": r"\sgn", r"\real": r"\Re",
-    r"\infinity": r"\infty", r"\inf": r"\infty", r"\oo": r"\infty",
+    r"\Infinity": r"\infty", r"\Bbb": r"\mathbb", r"\infinity": r"\infty", r"\inf": r"\infty", r"\oo": r"\infty",
 }  # fmt: skip
 _SILENT = r"""
     \left \right \middle \mleft \mright \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr
@@ -107,8 +107,8 @@ FUNCTIONS = [
     "sqrt", "cbrt", "sin", "cos", "tan", "cot", "sec", "csc", "cosec", "arcsin", "arccos", "arctan", "arccot",
     "arcsec", "arccsc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh", "coth", "sech", "csch",
     "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh", "arsinh", "arcosh", "artanh", "tg", "ctg",
-    "cotg", "arctg", "arcctg", "log", "ln", "lg", "exp", "cis", "sgn", "pi", "infty", "infinity", "inf", "oo",
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma", "tau",
+    "cotg", "arctg", "arcctg", "log", "ln", "lg", "exp", "cis", "sgn", "pi", "infty", "infinity", "Infinity",
+    "inf", "oo", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma", "tau",
     "phi", "chi", "psi", "omega",
 ]  # fmt: skip
 """Names that are functions, constants or letters also without a backslash."""

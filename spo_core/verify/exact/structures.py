@@ -77,7 +77,7 @@ _BASED = re.compile(
 _RESIDUE = re.compile(
     rf"(?:({VARIABLE}) ?\\equiv ?)?(-?[\d./]+) ?\(?(?:\\text\{{)? ?\(?\\?(pmod|bmod|mod)\}}? ?\{{?(\d+)\}}?\)?"
 )
-_RATIO_SIGN = re.compile(r":|(?:\\text\{ ?to ?\}|(?<![a-zA-Z])to(?![a-zA-Z\\]))")
+_RATIO_SIGN = re.compile(r":|-to-|(?:\\text\{ ?to ?\}|(?<![a-zA-Z])to(?![a-zA-Z\\]))")
 
 
 def read(text: str, depth: int = 0) -> Node:
@@ -189,7 +189,8 @@ def _split_at_commas(text: str) -> list[str]:
 
 def _read_signs(text: str, deeper: Read) -> Node | None:
     r"""``\pm``: the answer with plus and the one with minus."""
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
+    signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
+    if not signs or signs.count(r"\pm") > 1:  # (\pm 1, \pm 2): two or four
         return None
     upper = re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", text))
     lower = re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", text))
@@ -241,7 +242,7 @@ def _read_one(text: str, deeper: Read) -> Node | None:
 
 def _ratio(text: str) -> Node | None:
     parts, signs = split(text, _RATIO_SIGN)
-    terms = [read_expression(part) for part in parts] if signs else []
+    terms = [CARDINALS.get(part, read_expression(part)) for part in parts] if signs else []
     return Ratio(tuple(terms)) if terms and all(term is not None and term != 0 for term in terms) else None
 
 
