@@ -16,8 +16,9 @@ _SENTENCE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ASIDE = (
-    "because|since|which|where|so|as|thus|hence|therefore|that is|i\\.e\\.|meaning|making|giving|given|assuming|after|when|"
-    "while|if|not|rounded|in total|in all|altogether|for a total|as required|and (?:so|thus|hence|we|this|that|not)"
+    "because|since|which|where|so|as|thus|hence|therefore|that is|i\\.e\\.|meaning|making|giving|given|assuming|after|"
+    "when|while|if|not|rounded|in total|in all|altogether|for a total|as required|"
+    "and (?:so|thus|hence|we|this|that|not)"
 )
 """What begins a clause that only explains the answer before it."""
 _SENTENCE_END = re.compile(

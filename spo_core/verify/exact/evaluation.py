@@ -293,12 +293,6 @@ def _divisors(name: str) -> Callable[..., Any]:
     return evaluate
 
 
-def _remainder(evaluator: _Evaluator, argument: Any, modulus: Any) -> Any:
-    if isinstance(argument, Fraction) and isinstance(modulus, Fraction):
-        return argument % modulus
-    raise Undefined
-
-
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: _analytic(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     **{name: _analytic(name) for name in ("coth", "sech", "csch", "atan", "acot", "asinh")},
@@ -318,7 +312,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Min": _extreme(min),
     "GreatestDivisor": _divisors("gcd"),
     "LeastMultiple": _divisors("lcm"),
-    "Mod": _remainder,
     "conjugate": _analytic("conj"),
     "re": _analytic("re"),
     "im": _analytic("im"),

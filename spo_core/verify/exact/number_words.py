@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 _SMALL = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -47,6 +49,9 @@ _OPERATIONS = [
     "doubled", "tripled", "quadrupled", "choose", "raised", "power", "root", "square", "cube", "negative",
     "twice", "double", "triple", "point", "and", "to", "by", "of", "half", "quarter",
 ]  # fmt: skip
+RAISED = {"squared": 2, "cubed": 3}
+SCALED = {"halved": Fraction(1, 2), "doubled": Fraction(2), "tripled": Fraction(3), "quadrupled": Fraction(4)}
+LEADING = {"twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3)}
 NUMBER_WORDS = frozenset([*CARDINALS, *SPELT_MAGNITUDES, "hundred", *COUNTS, *ORDINALS, *PARTS, *FRACTIONS]) - {
     "second"
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from spo_core.verify.exact.equality import to_sympy
 from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.functions import of_several
 from spo_core.verify.exact.huge import factorial, power
@@ -18,16 +19,15 @@ from spo_core.verify.exact.number_words import (
     CARDINALS,
     COUNTS,
     FRACTIONS,
+    LEADING,
     ORDINALS,
     PARTS,
+    RAISED,
+    SCALED,
     SPELT_MAGNITUDES,
     VOCABULARY,
 )
 from spo_core.verify.exact.tokens import Unreadable
-
-_POSTFIXED = {"squared": 2, "cubed": 3}
-_SCALED = {"halved": Fraction(1, 2), "doubled": Fraction(2), "tripled": Fraction(3), "quadrupled": Fraction(4)}
-_LEADING = {"twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3)}
 
 _WORD = r"(?:[A-Za-z]+(?:-[A-Za-z]+)*|(?<![\d.])\d+(?:st|nd|rd|th)(?![A-Za-z]))"
 _TOKEN = re.compile(
@@ -35,6 +35,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
+_GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _SIGN = re.compile(r" ?(?:\\[%$]|\^\\circ)$")
 
 
@@ -160,18 +161,18 @@ class _Phrase:
     def _postfixed(self) -> Any:
         value = self._quantity()
         while word := self._peek():
-            if word in _POSTFIXED:
-                value = power(_exact(value), _exact(Fraction(_POSTFIXED[word])))
-            elif word in _SCALED:
-                value = value * _SCALED[word]
+            if word in RAISED:
+                value = power(to_sympy(value), to_sympy(Fraction(RAISED[word])))
+            elif word in SCALED:
+                value = value * SCALED[word]
             elif word == "factorial":
-                value = factorial(_exact(value))
+                value = factorial(to_sympy(value))
             elif word == "choose":
                 self.position += 1
-                value = of_several("C", [_exact(value), _exact(self._quantity())])
+                value = of_several("C", [to_sympy(value), to_sympy(self._quantity())])
                 continue
             elif word in ("to", "raised"):
-                value = power(_exact(value), _exact(self._exponent()))
+                value = power(to_sympy(value), to_sympy(self._exponent()))
                 continue
             else:
                 break
@@ -197,8 +198,8 @@ class _Phrase:
     def _quantity(self) -> Any:
         if self._accept("negative") or self._accept("minus"):
             return -self._quantity()
-        if self._peek() in _LEADING:
-            factor = _LEADING[self._peek()]
+        if self._peek() in LEADING:
+            factor = LEADING[self._peek()]
             self.position += 1
             return factor * self._quantity()
         self._accept("the")
@@ -208,9 +209,9 @@ class _Phrase:
             self.position += 2
             if not self._accept("of"):
                 raise Unreadable
-            return power(_exact(self._quantity()), _exact(Fraction(1, degree)))
+            return power(to_sympy(self._quantity()), to_sympy(Fraction(1, degree)))
         if degree and (self._accept("square", "of") or self._accept("cube", "of")):
-            return power(_exact(self._quantity()), _exact(Fraction(degree)))
+            return power(to_sympy(self._quantity()), to_sympy(Fraction(degree)))
         if self._accept("half"):
             return self._part(Fraction(1, 2))
         return self._number()
@@ -287,11 +288,11 @@ class _Phrase:
             if word == "and" and lowest is not None and lowest >= 100 and self._continues(lowest):
                 self.position += 1
             elif word in CARDINALS or piece:
-                value = Fraction(CARDINALS[word]) if word else _figure(piece)
+                value = Fraction(CARDINALS[word]) if word else read_figure(piece)
                 if value is None or (lowest is not None and not self._fits(value, lowest)):
                     break
                 current = value if current is None else current + value
-                lowest = _resolution(value, bool(word))
+                lowest = 10 if word and value in range(20, 100, 10) else 0  # five follows twenty, nothing five
                 self.position += 1
             elif word == "hundred" and current is not None:
                 current, lowest, simple = current * 100, 100, False
@@ -316,7 +317,7 @@ class _Phrase:
     def _continues(self, lowest: Any) -> bool:
         """Whether a cardinal below ``lowest`` follows "and", and no fraction or unit of its own."""
         word, piece = self._peek(1), self._piece(1)
-        value = Fraction(CARDINALS[word]) if word in CARDINALS else _figure(piece) if piece else None
+        value = Fraction(CARDINALS[word]) if word in CARDINALS else read_figure(piece) if piece else None
         behind = self._peek(2)
         return value is not None and self._fits(value, lowest) and behind not in FRACTIONS and behind not in PARTS
 
@@ -338,21 +339,9 @@ class _Phrase:
         return whole + Fraction(int(digits), 10 ** len(digits))
 
 
-def _figure(piece: str) -> Any | None:
-    return read_expression(
-        piece.replace(",", "") if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", piece) else piece
-    )
-
-
-def _resolution(value: Any, is_word: bool) -> Any:
-    """What a cardinal behind must be less than: 10 after twenty; nothing follows 5."""
-    return 10 if is_word and value in (20, 30, 40, 50, 60, 70, 80, 90) else 0
-
-
-def _exact(value: Any) -> Any:
-    import sympy
-
-    return sympy.Rational(value.numerator, value.denominator) if isinstance(value, Fraction) else value
+def read_figure(text: str) -> Any | None:
+    """An expression, or a number in groups of thousands."""
+    return read_expression(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from spo_core.verify.exact.expressions import read_expression
-from spo_core.verify.exact.phrases import read_phrase
+from spo_core.verify.exact.phrases import read_figure, read_phrase
 from spo_core.verify.exact.units import DEGREES, DOLLARS, ORDINAL, PERCENT, Unit, parse_unit
 
 _LONGEST = 300
@@ -91,7 +91,7 @@ def _signed(text: str) -> Measured | None:
 def _multiplied(text: str) -> Any | None:
     """``70k`` and ``1.5M``."""
     match = _MULTIPLIED.fullmatch(text)
-    value = _number(match[1]) if match else None
+    value = read_figure(match[1]) if match else None
     return None if match is None or value is None else value * (10**6 if match[2] else 1000)
 
 
@@ -100,14 +100,8 @@ def _ending(digits: str) -> str:
 
 
 def _amount(text: str, unit: Unit) -> Measured | None:
-    value = _number(text)
+    value = read_figure(text)
     return None if value is None else Measured(value, unit)
-
-
-def _number(text: str) -> Any | None:
-    if re.fullmatch(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", text, re.ASCII):
-        text = text.replace(",", "")
-    return read_expression(text)
 
 
 def _money(text: str) -> Measured | None:
@@ -120,11 +114,11 @@ def _money(text: str) -> Measured | None:
     currency = Unit(frozenset([(name, 1)]))
     whole = _multiplied(rest)
     if whole is None:
-        whole = _number(rest)
+        whole = read_figure(rest)
     if whole is not None and not getattr(whole, "free_symbols", ()):
         return Measured(whole, currency)
     for end in _ends_of_amount(rest):
-        phrase = read_phrase(rest) if end is None else (_number(rest[:end].strip()), rest[end:])
+        phrase = read_phrase(rest) if end is None else (read_figure(rest[:end].strip()), rest[end:])
         if phrase is None or phrase[0] is None:
             continue
         value, behind = phrase
@@ -158,7 +152,7 @@ def _with_symbols(text: str) -> Measured | None:
     unit = parse_unit(symbols)
     if unit is None or unit.words:
         return None
-    value = _number(amount)
+    value = read_figure(amount)
     product = None if r"\text" in text else read_expression(text)
     return None if value is None else Measured(value, unit, product)
 

@@ -108,8 +108,8 @@ FUNCTIONS = [
     "arcsec", "arccsc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh", "coth", "sech", "csch",
     "asinh", "acosh", "atanh", "arcsinh", "arccosh", "arctanh", "arsinh", "arcosh", "artanh", "tg", "ctg",
     "cotg", "arctg", "arcctg", "log", "ln", "lg", "exp", "cis", "sgn", "pi", "infty", "infinity", "Infinity",
-    "inf", "oo", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma", "tau",
-    "phi", "chi", "psi", "omega",
+    "inf", "oo", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma",
+    "tau", "phi", "chi", "psi", "omega",
 ]  # fmt: skip
 """Names that are functions, constants or letters also without a backslash."""
 CALLED = ["abs", "factorial", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
