@@ -23,7 +23,7 @@ _MOST_TERMS = 1000  # of a sum that is added up
 
 _LETTERS = """
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega
-    Delta Gamma Lambda Omega Phi Psi Sigma Theta Xi
+    hbar Delta Gamma Lambda Omega Phi Psi Sigma Theta Xi
 """
 GREEK = frozenset(_LETTERS.split())
 _PAIRS = {

@@ -89,6 +89,8 @@ def _same(one: Node, other: Node) -> bool:
             return bool(one.half) and not one.minute and same_value(other.value, Fraction(one.hour))
         case Words(), Words():
             return one.key == other.key and _agree(one.sign, other.sign)
+        case Words(), Value():
+            return one.product is not None and same_value(one.product, other.value)
         case Residue(), Residue():
             numbers = (one.value, one.modulus) == (other.value, other.modulus)
             return numbers and _agree(one.unknown, other.unknown)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from spo_core.verify.exact.expressions import GREEK
+from spo_core.verify.exact.expressions import GREEK, read_expression
 from spo_core.verify.exact.quantities import is_product
 from spo_core.verify.exact.units import Unit
 
@@ -20,6 +20,8 @@ class Words:
     key: str
     sign: str = ""
     """What stands before or over a name of geometry: ``\\angle``."""
+    product: Any | None = None
+    """What two or three letters say if they are variables: ``ma``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def obvious_words(text: str) -> Words | None:
     if name := _GEOMETRY.fullmatch(text):
         return Words(as_words(name.group(2)).key, name.group(1))
     if re.fullmatch(r"[a-zA-Z]{2,}", text) and not is_product(text):
-        return as_words(text)
+        return replace(as_words(text), product=read_expression(text) if len(text) < 4 else None)
     if re.search(r"\d,0\d", text) and not re.search(r"\d,(?:000|0\d\d)(?!\d)", text):
         return as_words(text)  # "10,00" is neither a number nor two
     return None

@@ -43,13 +43,16 @@ _UNIT_VECTOR = re.compile(
 _OUTER = re.compile(r"(\\[a-zA-Z]+)\s*\{")
 _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
 _QUOTED = re.compile(r"(['\"`]+)([^'\"`]+)(['\"`]+)")
-_PREFIX = r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?answer(?: is:?|:) ?"
+_PREFIX = (
+    r"(?:(?:so|thus|hence|therefore),? )?(?:(?:the|my|our) )?(?:(?:final|correct) )?"
+    r"(?:answer|ans|solution|result)(?: is:?|:) ?"
+)
 _PREFIXES = re.compile(rf"(?:\\text\{{{_PREFIX}\}} ?|{_PREFIX})(?!not\b|\\text\{{ ?not\b)(?=.)", re.IGNORECASE)
 _EXCLAIMED = re.compile(rf"((?:{_PREFIXES.pattern})[^$]*[^$!])!$", re.IGNORECASE)
 _ONLY = re.compile(r"(?<=[\w)\]}])(?:(?<!\w) ?only| only| ?\\text\{ ?only\})$")
 _SO = "(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)"
 _THEREFORE = re.compile(
-    r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow)(?![a-zA-Z])|=>|-->|->"
+    r"^(?:\\text\{ ?[Ee]ither ?\}|[Ee]ither (?=.* or )|\\(?:therefore|Rightarrow|to|rightarrow)(?![a-zA-Z])|=>|-->|->"
     rf"|{_SO}(?:, ?| (?!the ))|\\text\{{ ?{_SO},? ?\}}) ?"
 )
 _ARGUMENT = r"(?:\d|[a-zA-Z]|\\[a-zA-Z]+(?![a-zA-Z{]))"
@@ -176,6 +179,7 @@ def _words_to_commands(text: str) -> str:
     r"""``sqrt(2)``, ``pi``, ``infinity`` and ``x^(2)`` as LaTeX has them; ``<=`` and ``*`` as signs."""
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
+    text = re.sub(r"(?<= )per cent(?![a-zA-Z])", "percent", text)
     text = re.sub(r" (?:equals|is equal to) (?=[\d\\(\[+-])", "=", text)
     text = re.sub(r"(?<![\d)])\s*!=\s*", r"\\neq ", text)  # 5! = 120
     text = re.sub(r"(?<!\^)(?<!\^\{)\*", r"\\cdot ", text.replace("**", "^"))
@@ -208,10 +212,11 @@ def _braces(text: str) -> str:
     text = re.sub(r"\^ ?\{ ?\\circ ?\}|\^ ?\\circ(?![a-zA-Z])", r"^\\circ ", text)
     text = re.sub(rf"\\(frac|binom) ?({_ARGUMENT})", r"\\\1{\2}", text)
     text = re.sub(rf"\\(frac|binom) ?(\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}) ?({_ARGUMENT})", r"\\\1\2{\3}", text)
-    text = re.sub(r"\\(hat|bar|overline|mathbb) ?([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", text)
+    text = re.sub(r"\\(hat|bar|overline|mathbb|d?dot|tilde) ?([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}", text)
     text = re.sub(rf"\\sqrt ?(\[[^\[\]]*\])? ?({_ARGUMENT})", r"\\sqrt\1{\2}", text)
     text = re.sub(r"\\log ?_ ?(\d+)", r"\\log_{\1}", text)
     text = re.sub(r"([\^_]) ?(-?\d+(?:\.\d+)?|[a-zA-Z]|\\(?!circ|text|frac|sqrt)[a-zA-Z]+)", r"\1{\2}", text)
+    text = re.sub(r"(\^\{[^{}]*\})(_\{[^{}]*\})", r"\2\1", text)  # x^2_1
     return re.sub(r"([\^_]) ?(?:\{ ?\\text\{([^{}]*)\} ?\}|\\text\{([^{}]*)\})", r"\1{\2\3}", text)
 
 

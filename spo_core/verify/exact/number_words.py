@@ -45,7 +45,7 @@ PARTS |= {f"{tens}-{name}": value * number for tens, value in (("ten", 10), ("hu
            for name, number in (("thousandth", 1000), ("millionth", 10**6), ("billionth", 10**9))}  # fmt: skip
 FRACTIONS = {f"{name}s": number for name, number in PARTS.items() if name != "half"} | {"halves": 2}
 _OPERATIONS = [
-    "plus", "minus", "times", "over", "divided", "multiplied", "squared", "cubed", "factorial", "halved",
+    "plus", "minus", "times", "over", "out", "divided", "multiplied", "squared", "cubed", "factorial", "halved",
     "doubled", "tripled", "quadrupled", "choose", "raised", "power", "root", "square", "cube", "negative",
     "twice", "double", "triple", "point", "and", "to", "by", "of", "half", "quarter",
 ]  # fmt: skip

@@ -153,7 +153,7 @@ class _Phrase:
         while True:
             if self._accept("times") or self._accept("multiplied", "by"):
                 value = value * self._postfixed()
-            elif self._accept("divided", "by") or self._accept("over"):
+            elif self._accept("divided", "by") or self._accept("over") or self._accept("out", "of"):
                 value = value / self._postfixed()
             else:
                 return value

@@ -26,10 +26,11 @@ _DOLLARS_AND = re.compile(r"^\\\$ ?(\d[\d,]*) (?=(?:and )?\d+(?: |\\text\{) ?cen
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|cis)")
 _PLAIN = (
-    r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?: ?\\(?:times|cdot) ?10\^\{-?\d+\})?|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
+    r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+| ?\\(?:times|cdot) ?10\^\{-?\d+\})?"
+    r"|[-+]?\\frac\{\d+\}\{\d+\}|[-+]?\d+/\d+"
 )
 _WITH_SYMBOLS = re.compile(
-    rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}().\d*·-]| )+)"
+    rf"({_PLAIN})( ?)((?:[A-Za-zΩμ°]|\\(?:mu|Omega|text|frac|cdot|times)(?![a-zA-Z])|[/^{{}}()\[\].\d*·-]| )+)"
 )
 _BEHIND = (
     r"(?:old|long|tall|wide|high|deep|thick|apart|away|ago|late|left|remaining|altogether|total|overall|combined"

@@ -91,7 +91,10 @@ def _approximation(sides: list[str], signs: list[str], read: Read) -> Node | Non
 def _equation(sides: list[str], read: Read) -> Node | None:
     while len(sides) > 2 and is_measured(sides[0]) and is_measured(sides[1]):
         sides = sides[1:]  # AB = CD = 5
-    nodes = tuple(read(side) for side in sides)
+    read_sides = [read(side) for side in sides]
+    nodes = tuple(
+        Value(node.product) if isinstance(node, Words) and node.product is not None else node for node in read_sides
+    )
     for named in (0, len(sides) - 1):
         others = nodes[1:] if named == 0 else nodes[:-1]
         if named and not SIMPLE_NAME.fullmatch(sides[named]) and isinstance(nodes[0], Letter):

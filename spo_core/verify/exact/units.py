@@ -74,7 +74,7 @@ def parse_unit(text: str, *, symbols: bool = True, money: bool = False) -> Unit 
     amount of money, as "profit" may.
     """
     try:
-        return _Parser(text, symbols, money).whole()
+        return _Parser(text.replace("[", "(").replace("]", ")"), symbols, money).whole()
     except (ValueError, IndexError):
         return None
 
@@ -117,7 +117,7 @@ class _Parser:
         if len(self.tokens) > 3 * _MOST_WORDS:
             raise ValueError
         sign = 1
-        if self._peek() in ("/", "per") or (self.money and self._peek() in ("a", "an")):
+        if self._peek() in ("/", "per") or (self._peek() in ("a", "an") and (self.money or self._peek(1) in WORDS)):
             self.position += 1
             sign = -1
         heads: list[str] = []  # what stands before the first "of"
