@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spo_core.verify.exact.grader import compare, quick
+from spo_core.verify.exact.grader import _read_and_compare, compare, quick
 from spo_core.verify.exact.notation import normalise
 from spo_core.verify.outcome import Outcome
 from tests.conftest import ROOT, SHARED_DATA
@@ -73,6 +74,8 @@ def test_worked_pairs_are_many_and_of_both_sorts():
         ("", "5", Outcome.UNPARSABLE),
         ("x" * 10_000, "5", Outcome.UNPARSABLE),
         ("6", "5", Outcome.WRONG),
+        ("37452^{18374514}", "5", Outcome.WRONG),
+        ("3y<2x", "3y>2x", Outcome.WRONG),
         ("no solution", "5", Outcome.WRONG),
         ("Angela", "Evelyn", Outcome.WRONG),
         ("5", "Evelyn", Outcome.WRONG),
@@ -88,6 +91,12 @@ def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch):
     monkeypatch.setattr("spo_core.verify.exact.structures.read_expression", Mock(side_effect=error))
     with pytest.raises(error):
         compare("2x", "x+y")
+
+
+def test_nothing_is_stumbled_over_in_worked_pairs():
+    for one, other in pairwise(OURS):
+        for text in (one["gold"], other["given"]):
+            _read_and_compare(normalise(one["given"]), normalise(text))
 
 
 def test_what_sympy_stumbles_over_is_not_called_wrong(monkeypatch):

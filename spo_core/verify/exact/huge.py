@@ -79,7 +79,9 @@ def same_huge(one: Any, other: Any) -> bool:
     total: Any = 0
     if not all(symbol.name.startswith((_PRIME, _FACTORIAL)) for symbol in symbols):
         return len(terms) == 1 and terms[0] == {sympy.Integer(0): 1}
-    least = {symbol: min(term.get(symbol, 0) for term in terms) for symbol in symbols if _PRIME in symbol.name}
+    least = {
+        symbol: min(term.get(symbol, sympy.S.Zero) for term in terms) for symbol in symbols if _PRIME in symbol.name
+    }
     factorials = sorted((int(s.name.removeprefix(_FACTORIAL)), s) for s in symbols if _FACTORIAL in s.name)
     for term in terms:
         value: Any = sympy.Integer(1)
@@ -96,7 +98,7 @@ def same_huge(one: Any, other: Any) -> bool:
                 value *= sympy.prod(range(lower + 1, number + 1)) ** exponent
                 value *= sympy.Symbol(f"{_FACTORIAL}{lower}") ** exponent
         for symbol, low in least.items():
-            above = term.get(symbol, 0) - low
+            above = term.get(symbol, sympy.S.Zero) - low
             if not (above.is_Rational and above <= _APART):
                 return False
             value *= sympy.Integer(symbol.name.removeprefix(_PRIME)) ** above

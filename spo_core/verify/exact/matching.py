@@ -121,7 +121,7 @@ def _same(one: Node, other: Node) -> bool:
             return points is not None and _agree(one.unknown, unknown) and _same_points(one.points, points)
         case Inequality(), Inequality():
             ratio = proportional(one.difference, other.difference)
-            return one.strict == other.strict and ratio is not None and bool(ratio.is_positive)
+            return one.strict == other.strict and ratio is not None and not ratio.imag and bool(ratio.real > 0)
     return False
 
 

@@ -21,7 +21,7 @@ _NAMES = (
     rf"(?:[fghFGHPQpq]|\\(?:phi|psi|Gamma|zeta))(?:'*|_\{{[^{{}}]*\}}|\^\{{-1\}}){_BRACKETED}",  # f(x+1), P(X=2)
     rf"(?:E|P|V|\\Pr|\\mathbb\{{[EPV]\}}|\\text\{{ ?\w+ ?\}}|\\?Var|Cov)(?:\[[^\[\]]+\]|{_BRACKETED})",
     rf"\\(?:det|dim|deg|tr|arg|Re|Im)(?: ?{VARIABLE}|{_BRACKETED})",
-    rf"\|{_CAPITALS}\||\|(?:\\vec ?)?[uvwz](?:_\{{\d\}})?\|",
+    rf"\|{_CAPITALS}\||\|\\text\{{[A-Z]{{2}}\}}\||\|[uvwz](?:_\{{\d\}})?\|",
     r"(\|?)[A-Z](?: ?\\(?:cup|cap|setminus|times) ?[A-Z])+\1|\\\|[^|]+\\\||\\#\|?[A-Z]\|?",
     rf"\\Delta {VARIABLE}|\\sigma(?:_\{{[^{{}}]*\}})?\^\{{2\}}",
     rf"\\(?:max|min|sup|inf)(?:_\{{[^{{}}]*\}})? ?{VARIABLE}(?:{_BRACKETED})?",

@@ -38,7 +38,8 @@ _NESTED_FONT = re.compile(r"(\\[a-zA-Z]+)\s*\{((?:[^{}]*\^\s*\{[^{}]*\})+[^{}]*)
 _TEXT_GROUP = re.compile(r"(\\text\{[^{}]*\})")
 _TYPED_LETTER = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm) ([a-zA-Z])(?![a-zA-Z])")
 _UNIT_VECTOR = re.compile(
-    r"\\(?:hat|mathbf|boldsymbol|bold|bm|pmb|vec|symbf)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
+    r"\\(?:hat|mathbf|boldsymbol|bold|bm|pmb|vec|symbf)\s*"
+    r"(?:\{\s*(?:\\mathbf\s*)?\{?\\?([ijk])(?:math)?\}?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
 )
 _OUTER = re.compile(r"(\\[a-zA-Z]+)\s*\{")
 _INFIX = re.compile(r"\\(over|choose)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)

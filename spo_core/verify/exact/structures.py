@@ -160,7 +160,7 @@ def _read_several(text: str, deeper: Read) -> Node | None:
         return None
     if any(not item for item in items):
         return None
-    said = re.match(rf"{VARIABLE} ?\\neq(?![a-z])|[a-zA-Z]=", items[0])
+    said = re.match(rf"{VARIABLE} ?\\neq(?![a-z])|[a-zA-Z]=|\({VARIABLE}(?:,{VARIABLE})+\)=", items[0])
     if said and not any(re.search(r"[=<>]|\\[lgn]eq", item) for item in items[1:]):  # x = 1, 2
         items[1:] = [said[0] + item for item in items[1:]]
     nodes = [deeper(item) for item in items]
