@@ -247,6 +247,7 @@ def show(tree: Tree, rng: random.Random) -> str:
     return rng.choice(wrappers)(text)
 
 
+# Not the reader's own table: what it reads is compared with what was written from here.
 SMALL = [
     "zero",
     "one",
