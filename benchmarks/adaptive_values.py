@@ -24,14 +24,14 @@ from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.warmed import warmed_policy
 from spo_core.config import AdaptiveMonteCarlo, MonteCarlo, Params, load_params
 from spo_core.credit.value import monte_carlo, shared_monte_carlo
-from spo_core.files import write_json
-from spo_core.policy import load_policy, stop_ids
+from spo_core.policy.checkpoint import load_policy, stop_ids
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet
 from spo_core.rollout.engine import Request
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
+from spo_core.system.files import write_json
 from spo_core.tree import Finish, RolloutTree
 from spo_core.verify.verifier import Verifier
 

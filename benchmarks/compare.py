@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.local_server import local_server
-from spo_core.files import write_json, write_text
 from spo_core.observe.plots import curves_svg
-from spo_core.processes import die_with_parent
-from spo_core.runs import read_rows
+from spo_core.runs.directory import read_rows
+from spo_core.system.files import write_json, write_text
+from spo_core.system.processes import die_with_parent
 from tasks.records import RunSpec
 
 ALGORITHMS = {"SPO-tree": None, "SPO-chain": "spo-chain", "GRPO": "grpo"}

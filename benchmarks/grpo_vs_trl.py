@@ -31,13 +31,13 @@ from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.warmed import warmed_policy
 from spo_core.config import Params, load_params
 from spo_core.credit import assign_credit
-from spo_core.files import write_json
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.trainer import Trainer
-from spo_core.policy import load_policy, make_policy, make_tokenizer, stop_ids
+from spo_core.policy.checkpoint import load_policy, make_policy, make_tokenizer, stop_ids
 from spo_core.problems import problem_set
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.transformers_engine import TransformersEngine
+from spo_core.system.files import write_json
 from spo_core.tree import RolloutTree
 
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import RESULTS, describe_machine
-from spo_core.files import read_json, write_json
-from spo_core.processes import die_with_parent
+from spo_core.system.files import read_json, write_json
+from spo_core.system.processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, MILLISECONDS = 0.02, 100.0  # the target
@@ -126,8 +126,8 @@ def inside(target: Path) -> None:
     from flows.local_server import local_server
     from flows.train import train
     from spo_core.observe.tracking import Tracker
-    from spo_core.prepare import prepare_splits
-    from spo_core.warmup import warm_up
+    from spo_core.problems.prepare import prepare_splits
+    from spo_core.train.warmup import warm_up
     from tasks.progress import Pages
     from tasks.records import RunSpec
 

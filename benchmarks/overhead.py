@@ -29,19 +29,19 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.spans import Spans, resident_bytes
-from spo_core import iteration, sampling
 from spo_core.config import Params, ScratchPolicy, load_params
-from spo_core.files import write_json
 from spo_core.learn import trainer
 from spo_core.learn.pairs import read_pairs, write_pairs
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.paths import Paths
-from spo_core.policy import make_policy, save_policy
+from spo_core.policy.checkpoint import make_policy, save_policy
 from spo_core.problems.base import Question, write_split
 from spo_core.rollout.engine import Completion, Request
 from spo_core.rollout.sampler import Sampler
-from spo_core.session import Session, open_session
+from spo_core.system.files import write_json
+from spo_core.train import sampling, steps
+from spo_core.train.session import Session, open_session
 
 NOT_COUNTED = ("engine", "model", "start of ranks")
 RANKS = 2  # that are handed what is trained
@@ -212,10 +212,10 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     spans.wrap("requests", Sampler, "grow")
     spans.wrap("model", sampling, "sync_policy")
     spans.wrap("grading", sampling, "grade_trees")
-    spans.wrap("grading", iteration, "check_graded")
-    spans.wrap("records", iteration, "write_trees", "read_trees", "write_credits", "read_credits")
-    spans.wrap("metrics", iteration, "rollout_metrics")
-    spans.wrap("credit", iteration, "assign_credit")
+    spans.wrap("grading", steps, "check_graded")
+    spans.wrap("records", steps, "write_trees", "read_trees", "write_credits", "read_credits")
+    spans.wrap("metrics", steps, "rollout_metrics")
+    spans.wrap("credit", steps, "assign_credit")
     spans.wrap("replay", ReplayBuffer, "add", "draw")
     spans.wrap("planning", trainer, "plan_epoch")
     spans.wrap("layout", trainer, "divide", "layout")
@@ -262,9 +262,9 @@ def measure(case: Case, root: Path, overrides: Sequence[str] = (), *, skip_model
             before = resident_bytes()
             with Spans() as spans:
                 kept = watch(spans, session, skip_model)
-                iteration.rollout_step(session, 1)
-                iteration.credit_step(session, 1)
-                row = iteration.train_step(session, 1)
+                steps.rollout_step(session, 1)
+                steps.credit_step(session, 1)
+                row = steps.train_step(session, 1)
                 hand_over(spans, kept["pairs"], Path(name, "ranks"))
             written = sum(p.stat().st_size for p in session.run.iteration(1).iterdir())
     return {

@@ -1,8 +1,8 @@
 """What the published runs would need on 8 and on 64 GPUs, computed: no GPU is used, and none was at hand.
 
 Every number that goes in stands below with where it comes from: *measured* by this project (benchmarks/results, on a
-CPU), *published*, counted by spo_core/estimate.py from a preset, or *assumed*. A pair is a range, lowest first, and so
-is every result; nothing in between is more likely. ``docs/scaling.md`` quotes what this prints.
+CPU), *published*, counted by spo_core/estimate/work.py from a preset, or *assumed*. A pair is a range, lowest first,
+and so is every result; nothing in between is more likely. ``docs/scaling.md`` quotes what this prints.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import typer
 
 from benchmarks.machine import RESULTS
 from spo_core.config import Params, load_params
-from spo_core.estimate import Estimate, estimate
-from spo_core.files import read_json
-from spo_core.memory import architecture, estimate_memory
+from spo_core.estimate.memory import architecture, estimate_memory
+from spo_core.estimate.work import Estimate, estimate
+from spo_core.system.files import read_json
 
 Range = tuple[float, float]
 GPUS = (8, 64)

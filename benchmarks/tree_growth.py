@@ -26,15 +26,15 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.warmed import warmed_policy
 from spo_core.config import CreditParams, RolloutParams, VllmEngineParams
-from spo_core.files import write_json
-from spo_core.policy import load_policy
+from spo_core.policy.checkpoint import load_policy
 from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
-from spo_core.rollout.vllm_engine import VllmEngine
-from spo_core.rollout.vllm_settings import vllm_settings
-from spo_core.rollout.vllm_weights import CheckpointWeights
+from spo_core.rollout.vllm.engine import VllmEngine
+from spo_core.rollout.vllm.settings import vllm_settings
+from spo_core.rollout.vllm.weights import CheckpointWeights
+from spo_core.system.files import write_json
 
 CREDIT = {"value": {"type": "tree_mean"}, "advantage": {"type": "difference"}, "mask": {"type": "all"}}
 SIGMA = 0.8  # of the log-normal lengths; the longest of 36 is about six times the median

@@ -27,12 +27,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from benchmarks.machine import RESULTS, describe_machine
 from spo_core.config import LearnParams
-from spo_core.files import write_json
 from spo_core.learn.loss import token_loss
 from spo_core.learn.objective import WeightedTree
 from spo_core.learn.splits import divide
 from spo_core.learn.tree_batch import layout
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.system.files import write_json
 from spo_core.tree import Finish, Node, RolloutTree
 
 PARAMS = LearnParams(learning_rate=1e-6)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.machine import RESULTS, describe_machine
 from spo_core.config import VerifyParams
-from spo_core.files import write_json
+from spo_core.system.files import write_json
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.pool import Task, WorkerPool
 from spo_core.verify.verifier import Verifier

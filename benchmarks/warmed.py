@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from flows.local_server import local_server
-from spo_core.processes import die_with_parent
+from spo_core.system.processes import die_with_parent
 from tasks.records import RunSpec
 
 

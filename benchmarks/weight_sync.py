@@ -25,17 +25,17 @@ from transformers import PreTrainedModel
 
 from benchmarks.machine import RESULTS, describe_machine
 from spo_core.config import DataParams, RolloutParams, ScratchPolicy, VllmEngineParams
-from spo_core.files import write_json
-from spo_core.policy import make_policy, make_tokenizer, save_policy
+from spo_core.policy.checkpoint import make_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.probe import check_gap, probe
 from spo_core.rollout.sampler import Prompt
 from spo_core.rollout.transformers_engine import TransformersEngine
-from spo_core.rollout.vllm_engine import VllmEngine
-from spo_core.rollout.vllm_group import VllmGroup
-from spo_core.rollout.vllm_settings import vllm_settings
-from spo_core.rollout.vllm_weights import CheckpointWeights
+from spo_core.rollout.vllm.engine import VllmEngine
+from spo_core.rollout.vllm.group import VllmGroup
+from spo_core.rollout.vllm.settings import vllm_settings
+from spo_core.rollout.vllm.weights import CheckpointWeights
+from spo_core.system.files import write_json
 
 CONTEXT = 128
 SHAPES = {

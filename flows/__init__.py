@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 
-from spo_core.processes import die_with_parent
+from spo_core.system.processes import die_with_parent
 
 # what a run logs is kept by the server; the terminal has progress bars, and one message where something fails
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

@@ -14,7 +14,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.local_server import local_server
-from spo_core.command_line import run
+from spo_core.system.command_line import run
 
 DRAIN_SECONDS = 10
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]

@@ -11,8 +11,8 @@ from flows.local_server import local_server
 from spo_core.errors import SPOError
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
-from spo_core.processes import die_with_parent
-from spo_core.training_run import check_training
+from spo_core.system.processes import die_with_parent
+from spo_core.train.opening import check_training
 from tasks.records import RunSpec
 
 DVC = (sys.executable, "-m", "dvc")

@@ -14,8 +14,8 @@ from flows.train import train
 from flows.warmup import warmup
 from spo_core.evaluate.run import check_environment, check_suite
 from spo_core.observe.summary import print_summary
-from spo_core.prepare import check_source
-from spo_core.training_run import check_training
+from spo_core.problems.prepare import check_source
+from spo_core.train.opening import check_training
 from tasks.records import RunSpec
 
 

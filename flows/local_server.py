@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spo_core.errors import SPOError
-from spo_core.processes import child, die_with, last_words
+from spo_core.system.processes import child, die_with, last_words
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
 START_LIMIT = 180  # seconds; the first start creates the database

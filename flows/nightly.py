@@ -11,10 +11,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import cli
+from spo_core.evaluate.nightly.newest import newest_model
+from spo_core.evaluate.nightly.report import already_evaluated, free_name, make_report, write_report
 from spo_core.evaluate.run import Evaluated, check_evaluation
 from spo_core.evaluate.suite import cells
-from spo_core.newest import newest_model
-from spo_core.nightly import already_evaluated, free_name, make_report, write_report
 from tasks.evaluation import measure
 from tasks.limits import LimitBusy, give_way
 from tasks.nightly import publish_night, this_night

@@ -9,7 +9,7 @@ import typer
 from prefect import flow
 
 from flows import cli
-from spo_core.prepare import check_source, describe
+from spo_core.problems.prepare import check_source, describe
 from tasks.datasets import prepare_dataset
 from tasks.records import RunSpec
 from tasks.versioning import record_outputs

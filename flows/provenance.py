@@ -13,7 +13,7 @@ from prefect.utilities.urls import url_for
 
 from flows import cli
 from spo_core.evaluate.models import CHECKPOINTS, refer
-from spo_core.lineage import Asked, UnknownPolicy, asked_folder, asked_score, lines, trace
+from spo_core.runs.lineage import Asked, UnknownPolicy, asked_folder, asked_score, lines, trace
 from tasks.records import RunSpec
 from tasks.versioning import find_model, find_record
 

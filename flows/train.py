@@ -9,9 +9,9 @@ from prefect import flow
 from flows import cli
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
-from spo_core.observe.dry_run import print_dry_run
-from spo_core.session import open_session
-from spo_core.training_run import check_training
+from spo_core.estimate.dry_run import print_dry_run
+from spo_core.train.opening import check_training
+from spo_core.train.session import open_session
 from tasks.advantages import assign_advantages
 from tasks.cluster import cluster
 from tasks.limits import gpu_slot

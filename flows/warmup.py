@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import cli
-from spo_core.warmup import check_warmup
+from spo_core.train.warmup import check_warmup
 from tasks.records import RunSpec
 from tasks.versioning import record_outputs
 from tasks.warmup import warm_up_policy

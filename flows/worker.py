@@ -18,7 +18,7 @@ from prefect.workers.process import ProcessWorker
 from flows import cli
 from flows.deploy import check_server, read_pools
 from spo_core.errors import ConfigError, SPOError
-from spo_core.processes import die_with_parent
+from spo_core.system.processes import die_with_parent
 
 LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"  # a worker's terminal says what its runs do
 TICK = 0.5  # seconds between looks at the runs

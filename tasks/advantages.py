@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.iteration import credit_step
-from spo_core.session import session
+from spo_core.train.session import session
+from spo_core.train.steps import credit_step
 from tasks.records import Iteration
 
 

@@ -16,7 +16,7 @@ from prefect.task_runners import TaskRunner
 
 from spo_core.config import DaskRunner, RayRunner, TaskRunnerParams
 from spo_core.errors import ConfigError, EngineError
-from spo_core.parts import close_site_later
+from spo_core.train.shards import close_site_later
 
 LOOPBACK = "127.0.0.1"
 RAY_MEMORY = 128 * 2**20  # bytes of Ray's object store, which holds a few small records

@@ -7,8 +7,8 @@ import time
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.files import write_json
-from spo_core.prepare import prepare_splits
+from spo_core.problems.prepare import prepare_splits
+from spo_core.system.files import write_json
 from tasks.records import RunSpec
 
 

@@ -21,13 +21,13 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from spo_core.device import device_name
 from spo_core.observe.progress import bar
 from spo_core.observe.tracking import Tracker
 from spo_core.observe.tree_table import TreeTable, tree_table
-from spo_core.provenance import record_attempt
-from spo_core.session import Session
-from spo_core.training_run import training_device
+from spo_core.policy.device import device_name
+from spo_core.runs.provenance import record_attempt
+from spo_core.train.opening import training_device
+from spo_core.train.session import Session
 from tasks.provenance import caller
 from tasks.records import RunSpec
 

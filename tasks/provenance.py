@@ -8,9 +8,9 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from spo_core.iteration import find_best
-from spo_core.provenance import PUBLISHED, Caller, publish_record, record_policy
-from spo_core.session import Session
+from spo_core.runs.provenance import PUBLISHED, Caller, publish_record, record_policy
+from spo_core.train.session import Session
+from spo_core.train.steps import find_best
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)

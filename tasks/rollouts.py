@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.iteration import keep_step, replay_step, rollout_step
 from spo_core.observe.progress import bar
-from spo_core.parts import MapParts, Part, PartDone, sample_part
-from spo_core.session import Session, session
+from spo_core.train.session import Session, session
+from spo_core.train.shards import MapParts, Part, PartDone, sample_part
+from spo_core.train.steps import keep_step, replay_step, rollout_step
 from tasks.cluster import Cluster
 from tasks.records import Iteration
 
@@ -30,7 +30,7 @@ def collect_rollouts(iteration: Iteration) -> dict:
 
 @task(name="sample part", cache_policy=NO_CACHE, persist_result=False)
 def collect_part(part: Part) -> PartDone:
-    """A worker's share of an iteration's questions; see ``spo_core.parts``."""
+    """A worker's share of an iteration's questions; see ``spo_core.train.shards``."""
     return sample_part(part)
 
 

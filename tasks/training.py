@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.files import atomic_directory, publish, write_csv, write_json
-from spo_core.iteration import find_best, train_step
 from spo_core.observe.progress import bar
-from spo_core.session import Session, session
+from spo_core.system.files import atomic_directory, publish, write_csv, write_json
+from spo_core.train.session import Session, session
+from spo_core.train.steps import find_best, train_step
 from tasks.records import Iteration, RunSpec
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core import versioning
 from spo_core.errors import SPOError
 from spo_core.evaluate.models import Model, Reference, download, folder_model
-from spo_core.files import publish
-from spo_core.lineage import MILESTONES
-from spo_core.provenance import PUBLISHED, publish_record, record_policy
-from spo_core.runs import RunDirectory, open_run
+from spo_core.runs.directory import RunDirectory, open_run
+from spo_core.runs.lineage import MILESTONES
+from spo_core.runs.provenance import PUBLISHED, publish_record, record_policy
+from spo_core.system import dvc
+from spo_core.system.files import publish
 from tasks.limits import gpu_slot
 from tasks.records import RunSpec
 
@@ -31,13 +31,13 @@ def record_outputs(spec: RunSpec, *stages: str) -> None:
     A run with overrides versions its trained policy alone; everything else follows from it and its params.
     """
     root = spec.paths.root
-    if os.environ.get("DVC_STAGE") or not versioning.is_repository(root):
+    if os.environ.get("DVC_STAGE") or not dvc.is_repository(root):
         return
     with gpu_slot(DVC_LIMIT):
         if spec.run_name is None:
-            versioning.commit_stages(root, *stages)
+            dvc.commit_stages(root, *stages)
         elif "train" in stages:
-            versioning.add_output(root, spec.paths.checkpoint("final"))
+            dvc.add_output(root, spec.paths.checkpoint("final"))
 
 
 def version_milestones(spec: RunSpec, run: RunDirectory, every: int | None) -> None:
@@ -45,7 +45,7 @@ def version_milestones(spec: RunSpec, run: RunDirectory, every: int | None) -> N
 
     ``every`` is ``run.milestone_every``.
     """
-    if versioning.is_repository(spec.paths.root):
+    if dvc.is_repository(spec.paths.root):
         waiting = [number for number in run.milestones(every) if not _is_versioned(spec, run, number)]
         if waiting:
             add_milestones(spec, str(run.path), waiting)
@@ -66,7 +66,7 @@ def add_milestones(spec: RunSpec, run_directory: str, numbers: list[int]) -> Non
                 publish(run.checkpoint(number) / "policy", target)
                 record_policy(run.path, f"milestones/{target.name}", number, target)
                 publish_record(run.path, number, spec.paths.work, target.with_suffix(".json"))
-            versioning.add_milestones(spec.paths.root, targets)
+            dvc.add_milestones(spec.paths.root, targets)
         for number in numbers:
             run.mark_versioned(number)
     except Exception as error:  # of DVC, of the server, of the disk
@@ -76,7 +76,7 @@ def add_milestones(spec: RunSpec, run_directory: str, numbers: list[int]) -> Non
 
 
 def _is_versioned(spec: RunSpec, run: RunDirectory, number: int) -> bool:
-    return run.is_versioned(number) and versioning.is_added(spec.paths.milestone(run.path.name, number))
+    return run.is_versioned(number) and dvc.is_added(spec.paths.milestone(run.path.name, number))
 
 
 def find_record(spec: RunSpec, reference: Reference) -> Path | None:
@@ -95,7 +95,7 @@ def find_record(spec: RunSpec, reference: Reference) -> Path | None:
         target = run.path / PUBLISHED
         try:
             if not target.is_file():
-                versioning.fetch(spec.paths.root, reference.revision, place, target)
+                dvc.fetch(spec.paths.root, reference.revision, place, target)
         except SPOError as error:  # made before such records were, or by a run that versions its policy alone
             log.warning("%s: no record of what made it: %s", reference.name, error)
             return None
@@ -115,6 +115,6 @@ def find_model(spec: RunSpec, reference: Reference) -> Model:
         folder = run.path / "policy"
         if not folder.exists():
             fetched = run.path / "fetched"
-            versioning.fetch(spec.paths.root, reference.revision, reference.place, fetched)
+            dvc.fetch(spec.paths.root, reference.revision, reference.place, fetched)
             fetched.rename(folder)
         return folder_model(reference.name, folder)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.files import write_csv, write_json
 from spo_core.observe.progress import bar
-from spo_core.warmup import warm_up
+from spo_core.system.files import write_csv, write_json
+from spo_core.train.warmup import warm_up
 from tasks.provenance import caller
 from tasks.records import RunSpec
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spo_core.config import DataParams, Params, ScratchPolicy, load_params
-from spo_core.policy import make_policy, make_tokenizer
+from spo_core.policy.checkpoint import make_policy, make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.tree import Finish, Node, RolloutTree
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from benchmarks.gpu import embedded, equality, sampling, update
 from benchmarks.gpu.setting import Result, Setting
 from benchmarks.machine import RESULTS, describe_machine
-from spo_core.device import device_name, find_device, use_device
-from spo_core.files import read_json, write_json
+from spo_core.policy.device import device_name, find_device, use_device
+from spo_core.system.files import read_json, write_json
 
 PARTS: dict[int, tuple[Callable[[Setting], Result], float]] = {  # and the seconds it may begin something in
     1: (equality.run, 60.0),

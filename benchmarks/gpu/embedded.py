@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.gpu.setting import Result, Setting, table
 from spo_core.config import load_params
-from spo_core.files import read_json
-from spo_core.iteration import credit_step, rollout_step, train_step
 from spo_core.paths import Paths
-from spo_core.prepare import prepare_splits
-from spo_core.session import open_session
-from spo_core.warmup import warm_up
+from spo_core.problems.prepare import prepare_splits
+from spo_core.system.files import read_json
+from spo_core.train.session import open_session
+from spo_core.train.steps import credit_step, rollout_step, train_step
+from spo_core.train.warmup import warm_up
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "metrics" / "train.json"  # of the demo's run on a CPU

@@ -10,8 +10,8 @@ from benchmarks.gpu.embedded import ROOT
 from benchmarks.gpu.setting import Result, Setting, table
 from benchmarks.tree_update import Case
 from spo_core.config import LearnParams, load_params
+from spo_core.estimate.memory import architecture
 from spo_core.learn.precision import working_copy
-from spo_core.memory import architecture
 from spo_core.rollout.engine import Request
 from spo_core.rollout.transformers_engine import TransformersEngine
 

@@ -10,11 +10,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from spo_core.command_line import read_lines, run
 from spo_core.config import load_params
 from spo_core.credit import segment_credit
-from spo_core.credit.nested import read_tree
+from spo_core.credit.audit import read_tree
 from spo_core.errors import DataError, SPOError
+from spo_core.system.command_line import read_lines, run
 
 
 def command(

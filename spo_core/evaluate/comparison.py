@@ -11,14 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from spo_core.errors import SPOError
-from spo_core.evaluate import statistics
-from spo_core.evaluate.details import Sample, by_question
+from spo_core.evaluate import uncertainty
+from spo_core.evaluate.lighteval.details import Sample, by_question
 from spo_core.evaluate.result import CellScore, Protocol
 
 TOLERANCE = 1e-9
 LEVEL = 0.05  # a larger p-value tells nothing apart
 FEWEST = (
-    statistics.FEWEST_QUESTIONS
+    uncertainty.FEWEST_QUESTIONS
 )  # that must differ: exchanging a and b in each of 5, at random, gives p = 2 / 2^5 at best
 
 
@@ -108,8 +108,8 @@ def compare(
             f"{len(first.keys() & second.keys())} of {len(first)} and {len(second)} are in both"
         )
     ids = sorted(first)
-    means_a, means_b = (statistics.question_means([rewards[i] for i in ids]) for rewards in (first, second))
-    paired = statistics.paired(means_a, means_b, seed=a.seed)
+    means_a, means_b = (uncertainty.question_means([rewards[i] for i in ids]) for rewards in (first, second))
+    paired = uncertainty.paired(means_a, means_b, seed=a.seed)
     once = a.protocol.samples == b.protocol.samples == 1
     return Comparison(
         model_a=a.model,
@@ -120,7 +120,7 @@ def compare(
         difference=paired.difference,
         standard_error=paired.standard_error,
         interval=paired.interval,
-        p_value=statistics.mcnemar(means_a, means_b) if once else None,
+        p_value=uncertainty.mcnemar(means_a, means_b) if once else None,
         questions=len(ids),
         wins=int(np.sum(means_b > means_a)),
         losses=int(np.sum(means_b < means_a)),
@@ -188,7 +188,7 @@ def _rewards(score: CellScore, samples: Sequence[Sample]) -> dict[str, list[floa
     complete = all(len(row) == score.protocol.samples for row in rows.values())
     if not rows or len(rows) != score.protocol.questions or not complete:
         raise ComparisonError(f"{_named(score)}: its completions are not those of {asked}; evaluate it again")
-    found = statistics.mean(statistics.question_means(list(rows.values())))
+    found = uncertainty.mean(uncertainty.question_means(list(rows.values())))
     if not abs(found - score.accuracy) <= TOLERANCE:
         raise ComparisonError(
             f"{_named(score)}: its completions give an accuracy of {found:.4f}, its score says {score.accuracy:.4f}; "

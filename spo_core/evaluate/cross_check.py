@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from spo_core.evaluate import statistics
-from spo_core.evaluate.child_environment import child_environment
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate import uncertainty
+from spo_core.evaluate.lighteval.details import Sample
+from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.evaluate.result import CrossCheck
 from spo_core.problems.base import ProblemSet
 from spo_core.verify import Outcome
@@ -34,7 +34,7 @@ class LightevalMetric:
     def __init__(self, python: Path, workers: int, seconds: float = SECONDS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
         environment = child_environment(Path(self._scratch.name), threads=1)
-        self._pool = WorkerPool(workers, seconds, "spo_core.evaluate.lighteval_grader", python=python, env=environment)
+        self._pool = WorkerPool(workers, seconds, "spo_core.evaluate.lighteval.grader", python=python, env=environment)
 
     def begin(self) -> None:
         """Start its process and return at once: it imports for seconds, which ``grade`` would wait for."""
@@ -73,11 +73,11 @@ def summarize(questions: Sequence[Sequence[Sample]]) -> CrossCheck | None:
         return None
     if len(graded) < len(flat):
         raise ValueError(f"lighteval graded {len(graded)} of {len(flat)} completions")
-    means = statistics.question_means([[float(s.lighteval == "correct") for s in row] for row in questions])
+    means = uncertainty.question_means([[float(s.lighteval == "correct") for s in row] for row in questions])
     differ = [sample for sample in flat if sample.disagrees]
     return CrossCheck(
-        accuracy=statistics.mean(means),
-        standard_error=statistics.standard_error(means),
+        accuracy=uncertainty.mean(means),
+        standard_error=uncertainty.standard_error(means),
         disagreements=len(differ),
         truncated_disagreements=sum(sample.outcome is Outcome.TRUNCATED for sample in differ),
         timeouts=sum(sample.lighteval == "timeout" for sample in flat),

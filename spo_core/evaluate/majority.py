@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from spo_core.evaluate import statistics
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate import uncertainty
+from spo_core.evaluate.lighteval.details import Sample
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import Verifier
 
@@ -29,7 +29,7 @@ def majority(verifier: Verifier, rule: str, questions: Sequence[Sequence[Sample]
         outcomes = iter(verifier.compare([(rule, given, leader) for asked in pairs for given, leader in asked]))
         for election, asked in zip(open_now, pairs, strict=True):
             election.gather({given: next(outcomes) for given, _ in asked})
-    return statistics.mean([election.score for election in elections])
+    return uncertainty.mean([election.score for election in elections])
 
 
 def _votes(sample: Sample) -> bool:

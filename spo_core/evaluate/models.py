@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from spo_core.errors import ConfigError, DataError
-from spo_core.files import folder_digest
 from spo_core.paths import Paths
+from spo_core.system.files import folder_digest
 
 CHECKPOINTS = ("warmup", "final", "best")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

@@ -7,27 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spo_core.code import code_digest
 from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.lighteval_runner import DETAILS, check_positions, grading_versions, measure_cell
+from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell
+from spo_core.evaluate.lighteval.serving import vllm_version
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.serving import vllm_version
 from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, suite_questions
-from spo_core.files import file_digest, publish, write_text
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet
-from spo_core.runs import open_run
+from spo_core.runs.directory import open_run
+from spo_core.runs.fingerprint import EVALUATION, SERVING, code_digest
+from spo_core.system.files import file_digest, publish, write_text
 from spo_core.verify.rules import check_grader
 
 RESULT = "score.json"
-CODE = ("evaluate", "policy", "problems", "rollout/pieces", "rollout/seeds", "rollout/stops", "tokenizer", "verify")
-SERVED = tuple(
-    f"rollout/{name}"
-    for name in ("engine", "vllm_client", "vllm_launch", "vllm_server", "vllm_settings", "vllm_worker")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +81,7 @@ def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
     for a policy of no architecture that transformers has: code that comes with a policy is not run."""
     from transformers import AutoConfig
 
-    from spo_core.policy import why_unreadable
+    from spo_core.policy.checkpoint import why_unreadable
 
     try:
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False).get_text_config()
@@ -124,7 +119,7 @@ def evaluate_cell(
         "verify": params.verify.model_dump(mode="json", include={"grader", "seconds"}),
         "evaluate": chosen,
         "threads": params.run.threads,
-        "code": code_digest(*CODE, *(SERVED if served else ())),
+        "code": code_digest(*EVALUATION, *(SERVING if served else ())),
         "environment": file_digest(paths.evaluation_constraints),
         "grading": grading_versions(),
     }

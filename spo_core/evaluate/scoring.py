@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from spo_core.evaluate import cross_check, statistics
-from spo_core.evaluate.details import Sample
-from spo_core.evaluate.exchange import Answers, Report
+from spo_core.evaluate import cross_check, uncertainty
+from spo_core.evaluate.lighteval.details import Sample
+from spo_core.evaluate.lighteval.exchange import Answers, Report
 from spo_core.evaluate.result import CellScore, EvaluationError, Protocol, Tokens
 from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
@@ -89,11 +89,11 @@ def score_cell(
 ) -> CellScore:
     """The score of a cell from its samples, (questions, samples). Raises ValueError if empty or ragged."""
     correct = [[float(sample.correct) for sample in row] for row in questions]
-    means = statistics.question_means(correct)
+    means = uncertainty.question_means(correct)
     flat = [sample for row in questions for sample in row]
 
     def share(outcome: Outcome) -> float:
-        return statistics.mean([sample.outcome is outcome for sample in flat])
+        return uncertainty.mean([sample.outcome is outcome for sample in flat])
 
     return CellScore(
         model=model,
@@ -101,9 +101,9 @@ def score_cell(
         suite=suite,
         cell=cell.name,
         context=cell.context,
-        accuracy=statistics.mean(means),
-        standard_error=statistics.standard_error(means),
-        interval=statistics.bootstrap_interval(correct, seed),
+        accuracy=uncertainty.mean(means),
+        standard_error=uncertainty.standard_error(means),
+        interval=uncertainty.bootstrap_interval(correct, seed),
         majority=majority,
         truncated=share(Outcome.TRUNCATED),
         no_answer=share(Outcome.NO_ANSWER),
@@ -124,11 +124,11 @@ def count_tokens(samples: Sequence[Sample]) -> Tokens:
     counts = [sample.tokens for sample in samples]
     of_correct = [sample.tokens for sample in samples if sample.correct]
     return Tokens(
-        mean=statistics.mean(counts),
+        mean=uncertainty.mean(counts),
         median=float(np.median(counts)),
         p90=float(np.percentile(counts, 90)),
         most=max(counts),
-        mean_correct=statistics.mean(of_correct) if of_correct else None,
+        mean_correct=uncertainty.mean(of_correct) if of_correct else None,
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from spo_core.architecture import refusal
+from spo_core.policy.architecture import refusal
 
 LOGITS = 2**26  # of one chunk of trained positions; 256 MB in float32
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spo_core.config import LearnParams
 from spo_core.errors import TrainingError
-from spo_core.files import read_json, write_json
 from spo_core.learn.backend import Backend
 from spo_core.learn.loss import adapted_coefficient, importance_weights, kl_estimate, token_loss
 from spo_core.learn.objective import Pair, WeightedTree, counted_masks, plan_epoch
@@ -22,6 +21,7 @@ from spo_core.learn.splits import Part, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
+from spo_core.system.files import read_json, write_json
 
 Progress = Callable[[int, int], None]  # (optimizer steps done, of)
 SUMS = (  # over trained tokens, but for the last four

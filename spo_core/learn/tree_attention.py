@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from spo_core.attention import Attending, Sees, capped, first_seen, products
 from spo_core.learn.block_mask import Spans, ancestor_mask, block_mask
 from spo_core.learn.row_blocks import RowBlock
 from spo_core.learn.tree_batch import TreeBatch
+from spo_core.policy.attention import Attending, Sees, capped, first_seen, products
 
 
 class TreeLayout:

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spo_core.architecture import (
+from spo_core.errors import ConfigError
+from spo_core.learn.tree_batch import TrainedSegments, TreeBatch, layout
+from spo_core.learn.tree_forward import TreePolicy
+from spo_core.policy.architecture import (
     attempted,
     difference,
     kind_of,
@@ -21,9 +24,6 @@ from spo_core.architecture import (
     refuse_stretched_positions,
     tolerance,
 )
-from spo_core.errors import ConfigError
-from spo_core.learn.tree_batch import TrainedSegments, TreeBatch, layout
-from spo_core.learn.tree_forward import TreePolicy
 from spo_core.tree import Finish, Node, RolloutTree
 
 SEGMENT = 5  # tokens

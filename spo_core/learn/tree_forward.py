@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spo_core.attention import NAME, laid_out
 from spo_core.learn.head import Head, trunk
 from spo_core.learn.tree_attention import TreeLayout
 from spo_core.learn.tree_batch import TreeBatch
+from spo_core.policy.attention import NAME, laid_out
 
 
 class TreePolicy(nn.Module):

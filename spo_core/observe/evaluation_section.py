@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate.lighteval.details import Sample
 from spo_core.evaluate.published import PublishedRow, beside, source
 from spo_core.evaluate.result import CellScore
 from spo_core.observe.evaluations import (

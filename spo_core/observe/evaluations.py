@@ -9,7 +9,7 @@ from pathlib import Path
 from spo_core.config import Params
 from spo_core.errors import DataError
 from spo_core.evaluate.comparison import Comparison, ComparisonError, compare, differences
-from spo_core.evaluate.details import Sample, read_details
+from spo_core.evaluate.lighteval.details import Sample, read_details
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell, cells

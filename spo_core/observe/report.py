@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from spo_core.config import flatten
 from spo_core.credit import Credit
-from spo_core.files import write_text
 from spo_core.observe.evaluation_section import section
 from spo_core.observe.evaluations import Evaluations
 from spo_core.observe.plots import Point, curves_svg
 from spo_core.observe.text import FILTERS, known
 from spo_core.observe.tree_view import Decode, tree_view
+from spo_core.system.files import write_text
 from spo_core.tree import RolloutTree
 
 MOST_TREES = 4

@@ -11,7 +11,6 @@ from rich.table import Table
 from spo_core.config import Params
 from spo_core.credit import read_credits
 from spo_core.errors import DataError
-from spo_core.files import atomic_directory, read_json, write_json
 from spo_core.observe.evaluations import (
     AFTER,
     BEFORE,
@@ -24,8 +23,9 @@ from spo_core.observe.evaluations import (
 )
 from spo_core.observe.report import ReportInputs, write_report
 from spo_core.paths import Paths
-from spo_core.runs import read_rows
-from spo_core.tokenizer import load_tokenizer
+from spo_core.policy.tokenizer import load_tokenizer
+from spo_core.runs.directory import read_rows
+from spo_core.system.files import atomic_directory, read_json, write_json
 from spo_core.tree import read_trees
 
 

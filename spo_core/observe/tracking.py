@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spo_core.config import Params, WandbParams
-from spo_core.files import read_json, write_json
 from spo_core.observe.tree_table import COLUMNS, TreeTable
+from spo_core.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 for _setting, _value in {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}.items():

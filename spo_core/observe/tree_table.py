@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spo_core.files import read_json
+from spo_core.system.files import read_json
 
 Decode = Callable[[Sequence[int]], str]
 COLUMNS = (

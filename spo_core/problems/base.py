@@ -14,9 +14,9 @@ import numpy as np
 
 from spo_core.config import DataParams
 from spo_core.errors import ConfigError, DataError
-from spo_core.files import read_jsonl
 from spo_core.problems.answers import after_hashes, final_answer
 from spo_core.problems.templates import Template
+from spo_core.system.files import read_jsonl
 
 SPLITS = ("train", "validation", "test")
 Rule = Literal["math", "text", "game24"]

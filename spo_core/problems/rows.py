@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_core.errors import DataError
-from spo_core.files import read_jsonl
+from spo_core.system.files import read_jsonl
 
 Row = tuple[str, int, Any]  # where it stands, for messages; its number from 0, part of its id; the row
 

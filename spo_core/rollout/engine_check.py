@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spo_core.architecture import (
+from spo_core.policy.architecture import (
     attempted,
     difference,
     kinds_of,

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from spo_core.config import Params, VllmEngineParams
 from spo_core.errors import EngineError
-from spo_core.policy import save_policy, stop_ids
+from spo_core.policy.checkpoint import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.engine_check import checked_engine
 from spo_core.rollout.seeds import derive_seed
@@ -33,10 +33,10 @@ def make_engine(
             max_concurrency=rollout.max_concurrency,
             entropies=params.credit.partition.type == "entropy",
         )
-    from spo_core.rollout.vllm_engine import VllmEngine
-    from spo_core.rollout.vllm_group import VllmGroup
-    from spo_core.rollout.vllm_settings import vllm_settings
-    from spo_core.rollout.vllm_weights import CheckpointWeights
+    from spo_core.rollout.vllm.engine import VllmEngine
+    from spo_core.rollout.vllm.group import VllmGroup
+    from spo_core.rollout.vllm.settings import vllm_settings
+    from spo_core.rollout.vllm.weights import CheckpointWeights
 
     settings = vllm_settings(
         rollout.engine,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spo_core.rollout.decoding import make_decode
-from spo_core.rollout.pieces import UNFINISHED, token_pieces
+from spo_core.rollout.token_texts import UNFINISHED, token_pieces
 
 MARGIN = 8  # characters; more than a decoder drops at its beginning or writes for an unfinished character
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from spo_core.attention import CAUSAL, NAME, Sees, laid_out
+from spo_core.policy.attention import CAUSAL, NAME, Sees, laid_out
 from spo_core.rollout.engine import Completion, Request
 
 Place = tuple[int, int]  # which of the engine's stores, and which of the tensors in it

@@ -7,12 +7,12 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from spo_core.command_line import read_lines, run
 from spo_core.config import DataParams, GraderName, VerifyParams
 from spo_core.config.verify import MOST_WORKERS
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet
+from spo_core.system.command_line import read_lines, run
 from spo_core.verify.outcome import Verdict
 from spo_core.verify.rules import check_grader, rule
 from spo_core.verify.verifier import Verifier

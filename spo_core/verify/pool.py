@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spo_core.errors import GradingError
-from spo_core.verify.forked import READY
+from spo_core.verify.fork_server import READY
 from spo_core.verify.outcome import Outcome
 
 Task = tuple[str, str, str]  # (rule, answer given, gold answer)
@@ -26,8 +26,8 @@ class WorkerPool:
     """Starts with the first comparison, unless ``begin`` did before. A worker that dies is replaced, and what it was
     comparing is a timeout.
 
-    ``module`` is run by the process that forks the workers (``spo_core.verify.forked``), with interpreter ``python``
-    and environment ``env``: by default those of this process.
+    ``module`` is run by the process that forks the workers (``spo_core.verify.fork_server``), with interpreter
+    ``python`` and environment ``env``: by default those of this process.
     """
 
     def __init__(

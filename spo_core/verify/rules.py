@@ -7,7 +7,7 @@ from collections.abc import Callable
 from spo_core.config import GraderName
 from spo_core.errors import ConfigError
 from spo_core.problems.base import ProblemSet
-from spo_core.verify import game24, plain_text
+from spo_core.verify import game24, text
 from spo_core.verify.exact import grader as exact
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.published import gsm8k_strict, minerva, prm800k
@@ -16,7 +16,7 @@ Compare = Callable[[str, str], Outcome]  # (answer given, gold answer); may take
 
 RULES: dict[str, Compare] = {
     "math": exact.compare,
-    "text": plain_text.compare,
+    "text": text.compare,
     "game24": game24.compare,
     "minerva": minerva.compare,
     "prm800k": prm800k.compare,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spo_core.verify.forked import serve
+from spo_core.verify.fork_server import serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES, warm
 

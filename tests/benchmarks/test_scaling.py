@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import scaling
 from spo_core.config import load_params
-from spo_core.estimate import estimate
+from spo_core.estimate.work import estimate
 from tests.conftest import ROOT
 
 

@@ -106,15 +106,7 @@ def first_party(module: str, seen: set[str]) -> set[str]:
 
 # run by name in lighteval's environment
 CHILDREN = [
-    f"spo_core.evaluate.{name}"
-    for name in (
-        "lighteval_child",
-        "lighteval_grader",
-        "lighteval_model",
-        "lighteval_pipeline",
-        "lighteval_served",
-        "lighteval_tasks",
-    )
+    f"spo_core.evaluate.lighteval.{name}" for name in ("child", "grader", "model", "pipeline", "served", "tasks")
 ]
 # What may change without a result changing: plumbing, display, the command line, and files other stages answer for.
 PLUMBING = {
@@ -141,16 +133,16 @@ PLUMBING = {
             "verify",
         )
     ),
-    "spo_core/command_line.py",
+    "spo_core/system/command_line.py",
     "spo_core/errors.py",
-    "spo_core/files.py",
-    "spo_core/lineage.py",
+    "spo_core/system/files.py",
+    "spo_core/runs/lineage.py",
     "spo_core/paths.py",
-    "spo_core/provenance.py",
-    "spo_core/runs.py",
-    "spo_core/versioning.py",
-    "spo_core/processes.py",
-    "spo_core/observe/dry_run.py",
+    "spo_core/runs/provenance.py",
+    "spo_core/runs/directory.py",
+    "spo_core/system/dvc.py",
+    "spo_core/system/processes.py",
+    "spo_core/estimate/dry_run.py",
     "spo_core/observe/progress.py",
     "spo_core/observe/scores.py",
     "spo_core/observe/tracking.py",

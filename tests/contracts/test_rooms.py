@@ -36,7 +36,7 @@ def test_only_the_versioning_task_calls_dvc():
         p.relative_to(ROOT).as_posix()
         for room in ("flows", "tasks", "spo_core")
         for p in modules(room)
-        if "spo_core.versioning" in imports(p)
+        if "spo_core.system.dvc" in imports(p)
     }
     assert users == {"tasks/versioning.py"}
 

@@ -18,9 +18,9 @@ from spo_core.config import load_params
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.run import check_contexts
-from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.policy import load_policy, save_policy
-from spo_core.session import open_session
+from spo_core.policy.checkpoint import load_policy, save_policy
+from spo_core.train.session import open_session
+from spo_core.train.steps import credit_step, rollout_step, train_step
 from tests.conftest import ROOT
 from tests.invariants.test_training_runs import prepared, small
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import load_params
 from spo_core.credit import segment_credit
-from spo_core.credit.nested import _parse_deep, parse, read_tree
+from spo_core.credit.audit import _parse_deep, parse, read_tree
 from spo_core.errors import DataError
 from spo_core.tree import Finish
 from tests.conftest import ROOT

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from spo_core.errors import SPOError
-from spo_core.evaluate import statistics
+from spo_core.evaluate import uncertainty
 from spo_core.evaluate.comparison import ComparisonError, compare, comparison_table, differences
-from spo_core.evaluate.details import Sample, read_details, write_details
+from spo_core.evaluate.lighteval.details import Sample, read_details, write_details
 from spo_core.evaluate.result import CellScore, Protocol, Tokens
 from spo_core.verify import Outcome
 
@@ -64,7 +64,7 @@ def evaluated(model: str, table, **protocol) -> tuple[CellScore, list[Sample]]:
         cell="math-2k",
         context="2k",
         accuracy=float(means.mean()),
-        standard_error=statistics.standard_error(means),
+        standard_error=uncertainty.standard_error(means),
         interval=None,
         majority=0.0,
         truncated=0.0,

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from spo_core.config import DataParams
 from spo_core.errors import GradingError
-from spo_core.evaluate.child_environment import child_environment
 from spo_core.evaluate.cross_check import LightevalMetric, metric_kind, summarize
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate.lighteval.details import Sample
+from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.problems import problem_set
 from spo_core.verify import Outcome
 from tests.flows.conftest import EVALUATION_PYTHON, needs_evaluation

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_core.config import VerifyParams
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate.lighteval.details import Sample
 from spo_core.evaluate.majority import majority
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import Verifier

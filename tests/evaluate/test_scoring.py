@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from spo_core.config import DataParams, VerifyParams
 from spo_core.errors import DataError
-from spo_core.evaluate.details import Sample, by_question, read_details, write_details
-from spo_core.evaluate.exchange import Answers, Report
+from spo_core.evaluate.lighteval.details import Sample, by_question, read_details, write_details
+from spo_core.evaluate.lighteval.exchange import Answers, Report
 from spo_core.evaluate.result import CellScore, EvaluationError, Protocol, Tokens
 from spo_core.evaluate.scoring import (
     check_prompts,

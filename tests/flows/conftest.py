@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from flows.local_server import local_server
-from spo_core.prepare import prepare_splits
-from spo_core.warmup import warm_up
+from spo_core.problems.prepare import prepare_splits
+from spo_core.train.warmup import warm_up
 from tasks.records import RunSpec
 from tests.conftest import ROOT
 from tests.flows.crash import Moment, Starts, starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spo_core.files import file_digest, folder_digest, read_json
+from spo_core.system.files import file_digest, folder_digest, read_json
 
 
 def work(project: Path) -> Path:

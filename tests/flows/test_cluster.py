@@ -16,17 +16,17 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from spo_core import parts
 from spo_core.config import DaskRunner, RayRunner, load_params
 from spo_core.errors import ConfigError
 from spo_core.paths import Paths
-from spo_core.prepare import prepare_splits
+from spo_core.problems.prepare import prepare_splits
+from spo_core.train import shards
+from spo_core.train.warmup import warm_up
 from spo_core.tree import read_trees
-from spo_core.warmup import warm_up
 from tasks.cluster import cluster, has_room
 from tests.flows.conftest import change, needs_evaluation, run_module
-from tests.rollout.test_parts import furthest
-from tests.test_processes import gone, until
+from tests.system.test_processes import gone, until
+from tests.train.test_shards import furthest
 
 TRAINED = (
     "run.iterations=2",
@@ -158,15 +158,15 @@ def test_a_dask_cluster_at_an_address_is_used_and_left_as_it_was(monkeypatch):
         theirs.scale(1)
         closed: list[str] = []
         site = {key: SimpleNamespace(close=lambda key=key: closed.append(key)) for key in ("engine", "verifier")}
-        monkeypatch.setattr(parts, "_open", parts._Open("", SimpleNamespace(**site)))
-        with parts._LOCK:  # as by a part under way, in this very process
+        monkeypatch.setattr(shards, "_open", shards._Open("", SimpleNamespace(**site)))
+        with shards._LOCK:  # as by a part under way, in this very process
             with cluster(address) as workers:
                 assert workers.runner is not None
             with cluster(address) as workers:
                 assert workers.runner.client.submit(abs, -1).result(timeout=60) == 1
             assert closed == []
         until(lambda: closed == ["engine", "verifier"])
-        assert theirs.workers and parts._open is None
+        assert theirs.workers and shards._open is None
 
 
 def test_ray_must_have_a_node_for_a_part():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.processes import child
+from spo_core.system.processes import child
 from tests.conftest import ROOT
 from tests.flows.test_deploy import ask
 

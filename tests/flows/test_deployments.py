@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.files import folder_digest
-from spo_core.processes import child
+from spo_core.system.files import folder_digest
+from spo_core.system.processes import child
 from tests.flows.conftest import change, needs_evaluation, run_module
 from tests.flows.test_deploy import ask, deploy
 

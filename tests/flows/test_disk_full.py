@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.files import folder_digest
+from spo_core.system.files import folder_digest
 from tests.flows.crash import Ended, Kill, Starts, starts
 from tests.flows.outcome import complete_checkpoints, leftovers, result, work
 

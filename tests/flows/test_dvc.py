@@ -17,9 +17,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.provenance import asked
 from spo_core.evaluate.models import refer
-from spo_core.files import folder_digest, write_json
-from spo_core.lineage import trace
-from spo_core.runs import RunDirectory
+from spo_core.runs.directory import RunDirectory
+from spo_core.runs.lineage import trace
+from spo_core.system.files import folder_digest, write_json
 from tasks import versioning
 from tasks.limits import gpu_slot
 from tasks.records import RunSpec
@@ -56,7 +56,7 @@ def disk_used(folder: Path) -> int:
 def run(tmp_path, monkeypatch) -> RunDirectory:
     """A run directory with milestone 2, in a DVC repository with the project's own settings; DVC is not waited for."""
     monkeypatch.setattr(versioning, "add_milestones", versioning.add_milestones.fn)
-    monkeypatch.setattr("spo_core.versioning.DELAYS", (0.1,))
+    monkeypatch.setattr("spo_core.system.dvc.DELAYS", (0.1,))
     project = tmp_path / "project"
     (project / ".dvc").mkdir(parents=True)
     for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
@@ -112,7 +112,7 @@ def test_what_is_versioned_is_left_alone_and_what_replaces_it_is_versioned_anew(
     version(run)
     first = {n: pointer(run, n).read_text() for n in (2, 4)}
     with monkeypatch.context() as patched:
-        patched.setattr("spo_core.versioning.run_dvc", lambda *a, **k: pytest.fail("DVC was called again"))
+        patched.setattr("spo_core.system.dvc.run_dvc", lambda *a, **k: pytest.fail("DVC was called again"))
         version(run)
     (run.checkpoint(4) / "policy" / "model.safetensors").unlink()
     save(run, 4)  # as of another timeline

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.processes import child
+from spo_core.system.processes import child
 from tests.flows.conftest import BROKEN_OFF, run_module
 from tests.flows.crash import MARK, PHASES, Kill, Moment, survivors, wait_until_gone
 from tests.flows.outcome import leftovers, newest_checkpoint, result, work
 from tests.flows.test_deploy import ask
-from tests.test_processes import until
+from tests.system.test_processes import until
 
 pytestmark = [
     pytest.mark.slow,

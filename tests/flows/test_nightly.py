@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spo_core.files import folder_digest
-from spo_core.nightly import NightlyReport
-from spo_core.processes import child
+from spo_core.evaluate.nightly.report import NightlyReport
+from spo_core.system.files import folder_digest
+from spo_core.system.processes import child
 from tests.flows.conftest import change, needs_evaluation, run_module
 from tests.flows.test_deploy import ask, make_block
 

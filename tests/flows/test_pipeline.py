@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.files import folder_digest
+from spo_core.system.files import folder_digest
 from tests.conftest import SHARED_DATA
 from tests.flows.conftest import needs_evaluation, run_module
 

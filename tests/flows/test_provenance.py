@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.files import folder_digest
+from spo_core.system.files import folder_digest
 from tests.flows.conftest import change
 from tests.flows.crash import Starts, starts
 from tests.flows.test_deploy import ask

@@ -10,9 +10,9 @@ import pytest
 
 from flows.train import command
 from spo_core.errors import ConfigError
-from spo_core.files import folder_digest, read_json
-from spo_core.prepare import prepare_splits
-from spo_core.warmup import warm_up
+from spo_core.problems.prepare import prepare_splits
+from spo_core.system.files import folder_digest, read_json
+from spo_core.train.warmup import warm_up
 from tasks.records import RunSpec
 
 

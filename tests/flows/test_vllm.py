@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spo_core.files import read_json
-from spo_core.prepare import prepare_splits
-from spo_core.warmup import warm_up
+from spo_core.problems.prepare import prepare_splits
+from spo_core.system.files import read_json
+from spo_core.train.warmup import warm_up
 from tasks.records import RunSpec
 from tests.flows.conftest import change
-from tests.rollout.vllm_case import needs_vllm
+from tests.rollout.vllm.case import needs_vllm
 
 pytestmark = needs_vllm
 
@@ -53,7 +53,7 @@ def test_no_engine_process_outlives_the_flow(project, environment, tmp_path, end
         assert process.poll() is None and time.monotonic() - started < 300, (tmp_path / "log").read_text()[-3000:]
         time.sleep(0.02)
     engine = psutil.Process(process.pid).children(recursive=True)
-    assert any("vllm_launch" in " ".join(child.cmdline()) for child in engine)
+    assert any("vllm.launch" in " ".join(child.cmdline()) for child in engine)
     told = time.monotonic()
     process.send_signal(ending)
     process.wait(timeout=60)

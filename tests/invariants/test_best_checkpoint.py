@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from spo_core.errors import RunError
-from spo_core.files import file_digest, read_json, write_json
-from spo_core.iteration import credit_step, rollout_step, train_step
-from spo_core.policy import load_policy
-from spo_core.runs import COMPLETE
-from spo_core.session import open_session
+from spo_core.policy.checkpoint import load_policy
+from spo_core.runs.directory import COMPLETE
+from spo_core.system.files import file_digest, read_json, write_json
+from spo_core.train.session import open_session
+from spo_core.train.steps import credit_step, rollout_step, train_step
 from tasks.records import RunSpec
 from tasks.training import publish_training
 from tests.invariants.test_training_runs import prepared, same_bits, small
@@ -33,7 +33,7 @@ def scripted(monkeypatch):
         def validate(session, iteration):
             return {"eval/validation_accuracy": accuracies[iteration - 1], "timing/validate": 0.0}
 
-        monkeypatch.setattr("spo_core.iteration.validate", validate)
+        monkeypatch.setattr("spo_core.train.steps.validate", validate)
 
     return script
 
@@ -140,7 +140,7 @@ def test_a_kill_while_a_best_policy_is_written_leaves_the_one_before(project, sc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("spo_core.session.save_policy", killed)
+        patched.setattr("spo_core.train.session.save_policy", killed)
         run_on(params, project)
     assert bests(before) == {2}
     session, weights = run_on(params, project)

@@ -16,8 +16,6 @@ import torch
 from spo_core.config import CreditParams, LearnParams, RolloutParams, ScratchPolicy
 from spo_core.credit import assign_credit, write_credits
 from spo_core.credit.value import tree_mean
-from spo_core.files import write_json
-from spo_core.iteration import rollout_metrics
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.pairs import read_pairs
 from spo_core.learn.replay import ReplayBuffer
@@ -25,10 +23,12 @@ from spo_core.learn.trainer import Trainer
 from spo_core.observe.report import write_report
 from spo_core.observe.tree_table import tree_table
 from spo_core.observe.tree_view import tree_view
-from spo_core.policy import make_policy
-from spo_core.recorded import _check_trees
+from spo_core.policy.checkpoint import make_policy
 from spo_core.rollout.engine import Completion
 from spo_core.rollout.sampler import Prompt, Sampler
+from spo_core.system.files import write_json
+from spo_core.train.recorded import _check_trees
+from spo_core.train.steps import rollout_metrics
 from spo_core.tree import Finish, Node, RolloutTree, read_trees, write_trees
 from tests.conftest import ROOT
 from tests.observe.examples import decode, inputs

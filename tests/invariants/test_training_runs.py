@@ -11,14 +11,14 @@ import torch
 
 from spo_core.config import Params, load_params
 from spo_core.errors import DataError, GradingError, RunError
-from spo_core.files import read_json
-from spo_core.iteration import credit_step, rollout_step, train_step
 from spo_core.paths import Paths
-from spo_core.policy import load_policy, save_policy
-from spo_core.prepare import prepare_splits
+from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.problems.base import read_split
-from spo_core.session import open_session
-from spo_core.training_run import check_training, training_identity
+from spo_core.problems.prepare import prepare_splits
+from spo_core.system.files import read_json
+from spo_core.train.opening import check_training, training_identity
+from spo_core.train.session import open_session
+from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.verify import Outcome, Verdict
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ import torch
 
 from spo_core.config import DataParams, WarmupParams
 from spo_core.learn.state import load_optimizer, save_optimizer
-from spo_core.learn.warmup import Warmup, encode_demonstrations
+from spo_core.learn.supervised import Warmup, encode_demonstrations
 from spo_core.problems import problem_set
 from spo_core.rollout import probe as rollout_probe
 from spo_core.rollout.engine import Request

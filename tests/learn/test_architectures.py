@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from spo_core import architecture
-from spo_core.attention import NAME
 from spo_core.errors import ConfigError
 from spo_core.learn import head, tree_attention
 from spo_core.learn.tree_batch import layout
 from spo_core.learn.tree_check import check_policy
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.policy import architecture
+from spo_core.policy.attention import NAME
 from spo_core.rollout import transformers_engine
 from spo_core.rollout.engine import Request
 from spo_core.rollout.engine_check import checked_engine

@@ -15,11 +15,11 @@ from spo_core.config import CreditParams, LearnParams, load_params
 from spo_core.credit import assign_credit
 from spo_core.credit.mask import is_low
 from spo_core.errors import TrainingError
-from spo_core.iteration import warn_of_gap
 from spo_core.learn import trainer as module
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.tree_batch import TrainedSegments, layout, needed_nodes
 from spo_core.rollout.gap import LIMITS, gap_limit
+from spo_core.train.steps import warn_of_gap
 from spo_core.tree import Finish, Node, RolloutTree
 from tests.conftest import ROOT
 from tests.learn.naive import flat_logprobs
@@ -234,7 +234,7 @@ def test_the_limit_is_that_of_the_coarser_dtype(overrides, limit):
 @pytest.mark.parametrize(("sync", "update", "said"), [(0.02, 0.0, 0), (0.03, 1e-6, 1), (1e-6, 0.03, 1), (0.1, 0.1, 1)])
 def test_one_warning_an_iteration_before_the_stop(sync, update, said, caplog):
     row = {"iteration": 3, "sync/logprob_gap_mean": sync, "train/logprob_gap": update}
-    with caplog.at_level(logging.WARNING, "spo_core.iteration"):
+    with caplog.at_level(logging.WARNING, "spo_core.train.steps"):
         warn_of_gap(SimpleNamespace(max_logprob_gap=LIMITS["bfloat16"]), row)
     assert len(caplog.messages) == said
     assert all("iteration 3" in text and "0.1 (learn.max_logprob_gap) stops" in text for text in caplog.messages)

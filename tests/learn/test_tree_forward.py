@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from spo_core.attention import attention
 from spo_core.learn import head, row_blocks
 from spo_core.learn.block_mask import Spans, ancestor_mask
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.policy.attention import attention
 from spo_core.tree import Finish, Node, RolloutTree
 from tests.conftest import random_tree
 from tests.learn.naive import flat_logprobs

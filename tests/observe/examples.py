@@ -8,9 +8,9 @@ import numpy as np
 
 from spo_core.config import CreditParams
 from spo_core.credit import Credit, assign_credit
-from spo_core.evaluate.details import Sample, by_question
+from spo_core.evaluate.lighteval.details import Sample, by_question
 from spo_core.evaluate.result import CellScore, CrossCheck, Protocol, Tokens
-from spo_core.evaluate.statistics import bootstrap_interval, standard_error
+from spo_core.evaluate.uncertainty import bootstrap_interval, standard_error
 from spo_core.observe.evaluations import EvaluatedCell
 from spo_core.observe.report import ReportInputs
 from spo_core.tree import Finish, Node, RolloutTree

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spo_core.evaluate.comparison import LEVEL
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate.lighteval.details import Sample
 from spo_core.observe import evaluation_section
 from spo_core.observe.evaluation_section import disagreements, facts, published_rows, section
 from spo_core.observe.evaluations import (

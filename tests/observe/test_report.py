@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_core.evaluate.details import Sample
+from spo_core.evaluate.lighteval.details import Sample
 from spo_core.observe.evaluations import EvaluatedCell
 from spo_core.observe.report import ReportInputs, curves, write_report
 from spo_core.observe.text import number, one_line, probability, signed

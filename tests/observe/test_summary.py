@@ -12,13 +12,13 @@ from rich.console import Console
 
 from spo_core.config import load_params
 from spo_core.errors import DataError
-from spo_core.evaluate.details import write_details
+from spo_core.evaluate.lighteval.details import write_details
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.suite import cells
-from spo_core.files import write_json, write_text
 from spo_core.observe.evaluations import compare_cells, headline_cell, read_evaluations
 from spo_core.observe.summary import check_report, print_summary, summarize
 from spo_core.paths import Paths
+from spo_core.system.files import write_json, write_text
 from tests.conftest import ROOT
 from tests.evaluate.test_models import policy_at
 from tests.observe.examples import cell, changed, completions

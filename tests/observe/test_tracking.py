@@ -10,10 +10,10 @@ import pytest
 
 from spo_core.config import WandbParams, load_params
 from spo_core.credit import assign_credit, write_credits
-from spo_core.files import write_json
 from spo_core.observe import tracking
 from spo_core.observe.tracking import Tracker, log_evaluation, resolve_mode
 from spo_core.observe.tree_table import COLUMNS, tree_table
+from spo_core.system.files import write_json
 from spo_core.tree import read_trees, write_trees
 from tests.conftest import ROOT, random_tree
 from tests.observe.wandb_files import logged, wandb_server

@@ -9,9 +9,9 @@ import pytest
 from spo_core.config import DataParams, JsonlParams, load_params
 from spo_core.errors import ConfigError, DataError
 from spo_core.paths import Paths
-from spo_core.prepare import check_source, prepare_splits
 from spo_core.problems import problem_set
 from spo_core.problems.base import read_split
+from spo_core.problems.prepare import check_source, prepare_splits
 from spo_core.problems.text_set import TextSet
 from tests.conftest import ROOT
 

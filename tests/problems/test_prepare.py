@@ -10,8 +10,8 @@ import pytest
 from spo_core.config import load_params
 from spo_core.errors import DataError
 from spo_core.paths import Paths
-from spo_core.prepare import check_source, describe, prepare_splits
 from spo_core.problems.base import read_split
+from spo_core.problems.prepare import check_source, describe, prepare_splits
 from tests.conftest import ROOT
 
 

@@ -8,11 +8,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spo_core.config import CreditParams, DataParams, RolloutParams
-from spo_core.policy import make_tokenizer
+from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
-from spo_core.rollout.pieces import token_pieces
 from spo_core.rollout.sampler import Sampler
 from spo_core.rollout.stops import stop_at
+from spo_core.rollout.token_texts import token_pieces
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.tree import Finish
 from tests.rollout.test_sampler import CHAIN, GRPO, PROMPTS, TREE

@@ -6,7 +6,7 @@ import sys
 import time
 
 from spo_core.verify import worker
-from spo_core.verify.forked import MEMORY, serve
+from spo_core.verify.fork_server import MEMORY, serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES
 

@@ -11,8 +11,8 @@ from spo_core.problems.answers import final_answer
 from spo_core.verify.exact.equality import same_value
 from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.grader import compare, quick
+from spo_core.verify.exact.literals import parse_number
 from spo_core.verify.exact.notation import normalise
-from spo_core.verify.exact.numbers import parse_number
 from spo_core.verify.outcome import Outcome
 from tests.conftest import SHARED_DATA
 

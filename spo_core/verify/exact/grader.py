@@ -23,8 +23,8 @@ exactly (``matching``, ``equality``). docs/grading.md says what is equal to what
 
 from __future__ import annotations
 
+from spo_core.verify.exact.literals import parse_number
 from spo_core.verify.exact.notation import LONGEST, normalise
-from spo_core.verify.exact.numbers import parse_number
 from spo_core.verify.outcome import Outcome
 
 

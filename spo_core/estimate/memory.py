@@ -1,0 +1,140 @@
+"""What a policy's training and sampling hold in memory, foretold from its architecture. All sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spo_core.config import Params, PolicyShape
+from spo_core.errors import ConfigError
+from spo_core.problems import problem_set
+from spo_core.system.files import read_json
+
+SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
+LOGITS = 2**26  # of one chunk of trained positions, as in learn/head.py, which imports torch
+LAID_OUT_ALIKE = ("llama", "mistral", "qwen2")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one rank. A rough sum: no fragmentation, no workspace of kernels, and no communication buffers, of which
+    DeepSpeed has one of 5e8 numbers with stage 3, with offload at stage 1, and in float32 at stage 1."""
+
+    parameters: int
+    """A number, not bytes."""
+    weights: int
+    gradients: int
+    """At the end of the last backward pass of a step but one."""
+    optimizer: int
+    """AdamW's two float32 moments, and float32 weights of its own: beside those of the model in bfloat16, and in
+    DeepSpeed from stage 1 beside any."""
+    optimizer_on_cpu: bool
+    reference: int
+    """Weights of the reference policy; 0 without a KL penalty."""
+    activations: int
+    """Kept for the backward pass of ``learn.max_tokens_per_forward`` tokens, or of the longest path if it is longer."""
+    logits: int
+    """Of one chunk of positions, float32, and their gradient."""
+    engine_cache: int
+    """Keys and values of ``rollout.max_concurrency`` requests at the longest context; 0 with vLLM, which takes
+    ``rollout.engine.gpu_memory_utilization`` of a device for weights and cache of its own."""
+
+    @property
+    def device(self) -> int:
+        """Sum of what lies on the device."""
+        held = self.weights + self.gradients + self.reference + self.activations + self.logits + self.engine_cache
+        return held + (0 if self.optimizer_on_cpu else self.optimizer)
+
+
+def architecture(params: Params) -> PolicyShape | None:
+    """The policy's shape: from params, from its folder's config.json, else ``policy.init.shape``; None: unknown.
+
+    Raises DataError for a config.json that is not JSON.
+    """
+    init = params.policy.init
+    if init.type == "pretrained":
+        config = Path(init.path) / "config.json"
+        return (_from_config(read_json(config)) or init.shape) if config.is_file() else init.shape
+    vocabulary = 256
+    if init.tokenizer == "characters":
+        try:
+            alphabet = problem_set(params.data).alphabet()
+        except ConfigError:  # no such problem set yet
+            return None
+        if alphabet is None:
+            return None
+        vocabulary = len(alphabet)
+    return PolicyShape(
+        layers=init.layers,
+        hidden_size=init.hidden_size,
+        intermediate_size=init.intermediate_size,
+        heads=init.heads,
+        kv_heads=init.heads,
+        vocabulary=vocabulary + SPECIAL_TOKENS,
+    )
+
+
+def _from_config(config: dict) -> PolicyShape | None:
+    """Shape of a Hugging Face configuration; None for an architecture whose parameters are laid out otherwise."""
+    try:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        if config["model_type"] not in LAID_OUT_ALIKE or (config.get("head_dim") or hidden // heads) * heads != hidden:
+            return None
+        return PolicyShape(
+            layers=config["num_hidden_layers"],
+            hidden_size=hidden,
+            intermediate_size=config["intermediate_size"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            vocabulary=config["vocab_size"],
+            tied=config.get("tie_word_embeddings", False),
+            attention_bias=config["model_type"] == "qwen2",
+        )
+    except KeyError:
+        return None
+
+
+def count_parameters(shape: PolicyShape) -> int:
+    """Weights of a Llama (or Qwen2, with ``attention_bias``) of this shape."""
+    hidden, keys = shape.hidden_size, shape.kv_heads * (shape.hidden_size // shape.heads)
+    attention = 2 * hidden * hidden + 2 * hidden * keys + shape.attention_bias * (hidden + 2 * keys)
+    layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
+    embeddings = shape.vocabulary * hidden * (1 if shape.tied else 2)
+    return embeddings + shape.layers * layer + hidden
+
+
+def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
+    """What training and sampling with this architecture hold.
+
+    With T tokens in a forward pass, h hidden, k = kv_heads x head size, i intermediate and b bytes of a number, a
+    layer keeps about T b (8 h + 2 k + 4 i): inputs and outputs of both norms, queries, attention's output and both
+    residuals (8 h), keys and values (2 k), gate, up, its activation and their product (4 i). Attention is taken to
+    keep no T x T matrix. Recomputing layers (``gradient_checkpointing``) keeps T b h of every layer and all of one.
+    ZeRO divides optimizer state from stage 1, gradients from 2 and weights from 3 among ranks. Gradients are summed in
+    float32; at stage 1 in bfloat16 (what stage 0 then means) those of a pass stand beside a buffer of their sums, both
+    whole on every rank, unless the optimizer is on the CPU, where stage 1 keeps the sums alone. From stage 2 on an
+    optimizer on the CPU takes them over one by one; they are counted all the same.
+    """
+    learn = params.learn
+    backend = learn.backend
+    size = 2 if learn.dtype == "bfloat16" else 4
+    stage = learn.zero_stage
+    ranks, offload = (backend.ranks, backend.offload_optimizer) if backend.type == "deepspeed" else (1, False)
+    count = count_parameters(shape)
+    tokens = max(learn.max_tokens_per_forward, params.rollout.longest_context)
+    keys = shape.kv_heads * (shape.hidden_size // shape.heads)
+    layer = tokens * size * (8 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size)
+    kept = tokens * size * shape.hidden_size * shape.layers + layer
+    per_token = shape.layers * 2 * keys * size
+    cached = params.rollout.max_concurrency * params.rollout.longest_context  # tokens, at most
+    return Memory(
+        parameters=count,
+        weights=count * size // (ranks if stage >= 3 else 1),
+        gradients=count * (6 if stage == 1 and size == 2 and not offload else 4) // (ranks if stage >= 2 else 1),
+        optimizer=count * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
+        optimizer_on_cpu=offload,
+        reference=count * size if learn.kl.type == "penalty" else 0,
+        activations=kept if learn.gradient_checkpointing else shape.layers * layer,
+        logits=2 * 4 * min(tokens * shape.vocabulary, LOGITS),
+        engine_cache=cached * per_token if params.rollout.engine.type == "transformers" else 0,
+    )

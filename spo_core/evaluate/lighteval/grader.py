@@ -1,0 +1,48 @@
+"""lighteval's extractive match, in workers of its own environment (``spo_core.verify.fork_server``).
+
+The settings are those of the published long-CoT evaluations (custom task ``math_500`` of open-r1, reference facts 6.1),
+in lighteval 0.13 those of ``expr_gold_metric`` and, with LaTeX gold answers, of the samples of ``latex-g-pass@k``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lighteval.metrics.dynamic_metrics import MultilingualExtractiveMatchMetric
+from lighteval.metrics.utils.extractive_match_utils import ExprExtractionConfig, LatexExtractionConfig
+from lighteval.models.model_output import ModelResponse
+from lighteval.tasks.requests import Doc
+from lighteval.utils.language import Language
+
+from spo_core.verify.fork_server import serve
+from spo_core.verify.outcome import Outcome
+
+METRICS = {
+    kind: MultilingualExtractiveMatchMetric(
+        language=Language.ENGLISH,
+        gold_extraction_target=(gold,),
+        pred_extraction_target=(ExprExtractionConfig(), LatexExtractionConfig(boxed_match_priority=0)),
+        aggregation_function=max,
+        fallback_mode="first_match",
+        precision=5,
+    )
+    for kind, gold in (("latex", LatexExtractionConfig()), ("expr", ExprExtractionConfig()))
+}
+
+
+def compare(kind: str, completion: str, gold: str) -> Outcome:
+    """What the metric says of one completion; where it raises, the worker ends and the verdict is a timeout."""
+    doc = Doc(query="", choices=[gold], gold_index=0)
+    score = METRICS[kind].compute(doc=doc, model_response=ModelResponse(text=[completion]))
+    return Outcome.CORRECT if score == 1.0 else Outcome.WRONG
+
+
+def warm() -> None:
+    """Use once all that the metric needs, before a worker has to be quick."""
+    logging.disable(logging.WARNING)  # it logs every completion in which it finds no answer
+    for kind, gold in (("latex", "$2$"), ("expr", "2")):
+        compare(kind, r"The final answer is $\frac{4}{2}$. I hope it is correct. \boxed{2}", gold)
+
+
+if __name__ == "__main__":
+    serve(warm, compare)

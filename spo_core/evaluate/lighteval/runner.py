@@ -1,0 +1,235 @@
+"""Evaluate a checkpoint in one cell through lighteval, which lives in an environment of its own, as one child process.
+
+The child samples, or asks vLLM servers of this environment. The completions are graded here, where a comparison that
+takes too long is killed; lighteval's own figure must follow from them, and the prompts it fed to the policy must be
+those of training, token by token.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from spo_core.config import EvaluateParams, VerifyParams, VllmEngineParams, digest
+from spo_core.errors import ConfigError, DataError
+from spo_core.evaluate.cross_check import LightevalMetric, metric_kind
+from spo_core.evaluate.lighteval import exchange
+from spo_core.evaluate.lighteval.details import Sample, write_details
+from spo_core.evaluate.lighteval.environment import child_environment
+from spo_core.evaluate.lighteval.exchange import Answers, Report, Request
+from spo_core.evaluate.lighteval.serving import checkpoint_stop_ids, served_dtype, serving, vllm_version
+from spo_core.evaluate.majority import majority
+from spo_core.evaluate.result import CellScore, EvaluationError, Protocol
+from spo_core.evaluate.scoring import (
+    check_prompts,
+    check_report,
+    grade_answers,
+    lighteval_prompt_hash,
+    score_cell,
+    with_lighteval,
+)
+from spo_core.evaluate.suite import Cell
+from spo_core.problems.base import ProblemSet, Question
+from spo_core.problems.templates import encode_prompts
+from spo_core.system.processes import child, last_words, wait
+from spo_core.verify.rules import rule
+from spo_core.verify.verifier import Verifier
+
+DETAILS = "details.parquet"
+LOG = "lighteval.log"
+SERVERS = "servers"  # a folder: a log for each
+Progress = Callable[[int, int], None]  # (sampled completions, completions in all)
+
+
+def measure_cell(
+    checkpoint: Path,
+    cell: Cell,
+    questions: Sequence[Question],
+    problem: ProblemSet,
+    params: EvaluateParams,
+    verify: VerifyParams,
+    *,
+    model: str,
+    model_digest: str,
+    threads: int,
+    python: Path,
+    work_dir: Path,
+    progress: Progress | None = None,
+) -> CellScore:
+    """Sample ``params.samples`` completions of each question in one cell, and grade them.
+
+    ``python`` is the interpreter of lighteval's environment. ``work_dir`` receives DETAILS, a row for each completion,
+    LOG, and SERVERS where the engine is vllm. On CPU the same seed, threads and batch size give the same completions;
+    contexts share their noise, so a completion that ends within a shorter context is the same in a longer one.
+
+    Raises ConfigError for a missing ``python`` and for a context longer than the policy's positions, DataError for a
+    missing checkpoint, EngineError where a server does not start or dies, and EvaluationError where lighteval fails,
+    feeds other tokens than training, or reports what its completions contradict.
+    """
+    started = time.monotonic()
+    work_dir = work_dir.resolve()
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise ConfigError(f"{python}: no lighteval environment here; make install creates it")
+    if not (checkpoint / "config.json").is_file():
+        raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
+    prompts = {row.question_id: problem.prompt(row.question) for row in questions}
+    with LightevalMetric(python, verify.workers) as metric, Verifier(verify) as verifier:
+        if (kind := metric_kind(problem)) is not None:
+            metric.begin()  # it imports while the policy answers
+        answers, report = _sample(checkpoint, cell, questions, problem, params, threads, python, work_dir, progress)
+        samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
+        votes = majority(verifier, rule(problem, verify.grader), samples)
+        if kind is not None:
+            stated = [(sample.completion, sample.gold) for row in samples for sample in row]
+            samples = with_lighteval(samples, metric.grade(kind, stated))
+    score = score_cell(
+        cell,
+        samples,
+        _protocol(checkpoint, cell, questions, prompts, params, verify, report),
+        majority=votes,
+        prompt_hash=lighteval_prompt_hash(list(prompts.values())),
+        model=model,
+        model_digest=model_digest,
+        suite=params.suite,
+        seed=params.seed,
+        seconds=time.monotonic() - started,
+    )
+    check_report(score, report)
+    _write_details(work_dir / DETAILS, samples)
+    return score
+
+
+def grading_versions() -> dict[str, str]:
+    """Of the libraries that verdicts depend on, here in the main environment."""
+    return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
+
+
+def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> None:
+    """Raise ConfigError for a cell whose longest prompt and completion exceed the policy's positions, if it has any."""
+    if positions is not None and prompt_tokens + cell.context_length > positions:
+        raise ConfigError(
+            f"evaluate.contexts.{cell.context}: {cell.context_length} tokens after a prompt of {prompt_tokens} exceed "
+            f"the policy's {positions} positions; lower it, or evaluate a policy that has more"
+        )
+
+
+def _sample(
+    checkpoint: Path,
+    cell: Cell,
+    questions: Sequence[Question],
+    problem: ProblemSet,
+    params: EvaluateParams,
+    threads: int,
+    python: Path,
+    work_dir: Path,
+    progress: Progress | None,
+) -> tuple[list[Answers], Report]:
+    """Answers to all questions, from prompts that are those of training."""
+    from transformers import AutoConfig
+
+    from spo_core.policy.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    encoded = encode_prompts(problem.template, tokenizer, [row.question for row in questions])
+    fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
+    longest = max(map(len, encoded))
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
+    check_positions(cell, longest, getattr(config, "max_position_embeddings", None))
+    request = Request(
+        context_length=cell.context_length,
+        max_length=longest + cell.context_length,
+        samples=params.samples,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        seed=params.seed,
+        batch_size=params.batch_size,
+        stop=problem.template.stop,
+        threads=threads,
+        parent=os.getpid(),
+    )
+    with ExitStack() as stack:
+        if isinstance(params.engine, VllmEngineParams):
+            servers = serving(
+                checkpoint,
+                params,
+                stop_ids=checkpoint_stop_ids(checkpoint, tokenizer),
+                context_length=request.max_length,
+                folder=work_dir / SERVERS,
+            )
+            request = replace(request, servers=stack.enter_context(servers))
+        prompts = {row.question_id: problem.prompt(row.question) for row in questions}
+        answers, report = _run(request, prompts, checkpoint, python, work_dir, progress)
+    check_prompts(answers, fed)
+    return answers, report
+
+
+def _run(
+    request: Request,
+    prompts: dict[str, str],
+    checkpoint: Path,
+    python: Path,
+    work_dir: Path,
+    progress: Progress | None,
+) -> tuple[list[Answers], Report]:
+    """Run the child in a fresh scratch folder; its answers and its report."""
+    scratch, log = work_dir / "scratch", work_dir / LOG
+    total = len(prompts) * request.samples
+
+    def tick() -> None:
+        if progress:
+            progress(exchange.read_progress(scratch), total)
+
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        request.write(scratch, prompts)
+        (scratch / exchange.POLICY).symlink_to(checkpoint.resolve())
+        command = [os.path.abspath(python), "-m", "spo_core.evaluate.lighteval.child", str(scratch)]
+        with child(command, cwd=scratch, env=child_environment(scratch, request.threads), log=log) as process:
+            status = wait(process, tick)
+        if status != 0:
+            raise EvaluationError(f"lighteval failed: {last_words(log, status)} (see {log})")
+        tick()
+        return exchange.read_answers(scratch), exchange.read_report(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _protocol(
+    checkpoint: Path,
+    cell: Cell,
+    questions: Sequence[Question],
+    prompts: dict[str, str],
+    params: EvaluateParams,
+    verify: VerifyParams,
+    report: Report,
+) -> Protocol:
+    versions, dtype = report.versions | grading_versions(), "float32"
+    if isinstance(params.engine, VllmEngineParams):
+        versions["vllm"], dtype = vllm_version(), served_dtype(checkpoint, params.engine)
+    return Protocol(
+        problem_set=cell.problem_set,
+        context_length=cell.context_length,
+        questions=len(questions),
+        samples=params.samples,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        prompt_digest=digest(sorted(prompts.values())),
+        answer_digest=digest(sorted([prompts[row.question_id], row.answer] for row in questions)),
+        grader=verify.grader,
+        engine=params.engine.type,
+        dtype=dtype,
+        versions=versions,
+    )
+
+
+def _write_details(path: Path, samples: Sequence[Sequence[Sample]]) -> None:
+    partial = path.with_suffix(".partial")
+    write_details(partial, (sample for row in samples for sample in row))
+    partial.replace(path)

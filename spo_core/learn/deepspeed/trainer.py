@@ -1,0 +1,125 @@
+"""A trainer whose ranks are other processes: the flow's side."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from spo_core.config import LearnParams
+from spo_core.errors import ConfigError
+from spo_core.learn.deepspeed.ranks import Ranks
+from spo_core.learn.objective import Pair
+from spo_core.learn.pairs import write_pairs
+from spo_core.learn.trainer import Progress
+from spo_core.system.files import room_at
+
+PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
+
+
+class DeepSpeedTrainer:
+    """A Learner. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
+
+    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs;
+    what is exchanged with them lies beside it, in the run's directory, which this process must have locked.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        params: LearnParams,
+        *,
+        policy: Path,
+        reference: Path | None,
+        context_length: int,
+        temperature: float,
+        seed: int,
+        log: Path,
+    ) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ConfigError("learn.backend deepspeed needs the extra: pip install -e '.[deepspeed]'")
+        assert params.backend.type == "deepspeed"
+        self.model = model
+        self._files = 0
+        beside = log.parent.resolve()
+        for left in beside.glob(f"{PREFIX}*"):  # by a flow that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX, dir=beside)
+        self._folder = Path(self._temporary.name)
+        settings = {
+            "learn": params.model_dump_json(),
+            "policy": str(policy.resolve()),
+            "reference": None if reference is None else str(reference.resolve()),
+            "context_length": context_length,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        try:
+            self._ranks = Ranks(settings, params.backend, folder=self._folder, log=log)
+            self._state = self._ranks.ask()
+        except BaseException:
+            self._temporary.cleanup()
+            raise
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self._state["step"]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        return self._state["learning_rate"]
+
+    def restart_learning_rate(self) -> None:
+        self._ask("restart_learning_rate")
+
+    def train_iteration(
+        self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """As Trainer does it."""
+        weights = self._new_weights()
+        more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
+        with room_at(self._folder):
+            write_pairs(self._folder, pairs)
+            metrics = self._ask("train", progress, **more)
+        tensors = load_file(weights)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+        weights.unlink()
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """All that the next iteration depends on but the weights, in Trainer's files."""
+        self._ask("save", folder=str(folder.resolve()))
+
+    def load(self, folder: Path) -> None:
+        """Read what any Learner saved; the ranks take over the weights of ``model``."""
+        weights = self._new_weights()
+        tensors = {name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}
+        with room_at(self._folder):
+            save_file(tensors, weights)
+        self._ask("load", folder=str(folder.resolve()), weights=str(weights))
+        weights.unlink()
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._ranks.close()
+        self._temporary.cleanup()
+
+    def _new_weights(self) -> Path:
+        """A file of a name not used before: a network file system may remember that one was gone."""
+        self._files += 1
+        return self._folder / f"weights-{self._files}.safetensors"
+
+    def _ask(self, name: str, progress: Progress | None = None, **more: Any) -> Any:
+        self._state = self._ranks.ask({"do": name} | more, progress)
+        return self._state["answer"]

@@ -1,0 +1,115 @@
+"""What each rank runs, started by DeepSpeed's launcher: ``python -m spo_core.learn.deepspeed.worker CONFIG.json``.
+
+A rank joins the flow's socket and obeys JSON lines; all ranks get the same commands and answer when they are done.
+When the socket ends, so does the rank: whatever killed the flow, nothing is left. No heavy import before that is
+watched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from spo_core.system.processes import die_with_parent, keep_alive
+
+
+class Channel:
+    """The rank's end of the flow's socket: a unix socket, or TCP where settings have an address."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        if "address" in settings:
+            self._socket = socket.create_connection(tuple(settings["address"]))
+            keep_alive(self._socket)
+            self._socket.sendall(settings["token"].encode() + b"\n")
+        else:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(settings["socket"])
+        self.commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, **message: Any) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _read(self) -> None:
+        try:
+            for line in self._socket.makefile("rb"):
+                self.commands.put(json.loads(line))
+        finally:
+            os._exit(0)  # even out of a collective that will never end
+
+
+def main(config: Path) -> None:
+    die_with_parent()
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    os.environ.update(settings.get("environment", {}))  # before torch reads it
+    rank = int(os.environ["RANK"])
+    channel = Channel(settings)
+    try:
+        serve(channel, settings, rank)
+    except BaseException as error:
+        traceback.print_exc()
+        channel.send(error={"rank": rank, "kind": type(error).__name__, "text": str(error)})
+        threading.Event().wait(60)  # the flow ends all ranks when it has read this
+        raise
+
+
+def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
+    """Make this rank's trainer and obey commands for ever."""
+    import torch
+
+    from spo_core.config import LearnParams
+    from spo_core.learn.deepspeed.backend import DeepSpeedBackend, join_ranks
+    from spo_core.learn.pairs import read_pairs
+    from spo_core.learn.trainer import Trainer
+    from spo_core.learn.tree_check import check_policy
+    from spo_core.policy.checkpoint import load_policy
+
+    params = LearnParams.model_validate_json(settings["learn"])
+    join_ranks(Path(settings["store"]) if "store" in settings else None)
+    model, _ = load_policy(settings["policy"])
+    reference = None
+    if params.kl.type == "penalty":
+        reference = load_policy(settings["reference"])[0].eval().requires_grad_(False)
+    backend = DeepSpeedBackend(model, reference, params)
+    check_policy(backend.engine.module, settings["context_length"])  # sharded and rounded as it is trained
+    trainer = Trainer(backend, params, temperature=settings["temperature"], seed=settings["seed"])
+
+    def progress(done: int, total: int) -> None:
+        channel.send(progress=[done, total])
+
+    def obey(command: dict[str, Any]) -> Any:
+        if command["do"] == "train":
+            metrics = trainer.train_iteration(
+                read_pairs(Path(command["folder"])),
+                iteration=command["iteration"],
+                progress=progress if rank == 0 else None,
+            )
+            backend.save_weights(Path(command["weights"]))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the rollout engine may share the device, and wakes next
+            return metrics
+        if command["do"] == "save":
+            return trainer.save(Path(command["folder"]))
+        if command["do"] == "load":
+            backend.load_weights(Path(command["weights"]))
+            return trainer.load(Path(command["folder"]))
+        if command["do"] == "restart_learning_rate":
+            return trainer.restart_learning_rate()
+        raise ValueError(f"unknown command {command['do']!r}")
+
+    command: dict[str, Any] | None = None
+    while True:
+        result = obey(command) if command else None
+        channel.send(rank=rank, answer=result, step=trainer.step, learning_rate=trainer.learning_rate)
+        command = channel.commands.get()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

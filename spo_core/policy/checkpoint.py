@@ -1,0 +1,139 @@
+"""Policies in Hugging Face format: made from scratch, loaded, saved. safetensors only, no remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from spo_core.config import PolicyParams, ScratchPolicy
+from spo_core.errors import ConfigError, DataError
+from spo_core.policy.attention import NAME
+from spo_core.policy.tokenizer import load_tokenizer
+from spo_core.problems.base import ProblemSet
+
+transformers_logging.disable_progress_bar()
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+
+def make_tokenizer(kind: str, problem: ProblemSet) -> PreTrainedTokenizerFast:
+    """``characters``: one token for each item of the problem set's alphabet; ``bytes``: one for each byte."""
+    special = {PAD: 0, BOS: 1, EOS: 2}
+    if kind == "characters":
+        alphabet = problem.alphabet()
+        if alphabet is None:
+            raise ConfigError(f"policy.init.tokenizer characters: {problem.name} has no alphabet of its own; use bytes")
+        vocabulary = special | {token: i + len(special) for i, token in enumerate(alphabet)}
+        longest_first = sorted(alphabet, key=len, reverse=True)
+        pattern = "|".join("".join(f"\\x{ord(c):02x}" for c in token) for token in longest_first)
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = special | {token: i + len(special) for i, token in enumerate(alphabet)}
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_policy(params: ScratchPolicy, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama, float32; the same weights for the same seed."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden_size,
+        intermediate_size=params.intermediate_size,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.heads,
+        max_position_embeddings=params.max_positions,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return model
+
+
+def initial_policy(params: PolicyParams, problem: ProblemSet) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The policy before any training, as ``params/policy.yaml`` describes it."""
+    if params.init.type == "pretrained":
+        return load_policy(params.init.path, params.init.revision)
+    tokenizer = make_tokenizer(params.init.tokenizer, problem)
+    return make_policy(params.init, tokenizer, params.seed), tokenizer
+
+
+def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Policy and tokenizer from a folder or a hub id. Raises DataError where there is none."""
+    check_policy(path)
+    try:
+        tokenizer = load_tokenizer(path, revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=NAME,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be loaded as a policy: {why_unreadable(error)}") from None
+    return model, tokenizer
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line of what transformers says of a checkpoint; it would have code that comes with one allowed."""
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return "it needs code of its own, which is not run" if "custom code" in line else line
+
+
+def check_policy(path: str | Path) -> None:
+    """Raise DataError for a local folder that is missing or no checkpoint; two names with a slash may be a hub id."""
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
+    if not folder.exists() and (len(folder.parts) != 2 or folder.parent.exists()):
+        raise DataError(f"{folder}: no such checkpoint")
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights (safetensors), configuration, generation configuration and tokenizer, for any Hugging Face loader."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Token ids that end a response: those of the generation configuration and the tokenizer."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))

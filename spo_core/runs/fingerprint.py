@@ -1,0 +1,69 @@
+"""A digest of what code does: comments, docstrings and layout do not count, so that tidying up keeps a run alive."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+# what decides a result, given params and data: code_digest of these belongs to a run's identity
+WARMUP = ("learn/muon", "learn/state", "learn/supervised", "policy", "problems", "rollout/seeds", "train/warmup")
+TRAINING = (
+    "credit",
+    "learn",
+    "policy",
+    "problems",
+    "rollout",
+    "train/questions",
+    "train/sampling",
+    "train/session",
+    "train/shards",
+    "train/steps",
+    "tree",
+    "verify",
+)
+EVALUATION = ("evaluate", "policy", "problems", "rollout/seeds", "rollout/stops", "rollout/token_texts", "verify")
+SERVING = ("rollout/engine", *(f"rollout/vllm/{name}" for name in ("client", "launch", "server", "settings", "worker")))
+RACES = 100
+
+
+def code_digest(*names: str) -> str:
+    """SHA-256 over the syntax trees of files and folders of this package, given without suffix: ``learn``, ``tree``."""
+    total = hashlib.sha256()
+    for name in sorted(names):
+        path = PACKAGE / name
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        for file in files:
+            meaning = _meaning(file.read_text(encoding="utf-8"))
+            total.update(f"{file.relative_to(PACKAGE).as_posix()}\0{meaning}\n".encode())
+    return total.hexdigest()
+
+
+@cache
+def _meaning(source: str) -> str:
+    """What stays of a file when comments, docstrings and layout are gone."""
+    for attempt in range(RACES):
+        try:
+            tree = ast.parse(source)
+            break
+        except SystemError:  # Python 3.11 before .9, while another thread parses too, as Prefect's do: gh-106905
+            if attempt + 1 == RACES:
+                raise
+    return ast.dump(_without_docstrings(tree))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [s for s in node.body if not _is_string(s)] or [ast.Pass()]
+    return tree
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

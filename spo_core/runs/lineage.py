@@ -1,0 +1,277 @@
+"""Where a policy comes from: the chain from its digest to run, params, data, first policy, code, starts and scores.
+
+Everything is read from files: work/, what training published (metrics/train), and the scores. Nothing is started.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_core.config import flatten, load_params
+from spo_core.errors import DataError, SPOError
+from spo_core.runs.fingerprint import TRAINING, code_digest
+from spo_core.runs.provenance import (
+    PUBLISHED,
+    Attempt,
+    Caller,
+    Policy,
+    RunRecord,
+    find_policy,
+    read_published,
+    read_run,
+    until,
+    work_runs,
+)
+from spo_core.system.files import file_digest, folder_digest, read_json
+
+INPUTS = ("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "template", "train")  # no params
+RENAMED = {  # in an identity: in params/
+    "problem_set": "data.problem_set",
+    "max_question_tokens": "data.max_question_tokens",
+    "careless": "data.arithmetic.careless",
+    "threads": "run.threads",
+    "run.parts": "run.task_runner.parts",
+}
+MILESTONES = "outputs/milestones"
+NAMED_ALONE = "named by a report"  # a policy that is no longer here
+SCORES = (
+    "metrics/evaluate/*/*.json",
+    "outputs/runs/*/metrics/evaluate/*/*.json",
+    "outputs/evaluations/*/*/*.json",
+    "reports/nightly/*.json",
+)
+SAME = {True: "; does the same as the present code", False: "; the present code differs", None: ""}
+
+
+class UnknownPolicy(SPOError):
+    """A policy that no run here made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be traced: a policy by its digest, or by the run directory and iteration that a report names."""
+
+    name: str
+    digest: str | None
+    directory: str | None = None
+    iteration: int | None = None
+    record: Path | None = None
+    """What training published with it, where that is not among the present files."""
+
+
+def asked_folder(name: str, folder: Path, record: Path | None = None) -> Asked:
+    """A policy's folder, wherever it lies."""
+    return Asked(name, folder_digest(folder), record=record)
+
+
+def asked_score(path: Path) -> Asked:
+    """The policy that a score's or a nightly report's file is about; DataError where the file is neither."""
+    try:
+        content = read_json(path)
+        iteration = content.get("iteration")
+        return Asked(str(path), str(content["model_digest"]), content.get("run"), iteration)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: neither an evaluated cell's file nor a nightly report (no model_digest)") from None
+
+
+def find_run(asked: Asked, root: Path, work: Path) -> tuple[RunRecord, Policy] | None:
+    """The run that made a policy, and the policy as that run knows it; None where no run here did."""
+    told = list(published_runs([*published(root), *([asked.record] if asked.record else [])]))
+    for runs in (work_runs(work), told):
+        if asked.digest and (found := find_policy(runs, asked.digest, {run.directory for run in told})) is not None:
+            return found
+    place = None if asked.digest is None else _unpublished(asked.digest, work)
+    directory, iteration = place or (asked.directory, asked.iteration)
+    if directory is None or iteration is None:
+        return None
+    run = read_run(work / directory) or next((r for r in told if r.directory == directory), None)
+    name = f"checkpoints/{iteration:06d}" if place else NAMED_ALONE
+    return None if run is None else (run, Policy(name, iteration, asked.digest or ""))
+
+
+def published(root: Path) -> list[Path]:
+    """Where training publishes its record: of the main run, of those below outputs/runs, and of milestones."""
+    patterns = (f"outputs/runs/*/metrics/train/{PUBLISHED}", f"{MILESTONES}/*/*.json")
+    return [root / "metrics/train" / PUBLISHED, *(path for pattern in patterns for path in sorted(root.glob(pattern)))]
+
+
+def published_runs(paths: Iterable[Path]) -> Iterator[RunRecord]:
+    """What training published there, and the warm-ups of these runs."""
+    for path in paths:
+        if (record := read_published(path)) is not None:
+            yield record
+            if record.warmup is not None:
+                yield record.warmup
+
+
+def _unpublished(digest: str, work: Path) -> tuple[str, int] | None:
+    """Run directory and iteration of the checkpoint in work/ that has this digest."""
+    for folder in [*work.glob("*/checkpoints/[0-9]*/policy"), *work.glob("*/best/[0-9]*/policy")]:
+        with suppress(OSError):  # training may delete it meanwhile
+            if folder_digest(folder) == digest:
+                return folder.parts[-4], int(folder.parts[-2])
+    return None
+
+
+def trace(asked: Asked, root: Path, work: Path, link: Callable[[str], str | None] = lambda _: None) -> dict[str, Any]:
+    """The chain as plain JSON. ``link`` gives the page of a flow run's id. UnknownPolicy where no run made it."""
+    found = find_run(asked, root, work)
+    if found is None:
+        raise UnknownPolicy(f"{asked.name}: unknown; no run in {work} or published below {root} made this policy")
+    run, policy = until(*found), found[1]
+    chain = {
+        "asked": asked.name,
+        "policy": {"digest": policy.digest or None, "iteration": policy.iteration}
+        | {"names": sorted({p.name for p in run.policies if policy.digest and p.digest == policy.digest})}
+        | {"by_name_alone": policy.name == NAMED_ALONE},
+        **_run(run, root, work, link),
+        "scores": scores(policy.digest, root) if policy.digest else [],
+    }
+    if _trained(run):
+        first = run.identity["policy"]
+        warmup = run.warmup
+        if warmup is None and (made := find_policy(work_runs(work, "warmup-*"), first)) is not None:
+            warmup = until(*made)
+        chain["first_policy"] = {"digest": first, "warmup": warmup and _run(warmup, root, work, link)}
+    return chain
+
+
+def _run(run: RunRecord, root: Path, work: Path, link: Callable[[str], str | None]) -> dict[str, Any]:
+    tracked = [attempt.wandb for attempt in run.attempts if attempt.wandb]
+    changes = ("code_revision", "uncommitted_changes")
+    return {
+        "run": {"directory": run.directory, "here": (work / run.directory).is_dir()},
+        "params": _params(run),
+        "params_now": _differences(run, root),
+        "data": {"digest": run.identity.get("data") or run.identity.get("train"), "here": _data_here(run, root)},
+        "code": {
+            "revision": run.made_with.get("code_revision"),
+            "uncommitted_changes": run.made_with.get("uncommitted_changes"),
+            "same_now": run.identity.get("code") == code_digest(*TRAINING) if _trained(run) else None,
+            "versions": {key: value for key, value in run.made_with.items() if key not in changes},
+        },
+        "attempts": [_shown(attempt, link) for attempt in run.attempts],
+        "wandb": tracked[-1] if tracked else None,
+    }
+
+
+def _trained(run: RunRecord) -> bool:
+    """Whether it is a training, whose identity has the digest of the first policy; else a warm-up."""
+    return isinstance(run.identity.get("policy"), str)
+
+
+def _params(run: RunRecord) -> dict[str, Any]:
+    """Those of the identity, under their names in params/."""
+    flat = flatten(run.identity)
+    if _trained(run):
+        del flat["policy"]
+    return {RENAMED.get(key, key): value for key, value in flat.items() if key.split(".")[0] not in INPUTS}
+
+
+def _shown(attempt: Attempt, link: Callable[[str], str | None]) -> dict[str, Any]:
+    page = link(attempt.caller.flow_run_id) if attempt.caller.flow_run_id else None
+    return asdict(attempt) | {"page": page}
+
+
+def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
+    """Keys of the run's params that the files, with the run's preset and overrides, now set to something else."""
+    caller = run.attempts[-1].caller if run.attempts else Caller()
+    try:
+        params = load_params(root, caller.preset, caller.overrides)
+        now = flatten(params.model_dump(mode="json")) | {"run.task_runner.parts": params.run.task_runner.parts}
+    except SPOError as error:
+        return {"unknown": str(error)}
+    was = {key: value for key, value in _params(run).items() if value is not None or key in now}
+    return {key: {"was": v, "now": now.get(key, "not set")} for key, v in was.items() if now.get(key, "not set") != v}
+
+
+def _data_here(run: RunRecord, root: Path) -> str | None:
+    """The folder of data/ that still has the digest, as a path from ``root``. A warm-up read its training split."""
+    for path in (root, *sorted(root.glob("outputs/runs/*"))):
+        folder = path / "data" / str(run.identity.get("problem_set"))
+        split = folder / "train.jsonl"
+        if not split.is_file():
+            continue
+        if run.identity.get("data") == folder_digest(folder) or run.identity.get("train") == file_digest(split):
+            return folder.relative_to(root).as_posix()
+    return None
+
+
+def scores(digest: str, root: Path) -> list[dict[str, Any]]:
+    """Scores of a policy, by file: of cells, and of nightly reports."""
+    found = []
+    for path in [path for pattern in SCORES for path in sorted(root.glob(pattern))]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["model_digest"] != digest:
+                continue
+            cells = [cell["score"] for cell in content["cells"].values()] if "cells" in content else [content]
+            kept = [{key: cell[key] for key in ("cell", "accuracy", "standard_error")} for cell in cells]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no score
+        found += [{"file": path.relative_to(root).as_posix(), **cell} for cell in kept]
+    return found
+
+
+def lines(chain: dict[str, Any]) -> Iterator[str]:
+    """The chain for people: one fact a line, what belongs to another fact indented below it."""
+    policy = chain["policy"]
+    names = f" ({', '.join(policy['names'])})" if policy["names"] else ""
+    guess = ", not here; the report names this run and iteration" if policy["by_name_alone"] else ""
+    yield f"policy        {policy['digest'] or 'unknown'}{names}{guess}"
+    yield from _run_lines(chain, f", iteration {policy['iteration']}")
+    if first := chain.get("first_policy"):
+        yield f"first policy  {first['digest']}"
+        if first["warmup"] is None:
+            yield "  made by     no warm-up that is known here"
+        else:
+            yield from (f"  {line}" for line in _run_lines(first["warmup"], ""))
+    for score in chain["scores"]:
+        error = "" if score["standard_error"] is None else f" ± {score['standard_error']:.4f}"
+        yield f"score         {score['cell']}: {score['accuracy']:.4f}{error}  {score['file']}"
+    if not chain["scores"]:
+        yield "score         none here"
+
+
+def _run_lines(run: dict[str, Any], at: str) -> Iterator[str]:
+    yield f"made by       run {run['run']['directory']}{at}{'' if run['run']['here'] else ' (not in work/ here)'}"
+    for key, value in run["params"].items():
+        yield f"  {key} = {json.dumps(value, ensure_ascii=False)}"
+    now = run["params_now"]
+    if not now:
+        yield "params now    the same"
+    for key, pair in now.items():
+        if key == "unknown":
+            yield f"params now    cannot be read: {pair}"
+        else:
+            yield f"params now    {key} = {json.dumps(pair['now'], ensure_ascii=False)}"
+    data, code = run["data"], run["code"]
+    yield f"data          {data['digest']} ({data['here'] or 'not here'})"
+    changed = ", with uncommitted changes" if code["uncommitted_changes"] else ""
+    yield f"code          {code['revision'] or 'unknown'}{changed}{SAME[code['same_now']]}"
+    for attempt in run["attempts"]:
+        yield f"attempt       {_attempt_line(attempt)}"
+    if not run["attempts"]:
+        yield "attempt       none is recorded"
+    if tracked := run["wandb"]:
+        where = tracked.get("url") or tracked["mode"]
+        yield f"W&B           project {tracked['project']}, run {tracked['id']}, {where}"
+
+
+def _attempt_line(attempt: dict[str, Any]) -> str:
+    caller = attempt["caller"]
+    flow = f"flow run {caller['flow_run_name']} {caller['flow_run_id']}" if caller["flow_run_id"] else "no flow run"
+    parts = [
+        f"{attempt['started']} from iteration {attempt['first_iteration']}, {flow}",
+        caller["deployment"] and f"deployment {caller['deployment']}",
+        attempt["dvc_stage"] and f"DVC stage {attempt['dvc_stage']}",
+        f"code {attempt['code_revision'][:12]}{' and changes' if attempt['uncommitted_changes'] else ''}",
+        f"process {attempt['process']} on {attempt['host']} ({attempt['cpu']})",
+        attempt["page"],
+    ]
+    return ", ".join(part for part in parts if part)

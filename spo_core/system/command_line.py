@@ -1,0 +1,55 @@
+"""What command lines share: how they end, and how they read files of lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import typer
+
+from spo_core.errors import DataError, SPOError
+from spo_core.system.files import disk_error
+
+
+def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
+    """Run a typer command; a refusal, or a full disk, is one or two lines on standard error and exit status 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+    @wraps(command)
+    def interruptible(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:  # typer itself would end without a word
+            print(interrupted, file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    app.command()(interruptible)
+    try:
+        app()
+    except Exception as error:
+        refusal = error if isinstance(error, SPOError) else disk_error(error)
+        if refusal is None:
+            raise
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str, str]]:
+    """(number from 1, "FILE:number", text) of every line that is not blank; ``-`` is standard input.
+
+    Raises DataError for a file that cannot be read or is not UTF-8.
+    """
+    try:
+        with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{'standard input' if path == '-' else path}:{number}"
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
+                if text.strip():
+                    yield number, where, text
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None

@@ -1,0 +1,197 @@
+"""Questions sampled and graded with one policy: in the flow's process, or in a worker's (see parts)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Params, RolloutParams, Whole
+from spo_core.problems.base import ProblemSet, Question
+from spo_core.problems.templates import encode_prompt
+from spo_core.rollout.decoding import make_decode
+from spo_core.rollout.engine import Engine
+from spo_core.rollout.gap import gap_limit
+from spo_core.rollout.probe import LogprobGap, check_gap, probe
+from spo_core.rollout.sampler import Progress, Prompt, Sampler
+from spo_core.rollout.stops import stop_at
+from spo_core.rollout.token_texts import token_pieces
+from spo_core.tree import Finish, RolloutTree
+from spo_core.verify import Outcome, Verdict
+from spo_core.verify.verifier import Verifier
+
+VALIDATION = CreditParams(  # whole responses
+    partition=Whole(type="whole"),
+    value=NoValue(type="none"),
+    advantage=LeaveOneOut(type="leave_one_out"),
+    mask=AllTokens(type="all"),
+)
+
+
+@dataclass(slots=True)
+class Site:
+    """Where questions are sampled: the policy and the engine that serves it, and what grades."""
+
+    params: Params
+    problem: ProblemSet
+    verifier: Verifier
+    model: Any
+    tokenizer: Any
+    engine: Engine
+
+    def prompt(self, row: Question) -> Prompt:
+        """Token ids of a question's prompt."""
+        ids = encode_prompt(self.problem.template, self.tokenizer, row.question)
+        return Prompt(row.question_id, tuple(ids))
+
+    def rollout_params(self, iteration: int) -> RolloutParams:
+        """Those of an iteration: its context length."""
+        rollout = self.params.rollout
+        return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of one call of ``sample``: how far engine and trainer were apart, tokens, and seconds of each step."""
+
+    gap_mean: float
+    gap_max: float
+    gap_tokens: int
+    engine_restarts: int
+    generated_tokens: int
+    prefix_tokens: int
+    cached_tokens: int
+    sync: float
+    probe: float
+    grading: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Graded trees in the order of the questions."""
+
+    trees: list[RolloutTree]
+    counts: Counts
+
+
+def sample(
+    site: Site,
+    rows: Sequence[Question],
+    *,
+    iteration: int,
+    version: int,
+    validation: bool = False,
+    progress: Progress | None = None,
+) -> Sampled:
+    """One graded tree a question, with the weights of ``site.model``, whose version is named; with ``validation`` one
+    whole response a question. Raises EngineError where a probe says that the engine serves other weights."""
+    prompts = [site.prompt(row) for row in rows]
+    asked = {row.question_id: row for row in rows}
+    gap, sync_seconds, probe_seconds = sync_policy(site, prompts, version)
+    rollout = site.rollout_params(iteration)
+    stop = stop_at(site.tokenizer, site.problem.template.stop)
+    seed = site.params.run.seed
+    if validation:
+        rollout = rollout.model_copy(update={"branch_factors": (1,)})
+        sampler = Sampler(
+            site.engine, rollout, VALIDATION, seed=seed, iteration=-iteration, version=iteration, stop=stop
+        )
+    else:
+        sampler = Sampler(
+            site.engine,
+            rollout,
+            site.params.credit,
+            seed=seed,
+            iteration=iteration,
+            version=version,
+            pieces=lambda ids: token_pieces(site.tokenizer, ids),
+            reward=lambda question, ids, finish: grade_one(site, ids, finish, asked[question]),
+            stop=stop,
+        )
+    grown = sampler.grow(prompts, progress)
+    site.engine.sleep()
+    started = time.perf_counter()
+    trees = grade_trees(site, grown, rows)
+    counts = Counts(
+        gap.mean,
+        gap.largest,
+        gap.tokens,
+        site.engine.restarts,
+        sampler.generated_tokens,
+        sampler.prefix_tokens,
+        sampler.cached_tokens,
+        sync_seconds,
+        probe_seconds,
+        time.perf_counter() - started,
+    )
+    return Sampled(trees, counts)
+
+
+def merge_counts(parts: Sequence[Counts]) -> Counts:
+    """Of parts that were sampled side by side: sums, the largest gap, and the seconds of the slowest."""
+    tokens = sum(part.gap_tokens for part in parts)
+    mean = sum(part.gap_mean * part.gap_tokens for part in parts) / tokens
+    values = [asdict(part) for part in parts]
+    largest = {key: max(v[key] for v in values) for key in ("gap_max", "sync", "probe", "grading")}
+    totals = {
+        key: sum(v[key] for v in values)
+        for key in ("engine_restarts", "generated_tokens", "prefix_tokens", "cached_tokens")
+    }
+    return Counts(gap_mean=mean, gap_tokens=tokens, **largest, **totals)
+
+
+def sync_policy(site: Site, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
+    """Have the engine serve the present weights, and raise EngineError where a probe says that it does not; the gap,
+    and the seconds of both."""
+    started = time.perf_counter()
+    rollout = site.params.rollout
+    site.engine.policy_changed(version)
+    synced = time.perf_counter()
+    gap = probe(
+        site.engine,
+        site.model,
+        prompts,
+        context_length=rollout.shortest_context,
+        temperature=rollout.temperature,
+        seed=site.params.run.seed,
+    )
+    check_gap(gap, gap_limit(site.params), version)
+    return gap, synced - started, time.perf_counter() - synced
+
+
+def grade_trees(site: Site, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
+    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
+    ended = (
+        (tokens, tree.nodes[index].finish, row)
+        for tree, row in zip(trees, rows, strict=True)
+        for index, tokens in tree.completions()
+        if not tree.children[index]
+    )
+    verdicts = iter(_grade(site, ended))
+    rewarded = []
+    for tree in trees:
+        outcomes = {i: next(verdicts).outcome for i in tree.depth_first if not tree.children[i]}
+        rewarded.append(tree.with_rewards({i: (site.verifier.reward(o), str(o)) for i, o in outcomes.items()}))
+    return rewarded
+
+
+def grade_one(site: Site, token_ids: np.ndarray, finish: Finish, row: Question) -> float:
+    """Reward of one completion, int32 [n]; adaptive value rollouts are graded while sampling."""
+    (verdict,) = _grade(site, [(token_ids, finish, row)])
+    return site.verifier.reward(verdict.outcome)
+
+
+def _grade(site: Site, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
+    """All at once, so that the verifier's workers share them."""
+    skip, decode = site.params.rollout.truncated == "zero", make_decode(site.tokenizer)
+    asked: list[tuple[str, str]] = []
+    cut_off: list[bool] = []
+    for ids, finish, row in completions:  # decoded as they come: the tokens may be a view that the next overwrites
+        cut_off.append(skip and finish is Finish.LENGTH)
+        if not cut_off[-1]:
+            asked.append((decode(ids), row.answer))
+    graded = iter(site.verifier.grade(site.problem, asked))
+    return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]

@@ -1,0 +1,221 @@
+"""One iteration of training, as three steps that exchange files in the iteration's folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from spo_core.config import VllmEngineParams
+from spo_core.config.engine import EngineParams
+from spo_core.credit import assign_credit, read_credits, write_credits
+from spo_core.errors import RunError
+from spo_core.rollout.gap import WARNING
+from spo_core.rollout.seeds import derive_seed
+from spo_core.runs.directory import COMPLETE
+from spo_core.system.files import read_json, write_json, write_text
+from spo_core.train.questions import draw_questions
+from spo_core.train.session import Best, Session
+from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
+from spo_core.verify import Outcome
+from spo_core.verify.verifier import check_failures, failed_share
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+
+
+def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
+    """Sample and grade one tree a question; writes questions.json and trees.parquet."""
+    started = time.perf_counter()
+    params = session.params
+    folder = session.run.start_iteration(iteration)
+    rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
+    sampled = session.sample(rows, iteration, progress=progress)
+    trees, counts = sampled.trees, sampled.counts
+    write_trees(folder / "trees.parquet", trees)
+    write_json(folder / "questions.json", [asdict(row) for row in rows])
+    failed = check_graded(session, iteration, trees)
+    seconds = time.perf_counter() - started
+    metrics = rollout_metrics(trees) | {
+        "sync/logprob_gap_mean": counts.gap_mean,
+        "sync/logprob_gap_max": counts.gap_max,
+        "timing/sync": counts.sync,
+        "timing/probe": counts.probe,
+        "rollout/failed_share": failed,
+        "timing/rollout": seconds,
+        "timing/grading": counts.grading,
+        "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
+    }
+    if isinstance(params.rollout.engine, VllmEngineParams):  # the other engine never ends before the run
+        metrics["rollout/engine_restarts"] = counts.engine_restarts
+    if caches_prefixes(params.rollout.engine):
+        metrics["rollout/cache_hit_rate"] = counts.cached_tokens / counts.prefix_tokens
+    write_json(folder / "rollout.json", metrics)
+    return metrics
+
+
+def caches_prefixes(engine: EngineParams) -> bool:
+    """Whether an engine keeps prefixes; not where vLLM is told not to."""
+    options = engine.options if isinstance(engine, VllmEngineParams) else {}
+    return all(value for name, value in options.items() if name.replace("-", "_") == "enable_prefix_caching")
+
+
+def check_graded(session: Session, iteration: int, trees: Sequence[RolloutTree]) -> float:
+    """Share of all graded responses, value rollouts too, that could not be compared.
+
+    Raises GradingError where it is too large; the trees are written before, for whoever wants to read the answers.
+    """
+    outcomes = [Outcome(tree.nodes[leaf].outcome) for tree in trees for leaf in tree.leaves]
+    where = session.run.iteration(iteration) / "trees.parquet"
+    check_failures(outcomes, session.params.verify.max_failed_share, f"{where}, iteration {iteration}")
+    return failed_share(outcomes)
+
+
+def replay_step(session: Session, iteration: int) -> dict[str, float]:
+    """Take recorded trees instead of sampling; writes what ``rollout_step`` does."""
+    if session.recorded is None:
+        raise RunError(f"{session.run.path}: no recorded rollouts belong to this run; sample them")
+    started = time.perf_counter()
+    folder = session.run.start_iteration(iteration)
+    metrics = session.recorded.publish(iteration, folder)
+    trees = read_trees(folder / "trees.parquet")
+    metrics = metrics or rollout_metrics(trees)
+    check_graded(session, iteration, trees)
+    metrics |= {"timing/rollout": time.perf_counter() - started}
+    write_json(folder / "rollout.json", metrics)
+    return metrics
+
+
+def keep_step(session: Session, iteration: int) -> dict[str, Any]:
+    """Complete an iteration without an update; returns its row of metrics."""
+    folder = session.run.iteration(iteration)
+    rollout = read_json(folder / "rollout.json")
+    session.iteration = iteration
+    session.generated_tokens += rollout["rollout/generated_tokens"]
+    row = {"iteration": iteration, "generated_tokens": session.generated_tokens}
+    row |= rollout | read_json(folder / "credit.json")
+    warn_of_gap(session, row)
+    write_json(folder / "metrics.json", row)
+    session.run.append_metrics(row)
+    write_text(folder / COMPLETE, "")  # last: a resume goes on after it
+    return row
+
+
+def validate(session: Session, iteration: int) -> dict[str, float]:
+    """Accuracy on the validation split at the training temperature, one response a question."""
+    started = time.perf_counter()
+    graded = session.sample(session.validation, iteration, validation=True).trees
+    outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
+    correct = np.array([outcome is Outcome.CORRECT for outcome in outcomes], float)
+    error = {} if len(correct) == 1 else {"eval/validation_standard_error": correct.std(ddof=1) / len(correct) ** 0.5}
+    return {
+        "eval/validation_accuracy": float(correct.mean()),
+        **{name: float(value) for name, value in error.items()},
+        "eval/validation_failed_share": failed_share(outcomes),
+        "timing/validate": time.perf_counter() - started,
+    }
+
+
+def warn_of_gap(session: Session, row: dict[str, Any]) -> None:
+    """Once an iteration, where engine and trainer are further apart than rounding makes likely, and not yet stopped."""
+    gap = max(row.get("sync/logprob_gap_mean", 0.0), row.get("train/logprob_gap", 0.0))
+    if gap > WARNING * session.max_logprob_gap:
+        log.warning(
+            "iteration %d: engine and trainer differ by %.2g nats a token on average; above %.2g it is probably more "
+            "than rounding, and %.2g (learn.max_logprob_gap) stops the run",
+            row["iteration"],
+            gap,
+            WARNING * session.max_logprob_gap,
+            session.max_logprob_gap,
+        )
+
+
+def find_best(session: Session) -> Best:
+    """The best policy of a finished run. Where none was validated it is the last one, measured now: so in a run that
+    is told to end at its newest checkpoint."""
+    if session.best is None:
+        session.keep_if_best(validate(session, session.iteration)["eval/validation_accuracy"])
+    assert session.best is not None
+    return session.best
+
+
+def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
+    """Of responses that are trained on; value rollouts count as generated tokens only."""
+    leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
+    outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
+    metrics: dict[str, float] = {
+        "rollout/reward": float(np.mean([expected_reward(t) for t in trees])),
+        "rollout/responses": len(leaves),
+        "rollout/completion_tokens": float(np.mean([t.completion_lengths[i] for t, i in leaves])),
+        "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
+        "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
+    }
+    metrics |= {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
+    cut_off = sum(t.nodes[i].finish is Finish.LENGTH for t, i in leaves)  # whether or not they are graded as they are
+    return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
+
+
+def expected_reward(tree: RolloutTree) -> float:
+    """Mean reward of a response sampled afresh: every segment's continuations count alike, value rollouts do not."""
+    rewards = [node.reward for node in tree.nodes]
+    for index in range(len(tree.nodes) - 1, -1, -1):
+        below = [rewards[c] for c in tree.children[index] if tree.nodes[c].trainable]
+        if below:
+            rewards[index] = sum(below) / len(below)
+    return rewards[0]
+
+
+def credit_step(session: Session, iteration: int) -> dict[str, float]:
+    """Values, advantages and masks of the iteration's trees; writes credits.parquet."""
+    started = time.perf_counter()
+    folder = session.run.iteration(iteration)
+    trees = read_trees(folder / "trees.parquet")
+    credits = [assign_credit(tree, session.params.credit) for tree in trees]
+    write_credits(folder / "credits.parquet", trees, credits)
+    trainable = [(c, i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
+    metrics = {
+        "credit/segments_with_advantage": float(np.mean([credit.trains(i) for credit, i in trainable])),
+        "credit/mask_share": float(np.concatenate([credit.masks[i] for credit, i in trainable]).mean()),
+        "timing/advantage": time.perf_counter() - started,
+    }
+    write_json(folder / "credit.json", metrics)
+    return metrics
+
+
+def train_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Update the policy; completes the iteration, and returns its whole row of metrics."""
+    started = time.perf_counter()
+    folder = session.run.iteration(iteration)
+    trees = read_trees(folder / "trees.parquet")
+    credits = read_credits(folder / "credits.parquet", trees)
+    if any(s.from_iteration == iteration and s.restart_learning_rate for s in session.params.rollout.context_schedule):
+        session.trainer.restart_learning_rate()
+    added = session.replay.add(trees, credits)
+    rng = np.random.default_rng(derive_seed(session.params.run.seed, "replay", iteration))
+    pairs, replay = session.replay.draw(iteration, rng)
+    update = session.trainer.train_iteration(pairs, iteration=iteration, progress=progress)
+    if update["skipped"]:
+        log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
+    session.iteration = iteration
+    session.generated_tokens += sum(tree.generated_tokens for tree in trees)
+    row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens}
+    row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
+    row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
+    row |= {f"train/{name}": value for name, value in update.items()}
+    warn_of_gap(session, row)
+    row["timing/train"] = time.perf_counter() - started
+    if iteration % session.params.run.validate_every == 0 or session.finished:
+        row |= validate(session, iteration)
+        session.keep_if_best(row["eval/validation_accuracy"])
+    write_json(folder / "metrics.json", row)
+    write_text(folder / COMPLETE, "")
+    session.run.append_metrics(row)
+    if session.checkpoint_due:
+        session.save()
+    session.run.keep_rollouts(iteration, session.params.run.keep_rollouts)
+    return row
