@@ -1,4 +1,4 @@
-"""Pydantic models of ``params/*.yaml``, one namespace a file, and how they are read. Importable without torch."""
+"""Params: the pydantic models of params/*.yaml and how they are read. Not here: anything that needs torch."""
 
 from spo_core.config.cluster import DaskRunner, LocalRunner, RayRunner, TaskRunnerParams
 from spo_core.config.credit import (

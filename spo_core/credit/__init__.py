@@ -1,4 +1,4 @@
-"""Credit assignment: value x advantage x mask of a sampled tree, chosen by ``params/credit.yaml``."""
+"""Credit of a sampled tree: partition, value, advantage, mask. Not here: sampling; anything that needs torch."""
 
 from __future__ import annotations
 

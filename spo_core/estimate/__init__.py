@@ -1,0 +1,1 @@
+"""What a run would need, foretold from params alone. Not here: measurements; loading a policy."""

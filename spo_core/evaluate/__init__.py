@@ -1,0 +1,1 @@
+"""Scores of a policy: suites, statistics, comparisons, published figures. Not here: training, and pages."""

@@ -1,0 +1,1 @@
+"""The update: loss, objective, replay, packed trees, optimizer, ranks. Not here: sampling; names of algorithms."""

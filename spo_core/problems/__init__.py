@@ -1,4 +1,7 @@
-"""Problem sets, one module each. A set of your own is one more module and one line here, or ``data.jsonl``."""
+"""Problem sets: their splits, prompts, and where an answer is stated. Not here: whether an answer is right.
+
+A set of your own is one more module and one line here, or ``data.jsonl``.
+"""
 
 from __future__ import annotations
 

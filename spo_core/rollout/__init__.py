@@ -1,0 +1,1 @@
+"""Engines, and how trees grow from what they sample. Not here: grading, and the update."""

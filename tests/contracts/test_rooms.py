@@ -1,8 +1,11 @@
-"""Rooms depend downward only; orchestration and versioning stay out of the core."""
+"""Rooms depend downward only, as docs/architecture.md has it; orchestration and versioning stay out of the core."""
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,85 @@ def imports(path: Path) -> set[str]:
 
 def modules(room: str) -> list[Path]:
     return sorted((ROOT / room).rglob("*.py"))
+
+
+CORE = ROOT / "spo_core"
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+# room, what belongs there, what does not, which rooms it imports
+TABLE = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([\w -]+) \|$", ARCHITECTURE, re.MULTILINE)
+DRAWN = re.findall(r"^ (\d+) +([a-z ]+)$", ARCHITECTURE, re.MULTILINE)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def core_imports() -> dict[str, set[str]]:
+    """Modules of the core, and those that each imports anywhere in its file."""
+    files = {module_name(path): path for path in modules("spo_core")}
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):  # a module of a package, or what stands in the module itself
+                inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {module if module in files else str(node.module) for module in inside.values()}
+        found[name] = {module for module in named if module in files and module not in (name, "spo_core")}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def room_imports() -> dict[str, set[str]]:
+    rooms: dict[str, set[str]] = {room(name): set() for name in core_imports() if name != "spo_core"}
+    for name, targets in core_imports().items():
+        for target in targets:
+            if room(target) != room(name):
+                rooms[room(name)].add(room(target))
+    return rooms
+
+
+def test_rooms_import_what_the_table_says():
+    real = {name: " ".join(sorted(targets)) or "-" for name, targets in room_imports().items()}
+    assert {name: allowed for name, _, _, allowed in TABLE} == real, "mend the import, or the table"
+
+
+def test_the_drawing_has_every_room_on_its_floor():
+    targets = room_imports()
+    floors: dict[str, int] = {}
+    for name in TopologicalSorter(targets).static_order():  # raises CycleError where rooms import in a circle
+        floors[name] = 1 + max((floors[target] for target in targets[name]), default=-1)
+    assert {name: int(floor) for floor, names in DRAWN for name in names.split()} == floors
+    assert [int(floor) for floor, _ in DRAWN] == sorted(set(floors.values()), reverse=True)
+    assert len(floors) <= 20
+
+
+def test_no_modules_import_in_a_circle():
+    assert list(TopologicalSorter(core_imports()).static_order())
+
+
+def test_every_folder_says_what_belongs_there():
+    table = {name: f"{belongs}. Not here: {other}." for name, belongs, other, _ in TABLE}
+    folders = [path.parent for path in CORE.rglob("*.py")]
+    for folder in sorted(set(folders)):
+        file = folder / "__init__.py"
+        assert file.is_file(), f"{folder.relative_to(ROOT)} has no __init__.py"
+        first = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+        assert re.fullmatch(r"[^.].+\. Not here: .+\.", first), f"{file.relative_to(ROOT)} says not what belongs there"
+        if folder.parent == CORE:
+            assert first == table[folder.name], "docs/architecture.md says it in the same words"
+
+
+def test_few_files_are_loose_and_none_is_named_like_the_standard_library():
+    loose = {path.name for path in CORE.glob("*.py")} - {"__init__.py"}
+    assert len(loose) <= 6
+    named = {part for name in core_imports() for part in name.split(".")}
+    assert not named & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("path", modules("spo_core"), ids=lambda p: str(p.relative_to(ROOT)))

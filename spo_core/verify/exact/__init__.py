@@ -1,1 +1,1 @@
-"""Our reader of answers: what an answer says, and whether two say the same, exactly."""
+"""Our grader: reads what an answer says, and compares exactly. Not here: tolerances; published graders."""
