@@ -24,7 +24,13 @@ TRAINING = (
     "tree",
     "verify",
 )
-EVALUATION = ("evaluate", "policy", "problems", "rollout/seeds", "rollout/stops", "rollout/token_texts", "verify")
+EVALUATION = (
+    "evaluate",
+    "policy",
+    "problems",
+    *(f"rollout/{n}" for n in ("decoding", "seeds", "stops", "token_texts")),
+    "verify",
+)
 SERVING = ("rollout/engine", *(f"rollout/vllm/{name}" for name in ("client", "launch", "server", "settings", "worker")))
 RACES = 100
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spo_core.config import DataParams
-from spo_core.policy import make_tokenizer
+from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.decoding import make_decode
 from tests.test_tokenizer import FILES, NAMED, QUESTION, file_of
