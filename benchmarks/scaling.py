@@ -22,8 +22,8 @@ Range = tuple[float, float]
 GPUS = (8, 64)
 NODE = 8  # GPUs of a machine, joined by NVLink
 
-# Published: figure on wall-clock time, read off by eye to 5 %, one A100; and a third party's logs of 8 H200 (reference
-# facts, section 6.5). Iterations are those of the 2K curves.
+# Published: figure on wall-clock time, read off by eye to 5 %, one A100; and a third party's logs of 8 H200
+# (docs/reference.md 5.3). Iterations are those of the 2K curves.
 PUBLISHED = {
     "qwen1.5b-spo-tree-666": {"name": "SPO-tree", "iterations": 230, "a100_minutes": 21.0, "h200x8_minutes": 3.4},
     "qwen1.5b-grpo": {"name": "GRPO", "iterations": 440, "a100_minutes": 12.0, "h200x8_minutes": None},

@@ -1,8 +1,8 @@
 """Forward and backward pass over a tree with each prefix computed once, against one padded sequence per segment.
 
-The second is how the published code trains (reference facts 9.1), here in the micro-batch size that is fastest for it,
-without its mask of padding, and with logits at every position as there. Same trees, same loss, same process, in turns;
-medians.
+The second is how the published code trains (docs/reference.md 6 item 10), here in the micro-batch size that is
+fastest for it, without its mask of padding, and with logits at every position as there. Same trees, same loss, same
+process, in turns; medians.
 With a GPU: a Qwen2-1.5B configuration with random weights in bfloat16, segments of 600 tokens, FlexAttention.
 Writes benchmarks/results/tree_update.json.
 """

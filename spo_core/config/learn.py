@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from spo_core.config.base import Decay, Namespace
 
-# What the published code does beside the paper's loss (reference facts, section 2); a key that is given wins.
+# What the published code does beside the paper's loss (docs/reference.md 2); a key that is given wins.
 FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {"normalization": "batch", "whitening": "none", "kl": {"type": "none"}},
     "reference": {

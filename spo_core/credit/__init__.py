@@ -37,8 +37,9 @@ def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
     values, of_nodes = segment_credit(tree, params)
     logprobs, lengths = np.concatenate([node.logprobs for node in tree.nodes]), tree.lengths
     advantages = np.repeat(of_nodes.astype(np.float32), lengths)
-    if params.partition.type == "cutpoints":  # 0 at tokens more probable than the threshold, and not at one exactly
-        advantages[is_certain(logprobs, params.partition.prob_threshold)] = 0.0  # there (reference facts 1.1 step 7)
+    if params.partition.type == "cutpoints":
+        # 0 at tokens more probable than the threshold, and not at one exactly there (docs/reference.md 1.1 step 7)
+        advantages[is_certain(logprobs, params.partition.prob_threshold)] = 0.0
     mask = token_mask(logprobs, params.mask) & np.repeat([node.trainable for node in tree.nodes], lengths)
     return Credit(values, by_node(advantages, lengths), by_node(mask, lengths))
 
@@ -57,9 +58,11 @@ def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray,
     check_values(tree, values, params.value)
     advantages = node_advantages(tree, values, params.advantage)
     advantages[np.abs(advantages) < ROUNDING] = 0.0
-    if params.partition.type == "cutpoints":  # tokens before a trajectory's first low one: A = 0, even if another
+    if params.partition.type == "cutpoints":
+        # tokens before a trajectory's first low one: A = 0, even if another trajectory had the prompt valued
+        # (docs/reference.md 1.1 step 7)
         low = is_low(np.concatenate([node.logprobs for node in tree.nodes]), params.partition.prob_threshold)
-        starts = np.cumsum(tree.lengths) - tree.lengths  # trajectory had the prompt valued (facts 1.1 step 7)
+        starts = np.cumsum(tree.lengths) - tree.lengths
         advantages[~np.logical_or.reduceat(low, starts)] = 0.0
     return values, advantages
 

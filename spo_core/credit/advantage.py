@@ -30,7 +30,7 @@ def node_advantages(
 
 
 def difference(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
-    """A = V(child) - V(parent) (paper equation 4; reference facts 1.1 step 7 and 1.3, there called "rloo").
+    """A = V(child) - V(parent) (paper equation 4; docs/reference.md 1.1 step 7 and 1.3, there called "rloo").
 
     V(parent) contains the child itself, so among n siblings this is (n - 1) / n of ``leave_one_out``. Where the
     parent's value was not estimated, A = 0: the reference's rule for the tokens before the first cutpoint.
@@ -42,7 +42,7 @@ def difference(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
-    """A = V(child) - mean of its siblings' values without its own; 0 for an only child (RLOO, reference facts 1.4)."""
+    """A = V(child) - mean of its siblings' values, 0 for an only child (RLOO, docs/reference.md 1.4)."""
 
     def centre(group: np.ndarray) -> np.ndarray:
         if len(group) == 1:
@@ -53,7 +53,7 @@ def leave_one_out(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
 
 
 def group_normalized(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
-    """A = (V(child) - mean) / (population std + 1e-8) over siblings (GRPO, reference facts 1.4 and 1.3 "grpo")."""
+    """A = (V(child) - mean) / (population std + 1e-8) over siblings (GRPO, docs/reference.md 1.4 and 1.3 "grpo")."""
 
     def normalize(group: np.ndarray) -> np.ndarray:
         if np.ptp(group) == 0:  # the mean of equal values may be off by a bit, which a tiny std would blow up
@@ -66,7 +66,7 @@ def group_normalized(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
 def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: float, baseline: str) -> np.ndarray:
     """A = V(child) + weight * (B(V(child)) - B(V(parent))), B(v) = 1 - (1 - v)^k: progress of a best-of-k prover.
 
-    Reference facts 1.3 ("use_pav", k = 4, weight 5, no baseline); with ``baseline`` "parent", V(parent) is subtracted
+    docs/reference.md 1.3 ("use_pav", k = 4, weight 5, no baseline); with ``baseline`` "parent", V(parent) is subtracted
     from the first term. As there, a segment counts only where (V(child) - V(parent)) + (B(V(child)) - B(V(parent))) is
     not 0, and A = 0 elsewhere: without a baseline, V(child) alone would reward segments that decided nothing. A = 0
     also where the parent's value was not estimated.

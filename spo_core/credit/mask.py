@@ -22,12 +22,12 @@ def token_mask(logprobs: Logprobs, params: AllTokens | LowProbability) -> np.nda
 
 
 def is_low(logprobs: Logprobs, threshold: float) -> np.ndarray:
-    """Bool [n]: probability strictly below the threshold (reference facts 1.1 step 5)."""
+    """Bool [n]: probability strictly below the threshold (docs/reference.md 1.1 step 5)."""
     return np.asarray(logprobs, np.float32) < _log(threshold)
 
 
 def is_certain(logprobs: Logprobs, threshold: float) -> np.ndarray:
-    """Bool [n]: probability strictly above. A token at exactly the threshold is neither (reference facts 1.1 step 7).
+    """Bool [n]: probability strictly above. A token at exactly the threshold is neither (docs/reference.md 1.1 step 7).
 
     Compared as float32 log-probs, the form in which they are kept: there "exactly 0.9" is one number, while its
     exponential would fall to either side by rounding.

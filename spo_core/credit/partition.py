@@ -47,7 +47,7 @@ def cut(
 
 
 def cutpoints(logprobs: Sequence[float] | np.ndarray, prob_threshold: float, interval: int) -> list[int]:
-    """Cutpoints of one trajectory, SPO-chain (paper section 4.1; reference facts 1.1 step 5).
+    """Cutpoints of one trajectory, SPO-chain (paper section 4.1; docs/reference.md 1.1 step 5).
 
     ``logprobs`` [n] are the sampling log-probs of the response. Tokens with probability strictly below
     ``prob_threshold`` are counted; every ``interval``-th, beginning with the first, is cut *just before*.
@@ -67,14 +67,14 @@ def _before(candidates: np.ndarray, interval: int) -> list[int]:
 def equal_parts(length: int, parts: int) -> list[int]:
     """Cutpoints that leave ``parts`` segments of nearly equal length, longer ones first; one a token if too short.
 
-    Reference facts 1.2, without its repeated cuts and without a cut at the last token: there, the reference's estimate
-    overwrites the final reward of responses shorter than ``parts``, which we take for a defect.
+    docs/reference.md 1.2, without its repeated cuts and without a cut at the last token: there, the reference's
+    estimate overwrites the final reward of responses shorter than ``parts``, which we take for a defect.
     """
     return sorted({c for c in reference_equal_parts(length, parts) if c < length - 1})
 
 
 def reference_equal_parts(length: int, parts: int) -> list[int]:
-    """The reference's own list of ``parts`` - 1 cuts (facts 1.2), for comparison with it.
+    """The reference's own list of ``parts`` - 1 cuts (docs/reference.md 1.2), for comparison with it.
 
     The paper's "segment count 3" is ``parts`` = 4 in the reference's code: three cuts, four segments.
     """
@@ -83,10 +83,11 @@ def reference_equal_parts(length: int, parts: int) -> list[int]:
 
 
 def delimiter(pieces: Pieces, text: str, max_cuts: int | None = None) -> list[int]:
-    """Cutpoints behind tokens that complete an occurrence of ``text``, which may span tokens (VinePPO, facts 1.4).
+    """Cutpoints behind tokens that complete an occurrence of ``text``, which may span tokens.
 
-    Occurrences do not overlap. None lies where no text follows, be it for an end-of-sequence token: that is the end of
-    the last step, whose value is the response's reward. ``max_cuts`` keeps the first ones.
+    VinePPO, docs/reference.md 1.4. Occurrences do not overlap. None lies where no text follows, be it for an
+    end-of-sequence token: that is the end of the last step, whose value is the response's reward. ``max_cuts`` keeps
+    the first ones.
     """
     whole = "".join(pieces)
     ends = np.cumsum([len(piece) for piece in pieces])

@@ -31,7 +31,7 @@ def check_values(
     """Raise TrainingError, saying what to do, for the first node whose value an advantage needs and that has none.
 
     Responses without a reward are named first: values above them are missing for their sake. The prompt may go without
-    a value (reference facts 1.1 step 7).
+    a value (docs/reference.md 1.1 step 7).
     """
     whole, nodes, children = isinstance(params, NoValue), tree.nodes, tree.children
     missing = [i for i in np.flatnonzero(~np.isfinite(values)).tolist() if i]
@@ -57,7 +57,7 @@ def check_values(
 def tree_mean(tree: RolloutTree) -> np.ndarray:
     """V(leaf) = its reward, V(node) = unweighted mean of its children's values; float64 [nodes].
 
-    SPO-tree, paper section 4.2; reference facts 1.3.
+    SPO-tree, paper section 4.2; docs/reference.md 1.3.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
     for index in range(len(tree.nodes) - 1, -1, -1):
@@ -71,7 +71,7 @@ def monte_carlo(tree: RolloutTree) -> np.ndarray:
 
     Nodes that end in equal states, by token ids, share the value rollouts of all of them. The last segment of a
     trajectory has its true reward. A state without value rollouts is NaN: the prompt is valued only where a cutpoint
-    lies right behind it. SPO-chain, reference facts 1.1 steps 6 and 7; the reference compares states by their text.
+    lies right behind it. SPO-chain, docs/reference.md 1.1 step 6 and 1.1 step 7; the reference compares states by text.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
     states = {i: tokens.tobytes() for i, tokens in tree.completions() if tree.children[i]}

@@ -54,7 +54,7 @@ class Episode:
 
 def counted_masks(credit: Credit, params: LearnParams) -> tuple[np.ndarray, ...]:
     """Tokens that count where the loss is normalised, per node: those of the mask, without those of segments that have
-    no advantage where these are dropped (reference facts 1.3: the filter of the tree's edges)."""
+    no advantage where these are dropped (docs/reference.md 1.3: the filter of the tree's edges)."""
     if params.zero_advantage == "keep":
         return credit.masks
     return tuple(m & (a != 0) if m.any() else m for m, a in zip(credit.masks, credit.advantages, strict=True))
@@ -84,7 +84,7 @@ def plan_epoch(pairs: Sequence[Pair], params: LearnParams, rng: np.random.Genera
     """Optimizer steps of one pass over the pairs; steps in which no token changes anything are left out.
 
     By batch (paper): trees are shuffled and divided evenly among the steps, each normalised over all its tokens.
-    By micro-batch (reference facts, section 2): episodes are shuffled and divided among the steps, and each step into
+    By micro-batch (docs/reference.md 2.1): episodes are shuffled and divided among the steps, and each step into
     micro-batches of ``params.micro_batch`` episodes.
     """
     masks = [counted_masks(credit, params) for _, credit in pairs]
@@ -138,7 +138,7 @@ def _weighted(
 
 
 def whitening(advantages: np.ndarray) -> tuple[float, float]:
-    """Mean and 1 / sqrt(unbiased variance + 1e-8) of advantages [tokens] (reference facts, section 2).
+    """Mean and 1 / sqrt(unbiased variance + 1e-8) of advantages [tokens] (docs/reference.md 2.2).
 
     Of a single token the reference divides by zero; here its variance is 0, so that its advantage becomes 0.
     """

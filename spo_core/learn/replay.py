@@ -1,8 +1,8 @@
 """Segments that wait to be trained.
 
 Each is drawn at most once and leaves the buffer in one of three counted ways: drawn, expired with age, or, under the
-published rule alone, discarded. The reference forgets everything on resume (reference facts 1.3, 9.2); a checkpoint
-holds ours.
+published rule alone, discarded. The reference forgets everything on resume (docs/reference.md 1.3 and 6 item 9);
+a checkpoint holds ours.
 """
 
 from __future__ import annotations

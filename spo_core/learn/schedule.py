@@ -11,8 +11,8 @@ def learning_rate(step: int, params: LearnParams) -> float:
     """Learning rate of the step after ``step`` finished ones since the schedule began.
 
     Linear: peak x (step + 1) / warmup_steps. Log: peak x log(step + 1) / log(warmup_steps), which DeepSpeed's
-    WarmupDecayLR does by default and the published runs therefore did (reference facts 3.1); its first step has rate 0.
-    Then constant, or falling linearly to 0 at ``decay_steps``.
+    WarmupDecayLR does by default and the published runs therefore did (docs/reference.md 3.1); its first step has
+    rate 0. Then constant, or falling linearly to 0 at ``decay_steps``.
     """
     warmup = params.warmup_steps
     if step < warmup:

@@ -1,6 +1,6 @@
 """Game of 24: make 24 of four numbers from 1 to 13 with + - * / and parentheses, each number once.
 
-Generated: of the 1820 quadruples all 1362 that can be solved (section 5.4 of the reference facts has the published
+Generated: of the 1820 quadruples all 1362 that can be solved (docs/reference.md 4.4 has the published
 task). The published rule wants exactly one box in the completion; here the last one counts.
 """
 

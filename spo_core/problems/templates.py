@@ -3,7 +3,7 @@ r"""Prompt templates, as published: texts character by character, and what stand
 A prompt is encoded with ``add_special_tokens=False``: nothing is ever added to it silently, in training, rollouts or
 evaluation. Where the policy expects a BOS token the template's own text begins with it (``bos: written``). A completion
 ends with the policy's own EOS token, which is sampled and trained, and never part of the text; or with a stop string.
-Source of all but ``arithmetic`` and ``plain``: reference facts 3.5; ``math_task_boxed`` is the Rho runs' template for
+Source of all but ``arithmetic`` and ``plain``: docs/reference.md 3.5; ``math_task_boxed`` is the Rho runs' template for
 policies that box their answers, as those trained on MATH do.
 """
 

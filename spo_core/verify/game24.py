@@ -1,4 +1,4 @@
-r"""Game of 24: whether an expression makes 24 of the puzzle's four numbers (section 5.4 of the reference facts).
+r"""Game of 24: whether an expression makes 24 of the puzzle's four numbers (docs/reference.md 4.4).
 
 Read by a parser of its own and computed in exact fractions, where the published grader calls ``eval`` with a tolerance.
 So ``**`` and ``//`` do not pass, while ``×``, ``\cdot`` and ``\left`` do. The game knows neither a sign before a number

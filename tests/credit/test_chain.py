@@ -1,4 +1,4 @@
-"""SPO-chain's advantages on worked examples (reference facts 1.1 step 7), and values from shared value rollouts."""
+"""SPO-chain's advantages on worked examples (docs/reference.md 1.1 step 7), and values from shared value rollouts."""
 
 import math
 from dataclasses import replace

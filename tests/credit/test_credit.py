@@ -78,7 +78,7 @@ def test_leave_one_out_is_rloo():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_parent_mean_contains_the_child(seed):
-    """Among n siblings, V(child) - V(parent) is (n - 1) / n of the leave-one-out advantage (reference facts 1.3)."""
+    """Among n siblings, V(child) - V(parent) is (n - 1) / n of the leave-one-out advantage (docs/reference.md 1.3)."""
     tree = random_tree(np.random.default_rng(seed), depth=3, widest=4, longest=3)
     values = tree_mean(tree)
     apart, including = leave_one_out(tree, values), difference(tree, values)

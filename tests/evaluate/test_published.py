@@ -66,7 +66,7 @@ def shown(row) -> str:
     return f"{row.model} ({row.hub})" if row.hub and row.hub.startswith("gyr66/") else row.model
 
 
-@pytest.mark.skipif(not RECORD.is_file(), reason="the reference facts are not here")
+@pytest.mark.skipif(not RECORD.is_file(), reason="the record of published figures is not here")
 def test_every_number_is_the_one_on_record():
     record = json.loads(RECORD.read_text())
     for key, name in NAMES.items():

@@ -16,7 +16,7 @@ needs_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="MATH-500 and A
 
 
 def test_the_published_suites():
-    """Problem sets, contexts and sampling of reference facts 3.4 and 6.1."""
+    """Problem sets, contexts and sampling of docs/reference.md 3.4 and 5.1."""
     long = load_params(ROOT, suite="long-cot").evaluate
     assert long.problem_sets == ("math", "aime24") and list(long.contexts.values()) == [2048, 4096, 32768]
     assert (long.temperature, long.top_p, long.samples, long.template) == (0.6, 0.95, 1, "r1_boxed")

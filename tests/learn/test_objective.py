@@ -63,7 +63,7 @@ def test_kept_segments_without_advantage_count_and_are_not_forwarded():
 
 
 def test_reference_weights_are_means_over_micro_batches_of_token_means():
-    """Reference facts, section 2: sum(pg m) / sum(m) of each micro-batch, a plain mean over them; KL: mean over
+    """docs/reference.md 2.1 and 2.3: sum(pg m) / sum(m) of each micro-batch, a plain mean over them; KL: mean over
     sequences of sums; advantages whitened within each micro-batch."""
     pairs = pairs_of(2)
     params = learn(optimizer_steps=1, fidelity="reference", micro_batch=3)
@@ -93,7 +93,7 @@ def test_reference_weights_are_means_over_micro_batches_of_token_means():
     [((0.5, 0.3), (0.997, -0.997)), ((-0.1, -0.3), (1, -1)), ((0.01, -0.9), (1, -1)), ((0.4, 0.4), (0, 0))],
 )
 def test_published_whitening_of_two_sequences_erases_magnitudes(raw, expected):
-    """The table in reference facts, section 2; 100 tokens each."""
+    """The table in docs/reference.md 2.2; 100 tokens each."""
     advantages = np.repeat(np.float32(raw), 100)
     shift, scale = whitening(advantages)
     assert ((advantages - shift) * scale)[[0, -1]] == pytest.approx(expected, abs=4e-3)

@@ -183,8 +183,8 @@ QUESTIONS, SEGMENTS, PER_QUESTION, AGE = 16, 132, 32, 8  # of an iteration; non-
 
 
 def published_rule(iterations: int, cap: int, rng) -> list[list[int]]:
-    """Ages of what is trained, by the reference's own steps (facts 1.3): add, drop the old, sample up to 32 a question
-    and remove them, keep a random ``cap`` of these."""
+    """Ages of what is trained, by the reference's own steps (docs/reference.md 1.3): add, drop the old,
+    sample up to 32 a question and remove them, keep a random ``cap`` of these."""
     waiting: list[tuple[int, int]] = []  # (question, born)
     trained = []
     for now in range(iterations):

@@ -17,7 +17,7 @@ def test_linear_rise_then_constant():
 
 
 def test_log_rise_is_half_of_the_peak_after_the_square_root_of_the_warm_up():
-    """Reference facts 3.1."""
+    """docs/reference.md 3.1."""
     found = rates(range(121), warmup_steps=121, warmup="log")
     assert found[0] == 0 and found[10] == pytest.approx(0.5e-6) and found[120] == pytest.approx(1e-6)
     assert found[50] == pytest.approx(1e-6 * math.log(51) / math.log(121))

@@ -276,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(policy):
 
 
 def test_one_trained_token_is_not_nan(policy):
-    """The published whitening divides by zero there, and an empty mask gives 0 / 0 (reference facts 9.2, item 8)."""
+    """The published whitening divides by zero there, and an empty mask gives 0 / 0 (docs/reference.md 6 item 8)."""
     tree = RolloutTree("q", (Node.prompt([3, 4]), *(Node.sampled(0, [5], [-1], "stop", reward=r) for r in (1.0, 0.0))))
     credit = assign_credit(tree, CREDIT)
     for options in ({}, {"fidelity": "reference", "micro_batch": 1}, {"zero_advantage": "keep", "kl": PENALTY}):

@@ -1,4 +1,4 @@
-"""A problem set of one's own: without code by ``data.jsonl``, or with a dozen lines, both as README shows them."""
+"""A problem set of one's own, by ``data.jsonl`` or with a dozen lines, both as docs/problem-sets.md shows them."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from spo_core.problems.prepare import check_source, prepare_splits
 from spo_core.problems.text_set import TextSet
 from tests.conftest import ROOT
 
-SECTION = (ROOT / "README.md").read_text().split("\n## Your own problem set\n")[1].split("\n## ")[0]
+SECTION = (ROOT / "docs" / "problem-sets.md").read_text().split("\n## Your own problem set\n")[1].split("\n## ")[0]
 EXAMPLES = dict(re.findall(r"```(yaml|python)\n(.*?)```", SECTION, re.DOTALL))
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A project's folder with the preset that README shows, and the files it names."""
+    """A project's folder with the preset that the page shows, and the files it names."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     name = re.match(r"# params/presets/(\w+)\.yaml", EXAMPLES["yaml"])[1]
     (tmp_path / "params" / "presets" / f"{name}.yaml").write_text(EXAMPLES["yaml"])

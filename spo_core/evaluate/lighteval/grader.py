@@ -1,7 +1,8 @@
 """lighteval's extractive match, in workers of its own environment (``spo_core.verify.fork_server``).
 
-The settings are those of the published long-CoT evaluations (custom task ``math_500`` of open-r1, reference facts 6.1),
-in lighteval 0.13 those of ``expr_gold_metric`` and, with LaTeX gold answers, of the samples of ``latex-g-pass@k``.
+The settings are those of the published long-CoT evaluations (custom task ``math_500`` of open-r1,
+docs/reference.md 5.1), in lighteval 0.13 those of ``expr_gold_metric`` and, with LaTeX gold answers,
+of the samples of ``latex-g-pass@k``.
 """
 
 from __future__ import annotations

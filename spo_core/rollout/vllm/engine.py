@@ -204,7 +204,7 @@ def _start(settings: VllmSettings) -> Any:
     try:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:
-        raise EngineError(f"rollout.engine vllm: no vLLM here ({error}); README.md, Rollouts") from None
+        raise EngineError(f"rollout.engine vllm: no vLLM here ({error}); docs/algorithms.md, Rollouts") from None
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         vllm = LLMEngine.from_engine_args(EngineArgs(**settings.arguments, disable_log_stats=True))

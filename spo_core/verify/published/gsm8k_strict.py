@@ -1,4 +1,4 @@
-"""The published GSM8K grader, for comparison (sections 5.1 and 5.5 of the reference facts).
+"""The published GSM8K grader, for comparison (docs/reference.md 4.1).
 
 The reward of -2 for more than one ``####`` is an outcome of its own (``several_answers``), decided by the caller.
 """

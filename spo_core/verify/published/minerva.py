@@ -1,4 +1,4 @@
-r"""The published MATH grader for answers without a prefix, for comparison (section 5.2 of the reference facts).
+r"""The published MATH grader for answers without a prefix, for comparison (docs/reference.md 4.2).
 
 Known to be wrong in places, and kept so: anything within 0.001 is equal, 0.05 equals 5 (percent), ``[0,1)`` equals
 ``(0,1)``. Of the 53 pairs of grader_pairs.json it gets 30 right. What the facts leave open is decided here:

@@ -1,4 +1,4 @@
-r"""The published MATH grader for answers with a prefix, for comparison (section 5.3 of the reference facts).
+r"""The published MATH grader for answers with a prefix, for comparison (docs/reference.md 4.3).
 
 Two normalisations, each of the text as given: the texts are equal after the first, or pass the rules after the second.
 Known to be wrong in places, and kept so: ``\frac{10}{2}`` is not 5, ``50\%`` is 50. Of the 53 pairs of

@@ -1,6 +1,6 @@
 r"""What the two published mathematics graders share: spellings of roots and fractions, and the comparison with sympy.
 
-Section 5.2 and 5.3 of the reference facts. Text of a policy is never evaluated as code: LaTeX goes through a grammar.
+docs/reference.md 4.2 and 4.3. Text of a policy is never evaluated as code: LaTeX goes through a grammar.
 The published graders stop sympy after 15 s; there is no limit of time or memory here, because the worker process has
 both: of all errors MemoryError alone is passed on to it.
 """
