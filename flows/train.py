@@ -10,6 +10,8 @@ from flows import cli
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
+from spo_core.system.plugins import open_project
+from spo_core.train.doors import sources
 from spo_core.train.opening import check_training
 from spo_core.train.session import open_session
 from tasks.advantages import assign_advantages
@@ -71,7 +73,10 @@ def command(
     if dry_run:
         if replay is not None or rollouts_only:
             raise ConfigError("--dry-run tells of ordinary runs; leave out --replay and --rollouts-only")
-        print_dry_run(load_params(Path.cwd(), preset, tuple(set_ or ())))
+        params = load_params(Path.cwd(), preset, tuple(set_ or ()))
+        open_project(Path.cwd())
+        sources(params)  # refuses what does not fit
+        print_dry_run(params)
         return
     spec = RunSpec.here(preset, set_ or (), name, replay, rollouts_only)
     check_training(spec.params, spec.inputs, replay=replay, rollouts_only=rollouts_only)

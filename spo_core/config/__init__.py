@@ -20,6 +20,7 @@ from spo_core.config.credit import (
     TreeMean,
     Whole,
 )
+from spo_core.config.custom import CustomParams
 from spo_core.config.data import DataParams, JsonlParams
 from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
 from spo_core.config.evaluate import EvaluateParams, NightlyParams
@@ -51,6 +52,7 @@ __all__ = [
     "AllTokens",
     "BestOfKProgress",
     "CreditParams",
+    "CustomParams",
     "Cutpoints",
     "DaskRunner",
     "DataParams",

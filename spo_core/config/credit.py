@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.base import Fraction, Namespace
+from spo_core.config.custom import CustomParams
 
 
 class FixedTokens(Namespace):
@@ -154,8 +155,8 @@ class LowProbability(Namespace):
 Partition = FixedTokens | Cutpoints | EqualParts | Delimiter | Entropy | Whole
 CutPartition = Cutpoints | EqualParts | Delimiter | Entropy
 CUT_TYPES = ("cutpoints", "equal_parts", "delimiter", "entropy")
-Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue
-Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress
+Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue | CustomParams
+Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | CustomParams
 Mask = AllTokens | LowProbability
 
 

@@ -184,6 +184,8 @@ def _merge(base: Any, overlay: Any) -> Any:
         return overlay
     if "type" in overlay and overlay["type"] != base.get("type"):
         return overlay
+    if overlay.get("type") == "custom" and overlay.get("path") != base.get("path"):
+        return overlay  # options are those of the path
     merged = dict(base)
     for key, value in overlay.items():
         merged[key] = _merge(base[key], value) if key in base else value

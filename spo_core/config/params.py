@@ -48,15 +48,15 @@ class Params(Namespace):
             )
         if partition == "entropy" and self.rollout.engine.type == "vllm":
             raise ValueError("credit.partition entropy needs entropies, which rollout.engine vllm does not give")
-        sampled = value in ("monte_carlo", "adaptive_monte_carlo")
-        if (partition in CUT_TYPES) != sampled:
+        rollouts = value in ("monte_carlo", "adaptive_monte_carlo")
+        if (partition in CUT_TYPES) != rollouts and value != "custom":
             raise ValueError(
                 f"credit.partition {partition} and credit.value {value} do not go together: a response that is cut "
-                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo or adaptive_monte_carlo"
+                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo, adaptive_monte_carlo or custom"
             )
         if value == "none" and advantage in ("difference", "best_of_k_progress"):
             raise ValueError(f"credit.advantage {advantage} needs values: credit.value tree_mean or monte_carlo")
-        if sampled and advantage in ("leave_one_out", "group_normalized"):
+        if partition in CUT_TYPES and advantage in ("leave_one_out", "group_normalized"):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
         if value == "adaptive_monte_carlo" or advantage == "best_of_k_progress":
             outside = [r for r in self.verify.rewards.possible(self.verify.grader) if not 0 <= r <= 1]

@@ -52,7 +52,8 @@ def by_node(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
 def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
     """Values (NaN where not estimated) and advantages of all nodes, both float64 [nodes].
 
-    Raises TrainingError where a value that counts is missing; see ``value.check_values``.
+    Raises TrainingError where a value that counts is missing (see ``value.check_values``), and where an estimator of
+    the project's own fails or gives something else than an advantage a node.
     """
     values = node_values(tree, params.value)
     check_values(tree, values, params.value)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import BestOfKProgress, Difference, GroupNormalized, LeaveOneOut
+from spo_core.config import BestOfKProgress, CustomParams, Difference, GroupNormalized, LeaveOneOut
+from spo_core.config.credit import Advantage
+from spo_core.credit.estimators import estimated
+from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 
 ROUNDING = 1e-9  # a mean of equal values may differ from them in the last bit; that is no advantage
 STD_EPSILON = 1e-8
 
 
-def node_advantages(
-    tree: RolloutTree, values: np.ndarray, params: Difference | LeaveOneOut | GroupNormalized | BestOfKProgress
-) -> np.ndarray:
-    """The advantage chosen, of every node; ``values`` float64 [nodes], NaN where not estimated."""
+class AdvantageEstimator(Protocol):
+    """What ``credit.advantage.path`` names."""
+
+    def __call__(self, tree: RolloutTree, values: np.ndarray) -> np.ndarray:
+        """One number a node, finite for those that are trained; [nodes]. The others' do not count.
+
+        ``values`` float64 [nodes] are those of ``credit.value``, NaN where not estimated.
+        """
+        ...
+
+
+def node_advantages(tree: RolloutTree, values: np.ndarray, params: Advantage) -> np.ndarray:
+    """The advantage chosen, of every node; ``values`` float64 [nodes], NaN where not estimated.
+
+    Raises TrainingError where an estimator of the project's own gives none.
+    """
     match params:
         case Difference():
             return difference(tree, values)
@@ -27,6 +43,8 @@ def node_advantages(
             return group_normalized(tree, values)
         case BestOfKProgress():
             return best_of_k_progress(tree, values, params.k, params.weight, params.baseline)
+        case CustomParams():
+            return custom(tree, values, params)
 
 
 def difference(tree: RolloutTree, values: np.ndarray) -> np.ndarray:
@@ -79,6 +97,20 @@ def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: fl
         if not abs(step + progress) < ROUNDING:
             advantages[index] = (step if baseline == "parent" else values[index]) + weight * progress
     return advantages
+
+
+def custom(tree: RolloutTree, values: np.ndarray, params: CustomParams) -> np.ndarray:
+    """What the project's own estimator gives the nodes that are trained, and 0 for the others; float64 [nodes]."""
+    own = values.copy()  # not ours to be changed
+    advantages = estimated("credit.advantage", params, AdvantageEstimator, tree, own)
+    trained = np.array([node.trainable for node in tree.nodes])
+    wrong = np.flatnonzero(trained & ~np.isfinite(advantages))
+    if len(wrong):
+        raise TrainingError(
+            f"credit.advantage: {params.path} gave node {wrong[0]} of question {tree.question_id!r} the advantage "
+            f"{advantages[wrong[0]]}; it must be finite for every node that is trained"
+        )
+    return np.where(trained, advantages, 0.0)
 
 
 def _with_valued_parent(tree: RolloutTree, values: np.ndarray) -> list[int]:

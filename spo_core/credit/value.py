@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import AdaptiveMonteCarlo, MonteCarlo, NoValue, TreeMean
+from spo_core.config import AdaptiveMonteCarlo, CustomParams, MonteCarlo, NoValue, TreeMean
+from spo_core.config.credit import Value
+from spo_core.credit.estimators import estimated
 from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 
 
-def node_values(tree: RolloutTree, params: TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue) -> np.ndarray:
-    """The value chosen, of every node; float64 [nodes]."""
+class ValueEstimator(Protocol):
+    """What ``credit.value.path`` names."""
+
+    def __call__(self, tree: RolloutTree) -> np.ndarray:
+        """Value of the state at the end of every node of a tree whose leaves have rewards; [nodes].
+
+        NaN where there is none: refused above or below a node that is trained, but for the prompt. Nothing is sampled
+        for it: responses that ``credit.partition`` cuts have no value rollouts.
+        """
+        ...
+
+
+def node_values(tree: RolloutTree, params: Value) -> np.ndarray:
+    """The value chosen, of every node; float64 [nodes]. Raises TrainingError where one of the project's own fails."""
     match params:
         case TreeMean():
             return tree_mean(tree)
@@ -23,11 +38,11 @@ def node_values(tree: RolloutTree, params: TreeMean | MonteCarlo | AdaptiveMonte
             return shared_monte_carlo(tree)
         case NoValue():
             return rewards_only(tree)
+        case CustomParams():
+            return estimated("credit.value", params, ValueEstimator, tree)
 
 
-def check_values(
-    tree: RolloutTree, values: np.ndarray, params: TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue
-) -> None:
+def check_values(tree: RolloutTree, values: np.ndarray, params: Value) -> None:
     """Raise TrainingError, saying what to do, for the first node whose value an advantage needs and that has none.
 
     Responses without a reward are named first: values above them are missing for their sake. The prompt may go without
@@ -39,7 +54,10 @@ def check_values(
     unvalued = [i for i in missing if children[i] and any(nodes[k].trainable for k in (i, *children[i]))]
     if not ungraded and not unvalued:
         return
-    if ungraded:
+    if isinstance(params, CustomParams):
+        node = min([*ungraded, *unvalued])
+        why = f"credit.value: {params.path} gave node {node} the value {values[node]}; an advantage needs a finite one"
+    elif ungraded:
         why = f"node {ungraded[0]} ends a response and has no reward; grade it"
     elif whole:
         why = (

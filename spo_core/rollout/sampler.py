@@ -100,7 +100,7 @@ class Sampler:
         finish = Finish.STOP if completion.stopped else Finish.LENGTH if ended else Finish.SEGMENT
         if isinstance(self._valued, AdaptiveMonteCarlo):
             self._record(request, path, finish)
-        if self._valued and request.trainable:
+        if self.credit.partition.type in CUT_TYPES and request.trainable:
             self._cut(request, completion, path, finish)
         else:
             ids, logprobs = completion.token_ids, completion.logprobs
@@ -116,7 +116,7 @@ class Sampler:
 
     @property
     def _valued(self) -> MonteCarlo | AdaptiveMonteCarlo | None:
-        """How cut responses are valued; None where responses are not cut."""
+        """How states are valued by rollouts from them; None where they are not."""
         value = self.credit.value
         return value if isinstance(value, MonteCarlo | AdaptiveMonteCarlo) else None
 
@@ -167,8 +167,10 @@ class Sampler:
         """A fan of value rollouts at every state of the question, one for states with equal token ids.
 
         It starts at once, with seeds named after the state, because which of its equals came first depends on how
-        requests overlapped; if adaptive, when all responses have ended.
+        requests overlapped; if adaptive, when all responses have ended. Nothing where no rollouts value states.
         """
+        if self._valued is None:
+            return
         if isinstance(self._valued, MonteCarlo):
             prompt = len(tree.prompt.token_ids)
             named = [replace(s, path=state_name(s.prefix[prompt:])) for s in tree.new_states(states)]

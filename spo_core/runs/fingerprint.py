@@ -47,6 +47,14 @@ def code_digest(*names: str) -> str:
     return total.hexdigest()
 
 
+def source_digest(path: Path) -> str:
+    """SHA-256 of what one file of code does; of its bytes where it is no Python."""
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        content = _meaning(content.decode("utf-8")).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
 @cache
 def _meaning(source: str) -> str:
     """What stays of a file when comments, docstrings and layout are gone."""

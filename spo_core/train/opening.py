@@ -18,6 +18,8 @@ from spo_core.rollout.gap import gap_limit
 from spo_core.runs.directory import RunDirectory, check_run, run_path
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.system.files import folder_digest, read_json
+from spo_core.system.plugins import open_project
+from spo_core.train.doors import sources
 from spo_core.train.recorded import Recorded, read_recorded
 from spo_core.verify.rules import check_grader
 
@@ -25,7 +27,8 @@ NO_LIMIT = 1e9  # nats a token
 
 
 def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
-    """All that decides the trained weights; raises DataError where data or policy is missing.
+    """All that decides the trained weights; raises DataError where data or policy is missing, ConfigError where what
+    the project brings itself does not fit.
 
     How long a run goes on, how often it saves and what it is called are left out, so that a run can be extended.
     """
@@ -33,6 +36,8 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     if problem.evaluation_only:
         raise DataError(f"data.problem_set {problem.name} has a test split alone; it is evaluated, not trained on")
     check_grader(problem, params.verify.grader)
+    open_project(paths.root)
+    custom = sources(params)
     data, warmup = paths.data(params.data.problem_set), paths.checkpoint("warmup")
     if not (data / "train.jsonl").is_file():
         raise DataError(f"{data}: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
@@ -58,6 +63,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         "data": folder_digest(data),
         "policy": folder_digest(warmup),
         "code": code_digest(*TRAINING),
+        **({"custom": custom} if custom else {}),
     }
 
 

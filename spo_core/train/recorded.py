@@ -26,7 +26,8 @@ FILES = ("questions.json", "trees.parquet")
 SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
 GRADED = ("verify.grader", "verify.rewards")
 SHAPE = ("problem_set", "prompts", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED), *GRADED)
-POLICY = ("rollout", "credit", "learn", "policy", "run.seed")  # what makes a run sample these trees, its code aside
+# what makes a run sample these trees, its code aside
+POLICY = ("rollout", "credit", "learn", "policy", "run.seed", "custom")
 
 
 @dataclass(frozen=True, slots=True)

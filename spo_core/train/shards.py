@@ -1,7 +1,7 @@
 """An iteration's questions in parts, each sampled and graded by a process of its own that sees the run's directory.
 
 work/<run>/cluster/
-  site.json                params, the folder of tokenizer and architecture, digest of the code
+  site.json                params, the folders of tokenizer and architecture and of the project, digests of the code
   weights-<digest>.safetensors   of the policy, float32; the newest alone
   <random>/0/              one part: questions.json, and what its worker leaves: trees.parquet, sampled.json
 
@@ -39,6 +39,8 @@ from spo_core.rollout.engines import make_engine
 from spo_core.rollout.sampler import Progress
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.system.files import atomic_directory, file_digest, read_json, write_json
+from spo_core.system.plugins import open_project, project
+from spo_core.train.doors import sources
 from spo_core.train.opening import policy_device
 from spo_core.train.sampling import Counts, Sampled, Site, merge_counts, sample
 from spo_core.tree import read_trees, write_trees
@@ -80,7 +82,12 @@ class Parts:
         self.folder, self.map_parts, self.count = (run / "cluster").resolve(), map_parts, params.run.task_runner.parts
         shutil.rmtree(self.folder, ignore_errors=True)  # of an interrupted session
         self._handed: tuple[int, Path, str] | None = None
-        site = {"params": params.model_dump_json(), "policy": str(policy.resolve()), "code": code_digest(*TRAINING)}
+        site = {
+            "params": params.model_dump_json(),
+            "policy": str(policy.resolve()),
+            "code": [code_digest(*TRAINING), sources(params)],
+            "project": str(project()),
+        }
         write_json(self.folder / "site.json", site)
 
     def sample(
@@ -209,13 +216,14 @@ def _opened(file: Path) -> _Open:
     key = digest([str(file), content])
     if _open is not None and _open.key == key:
         return _open
-    if content["code"] != code_digest(*TRAINING):
+    params, policy = Params.model_validate_json(content["params"]), Path(content["policy"])
+    open_project(Path(content["project"]))
+    if content["code"] != [code_digest(*TRAINING), sources(params)]:
         raise RunError(f"{here}: a worker with other code than the flow; start it again from the same revision")
     if _open is not None:
         _open.site.engine.close()
         _open.site.verifier.close()
         _open = None
-    params, policy = Params.model_validate_json(content["params"]), Path(content["policy"])
     torch.set_num_threads(params.run.threads)
     device = policy_device(params, worker=True)
     use_device(device)

@@ -1,0 +1,238 @@
+"""What a project brings itself: docs/extending.md's examples train, what does not fit is refused, and digests count."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from spo_core.config import load_params
+from spo_core.errors import ConfigError, RunError, TrainingError
+from spo_core.system.plugins import open_project, project
+from spo_core.train.doors import sources
+from spo_core.train.opening import check_training, training_identity
+from spo_core.train.session import open_session
+from spo_core.train.shards import close_site, sample_part
+from spo_core.train.steps import rollout_step
+from spo_core.tree import read_trees
+from tests.conftest import ROOT
+from tests.invariants.test_training_runs import prepared, same_bits, small, train
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+
+
+def blocks(section: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+
+
+EXAMPLES = [name for name in SECTIONS if blocks(name, "python")]
+
+
+def overrides(params: dict) -> list[str]:
+    return [f"{space}.{key}={json.dumps(value)}" for space, keys in params.items() for key, value in keys.items()]
+
+
+def example(section: str, root: Path) -> list[str]:
+    """Write a section's module into a project; the overrides that choose it."""
+    (code,), (chosen,) = blocks(section, "python"), blocks(section, "yaml")
+    assert code.count("\n") <= 15, "an example has at most 15 lines"
+    name = re.match(r"# (\w+\.py)", code)[1]
+    (root / name).write_text(code)
+    return overrides(yaml.safe_load(chosen))
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    before = project()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    open_project(before)
+
+
+@pytest.fixture
+def mine(tmp_path, policy, tokenizer, monkeypatch):
+    """A prepared project, with what is written as its module ``mine``."""
+    paths = prepared(tmp_path, policy, tokenizer, monkeypatch)
+
+    def write(text: str, name: str = "mine") -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+
+    return paths, write
+
+
+def custom(key: str, path: str, **options: object) -> str:
+    return f"{key}={json.dumps({'type': 'custom', 'path': path, 'options': options})}"
+
+
+ADVANTAGE = "import numpy as np\ndef f(tree, values):\n    return {0}\n"
+VALUE = "import numpy as np\nfrom spo_core.credit.value import tree_mean\ndef f(tree):\n    return {0}\n"
+
+
+def test_every_door_has_an_example():
+    assert EXAMPLES == ["Advantage", "Value"]
+    for key in re.findall(r"^\| \[.*?\| `([\w.]+)`", PAGE, re.MULTILINE):
+        assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
+
+
+@pytest.mark.parametrize("section", EXAMPLES)
+def test_the_examples_of_the_page_train(mine, section):
+    """And change what is learnt, or they would show nothing."""
+    paths, _ = mine
+    chosen = small(*example(section, paths.root), "run.iterations=2")
+    plain, _, _ = train(small("run.iterations=2"), paths)
+    weights, rows, _ = train(chosen, paths)
+    assert len(rows) == 2 and not rows[0]["train/skipped"]
+    assert not same_bits(weights, plain)
+
+
+@pytest.mark.parametrize("preset", [None, "grpo"])
+def test_our_own_estimators_through_the_door_give_the_same_bits(mine, preset):
+    paths, write = mine
+    write("from spo_core.credit.value import tree_mean, rewards_only\n"
+          "from spo_core.credit import advantage\n"
+          "def value(tree, options): return globals()[options['name']](tree)\n"
+          "def own(tree, values, options): return getattr(advantage, options['name'])(tree, values)\n")  # fmt: skip
+    value, advantage = ("tree_mean", "difference") if preset is None else ("rewards_only", "group_normalized")
+    shape = ["rollout.branch_factors=[3]"] if preset else []
+    ours, rows, _ = train(small(*shape, "run.iterations=2", preset=preset), paths)
+    through, same, _ = train(
+        small(
+            *shape,
+            custom("credit.value", "mine:value", name=value),
+            custom("credit.advantage", "mine:own", name=advantage),
+            "run.iterations=2",
+            preset=preset,
+        ),
+        paths,
+    )
+    assert same_bits(ours, through) and rows == same
+
+
+def test_a_value_of_ones_own_goes_with_responses_that_are_cut(mine):
+    """No value rollouts are sampled for it."""
+    paths, write = mine
+    write(VALUE.format("tree_mean(tree)"))
+    params = small(
+        "rollout.branch_factors=[3]", custom("credit.value", "mine:f"), "run.iterations=1", preset="spo-chain"
+    )
+    _, rows, path = train(params, paths)
+    trees = read_trees(path / "iterations" / "000001" / "trees.parquet")
+    assert rows[0]["rollout/segments"] > rows[0]["rollout/responses"]
+    assert all(node.trainable for tree in trees for node in tree.nodes[1:])
+
+
+@pytest.mark.parametrize(
+    ("key", "result", "says"),
+    [
+        ("credit.advantage", "1 / 0", "failed on the tree of question "),
+        ("credit.advantage", "np.zeros(3)", "gave an array of shape (3,) for "),
+        ("credit.advantage", "0.0", "gave an array of shape () for "),
+        ("credit.advantage", "None", "gave an array of shape () for "),
+        ("credit.advantage", "['a'] * len(values)", "failed on the tree of question "),
+        ("credit.advantage", "values * np.nan", "the advantage nan; it must be finite"),
+        ("credit.advantage", "values + np.inf", "inf; it must be finite"),
+        ("credit.value", "tree_mean(tree)[1:]", "it must give one number for each of its "),
+        ("credit.value", "tree_mean(tree) * np.nan", "the value nan; an advantage needs a finite one"),
+        ("credit.value", "tree_mean(tree) / 0", "it must be finite"),
+    ],
+)
+def test_results_that_are_no_number_a_node_stop_the_run(mine, key, result, says):
+    paths, write = mine
+    write((ADVANTAGE if key == "credit.advantage" else VALUE).format(result))
+    with pytest.raises(TrainingError) as stopped, np.errstate(all="ignore"):
+        train(small(custom(key, "mine:f"), "run.iterations=1"), paths)
+    assert f"{key}: mine:f" in str(stopped.value) and says in str(stopped.value), str(stopped.value)
+
+
+def test_what_it_is_handed_is_not_changed_by_it(mine):
+    """An estimator that writes into ``values``; recorded values stay those of credit.value."""
+    paths, write = mine
+    write("def f(tree, values):\n    values[:] = 0.5\n    return values\n")
+    _, _, path = train(small(custom("credit.advantage", "mine:f"), "run.iterations=1"), paths)
+    from spo_core.credit import read_credits
+
+    folder = path / "iterations" / "000001"
+    credits = read_credits(folder / "credits.parquet", read_trees(folder / "trees.parquet"))
+    assert any((credit.values != 0.5).any() for credit in credits)
+
+
+@pytest.mark.parametrize("path", ["mine", "mine:", ":f", "mine.py:f", "a/b:f", "mine:f()", "mine:f.g", "1a:f", "a:b:c"])
+def test_a_path_that_is_none_is_refused_when_params_are_read(path):
+    for key in ("credit.advantage", "credit.value"):
+        with pytest.raises(ConfigError, match=rf"{key}\.path: .* is no path of a function: write it as my_module:f"):
+            load_params(ROOT, None, (custom(key, path),))
+
+
+def test_another_path_takes_no_options_of_the_one_before():
+    first = custom("credit.advantage", "a:f", x=1)
+    params = load_params(ROOT, None, (first, custom("credit.advantage", "b:f", y=2)))
+    assert params.credit.advantage.options == {"y": 2}
+    assert load_params(ROOT, None, (first, "credit.advantage.options.z=3")).credit.advantage.options == {"x": 1, "z": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("credit.advantage", "", "no module mine in "),
+        ("credit.advantage", "x = 1", "has no f"),
+        ("credit.advantage", "def f(values, tree): pass", "must be (tree, values)"),
+        ("credit.value", "def f(tree, values): pass", "must be (tree)"),
+        ("credit.value", "import nowhere", "importing mine failed with ModuleNotFoundError"),
+    ],
+)
+def test_refused_at_the_start_with_nothing_written(mine, key, text, says):
+    paths, write = mine
+    if text:
+        write(text)
+    for begin in (check_training, train):
+        with pytest.raises(ConfigError) as refused:
+            begin(small(custom(key, "mine:f")), paths)
+        assert str(refused.value).startswith(f"{key}: mine:f") and says in str(refused.value)
+    assert not paths.work.exists()
+
+
+@pytest.mark.parametrize("key", ["credit.advantage", "credit.value"])
+def test_another_file_is_another_run_and_a_named_one_refuses_it(mine, key):
+    paths, write = mine
+    template = ADVANTAGE if key == "credit.advantage" else VALUE
+    shown = "values" if key == "credit.advantage" else "tree_mean(tree)"
+    params = small(custom(key, "mine:f"), "run.name=a", "run.iterations=2")
+    write(template.format(shown))
+    train(params, paths, stop_after=1)
+    write(template.format(shown) + "# a comment alone\n")
+    train(params, paths, stop_after=2)
+    write(template.format(f"2 * {shown}"))
+    with pytest.raises(RunError, match=rf"custom\.{key} \(was '.*', is '"):
+        train(params, paths)
+    with pytest.raises(RunError, match=rf"custom\.{key}"):
+        check_training(params, paths)
+
+
+def test_runs_without_any_have_no_such_key(mine):
+    paths, _ = mine
+    assert "custom" not in training_identity(small(), paths) and sources(small()) == {}
+
+
+def test_a_workers_share_is_refused_where_it_sees_another_file(mine):
+    paths, write = mine
+    write(ADVANTAGE.format("values"))
+    params = small(custom("credit.advantage", "mine:f"), "run.task_runner={type: dask, workers: 2}")
+
+    def elsewhere(parts):
+        return [sample_part(part) for part in parts]
+
+    try:
+        with open_session(params, paths, map_parts=elsewhere) as session:
+            rollout_step(session, 1)
+            close_site()
+            write(ADVANTAGE.format("-values"))
+            with pytest.raises(RunError, match="a worker with other code than the flow"):
+                rollout_step(session, 1)
+    finally:
+        close_site()
