@@ -1,1 +1,1 @@
-"""Files, processes, command lines and calls of DVC. Not here: anything that knows of policies, trees or runs."""
+"""Files, processes, command lines, calls of DVC, a project's own modules. Not here: policies, trees, runs."""
