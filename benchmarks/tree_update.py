@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from benchmarks.machine import RESULTS, describe_machine
 from spo_core.config import LearnParams
-from spo_core.learn.loss import token_loss
+from spo_core.learn.loss import LossInputs, ppo_clip
 from spo_core.learn.objective import WeightedTree
 from spo_core.learn.splits import divide
 from spo_core.learn.tree_batch import layout
@@ -129,7 +129,7 @@ def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> Added:
             for values in (lambda t, n: t.tree.nodes[n].logprobs, lambda t, n: t.advantages[n])
         )
         logprobs, _ = policy(batch, 1.0)
-        own = token_loss(logprobs, old, advantages, PARAMS).policy.sum() / total
+        own = ppo_clip(LossInputs(logprobs, old, advantages, torch.arange(len(logprobs))), PARAMS).loss.sum() / total
         own.backward()
         loss += own.detach()
         forwarded += batch.forwarded_tokens
@@ -158,7 +158,10 @@ def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) ->
         ids, old, advantages, mask = (x.to(device) for x in (ids, old, advantages, mask))
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
-        loss = token_loss(logprobs, old[:, 1:], advantages[:, 1:], PARAMS).policy * mask[:, 1:]
+        loss = (
+            ppo_clip(LossInputs(logprobs, old[:, 1:], advantages[:, 1:], torch.arange(len(logprobs))), PARAMS).loss
+            * mask[:, 1:]
+        )
         own_loss = loss.sum() / total
         own_loss.backward()
         whole += own_loss.detach()

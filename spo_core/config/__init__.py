@@ -28,6 +28,7 @@ from spo_core.config.learn import (
     DeepSpeedBackend,
     KLPenalty,
     LearnParams,
+    PPOClip,
     TorchBackend,
     with_fidelity,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "MonteCarlo",
     "NightlyParams",
     "NoValue",
+    "PPOClip",
     "Params",
     "PolicyParams",
     "PolicyShape",

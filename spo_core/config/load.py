@@ -23,7 +23,7 @@ from spo_core.config.params import Params
 from spo_core.errors import ConfigError
 
 NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
-UNIONS = ("init", "partition", "value", "advantage", "mask", "kl", "backend", "engine", "task_runner")
+UNIONS = ("init", "partition", "value", "advantage", "mask", "loss", "kl", "backend", "engine", "task_runner")
 
 
 def load_params(

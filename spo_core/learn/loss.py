@@ -1,38 +1,122 @@
-"""The loss of trained tokens: PPO clip, and the estimates of the KL to the reference policy."""
+"""The loss of trained tokens: PPO clip or the project's own, and estimates of the KL to the reference policy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spo_core.config import KLPenalty, LearnParams
+from spo_core.config import CustomParams, KLPenalty, LearnParams
+from spo_core.errors import ConfigError, TrainingError
+from spo_core.system.plugins import load
 
 LOG_RATIO_LIMIT = 10.0  # as in the reference implementation: exp() of a log-ratio stays finite
+MADE_UP = 4  # tokens that a loss is tried with before training
+SUMS = {"policy_loss", "kl", "surprisal", "entropy", "importance_weight", "loss", "gap", "fresh"}
+COUNTS = {"trained_tokens", "forwarded_tokens", "guarded_segments", "optimizer_steps", "skipped"}
+TAKEN = SUMS | COUNTS | {"kl_coefficient", "grad_norm", "learning_rate", "logprob_gap"}  # by what a trainer reports
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class TokenLoss:
-    """Per trained token, each [tokens]: policy loss, and for reports the detached ratio and whether it was clipped."""
+class LossInputs:
+    """All trained tokens of one forward pass, each [tokens]."""
 
-    policy: Tensor
-    ratio: Tensor
-    clipped: Tensor
+    logprobs: Tensor
+    """Of the policy that is trained; has a gradient."""
+    old_logprobs: Tensor
+    """Of the policy that sampled, as the engine gave them; with ``learn.importance_cap`` the trainer's own."""
+    advantages: Tensor
+    segments: Tensor
+    """int64: number of the token's segment within the pass, rising from 0."""
 
 
-def token_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, params: LearnParams) -> TokenLoss:
-    """Unreduced policy loss, all inputs [tokens].
+@dataclass(frozen=True, eq=False, slots=True)
+class LossOutputs:
+    """``loss`` [tokens], not reduced; ``metrics``: each [tokens], averaged over trained tokens as train/<name>."""
 
-    max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logp - old) (paper equation 7). ``old`` are the
-    *sampling* log-probs, or with ``importance_cap`` the trainer's own before the update.
-    """
-    ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+class TokenLoss(Protocol):
+    """What ``learn.loss.path`` names, and what the built-in loss is."""
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs:
+        """Always with the same names of metrics, whatever the tokens: ranks add them up."""
+        ...
+
+
+def likelihood_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """exp(logp - old), [tokens]."""
+    return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def ppo_clip(inputs: LossInputs, params: LearnParams) -> LossOutputs:
+    """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logp - old) (paper equation 7)."""
+    ratio = likelihood_ratio(inputs.logprobs, inputs.old_logprobs)
     clipped_ratio = ratio.clamp(1 - params.clip_low, 1 + params.clip_high)
-    unclipped_loss, clipped_loss = -advantages * ratio, -advantages * clipped_ratio
-    return TokenLoss(
-        torch.maximum(unclipped_loss, clipped_loss), ratio.detach(), (clipped_loss > unclipped_loss).detach()
-    )
+    unclipped_loss, clipped_loss = -inputs.advantages * ratio, -inputs.advantages * clipped_ratio
+    metrics = {"ratio": ratio.detach(), "clip_fraction": (clipped_loss > unclipped_loss).detach()}
+    return LossOutputs(torch.maximum(unclipped_loss, clipped_loss), metrics)
+
+
+class CheckedLoss:
+    """The loss that params choose. Tried once on made-up tokens, which tells the names of its ``metrics``.
+
+    Raises ConfigError where what it gives then is no loss, TrainingError where that is so later.
+    """
+
+    def __init__(self, params: LearnParams) -> None:
+        chosen = params.loss
+        self._where = f"learn.loss: {chosen.path}" if isinstance(chosen, CustomParams) else "learn.loss"
+        self._function: TokenLoss = partial(ppo_clip, params=params)
+        if isinstance(chosen, CustomParams):
+            self._function = load("learn.loss", chosen.path, chosen.options, TokenLoss)
+        logprobs = torch.linspace(-2.0, -0.5, MADE_UP, requires_grad=True)
+        tokens = LossInputs(
+            logprobs, logprobs.detach() - 0.1, torch.tensor([1.0, -1.0, 0.5, -0.5]), torch.tensor([0, 0, 1, 1])
+        )
+        self.metrics: tuple[str, ...] = ()
+        try:
+            outputs = self._call(tokens)
+            self.metrics = tuple(outputs.metrics)
+            self._check(outputs, tokens)
+        except TrainingError as error:
+            raise ConfigError(f"{error} (tried on {MADE_UP} made-up tokens)") from error
+        unfit = [name for name in self.metrics if name in TAKEN or not name.isidentifier()]
+        if unfit:
+            raise ConfigError(f"{self._where} gives a metric {unfit[0]!r}, which is taken or no name; choose another")
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs:
+        outputs = self._call(inputs)
+        self._check(outputs, inputs)
+        return outputs
+
+    def _call(self, inputs: LossInputs) -> LossOutputs:
+        try:
+            outputs = self._function(inputs)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            said = (str(error).splitlines() or [""])[0]
+            raise TrainingError(f"{self._where} failed with {type(error).__name__}: {said}") from error
+        if not isinstance(outputs, LossOutputs) or not all(isinstance(name, str) for name in outputs.metrics):
+            raise TrainingError(f"{self._where} gave {type(outputs).__name__}; it must give LossOutputs(loss, metrics)")
+        return outputs
+
+    def _check(self, outputs: LossOutputs, inputs: LossInputs) -> None:
+        if tuple(outputs.metrics) != self.metrics:
+            raise TrainingError(f"{self._where} gave metrics {list(outputs.metrics)}, before {list(self.metrics)}")
+        for name, found in {"the loss": outputs.loss, **outputs.metrics}.items():
+            if not isinstance(found, Tensor) or found.shape != inputs.logprobs.shape:
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise TrainingError(f"{self._where}: {name} is {shape}, not a tensor of one number a token")
+        if inputs.logprobs.requires_grad and not outputs.loss.requires_grad:
+            raise TrainingError(f"{self._where}: the loss has no gradient; compute it from inputs.logprobs")
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, params: KLPenalty) -> Tensor:

@@ -14,7 +14,14 @@ from torch import Tensor
 from spo_core.config import LearnParams
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import Backend
-from spo_core.learn.loss import adapted_coefficient, importance_weights, kl_estimate, token_loss
+from spo_core.learn.loss import (
+    CheckedLoss,
+    LossInputs,
+    adapted_coefficient,
+    importance_weights,
+    kl_estimate,
+    likelihood_ratio,
+)
 from spo_core.learn.objective import Pair, WeightedTree, counted_masks, plan_epoch
 from spo_core.learn.schedule import learning_rate
 from spo_core.learn.splits import Part, divide, smallest
@@ -24,19 +31,7 @@ from spo_core.rollout.seeds import derive_seed
 from spo_core.system.files import read_json, write_json
 
 Progress = Callable[[int, int], None]  # (optimizer steps done, of)
-SUMS = (  # over trained tokens, but for the last four
-    "policy_loss",
-    "kl",
-    "ratio",
-    "clip_fraction",
-    "surprisal",  # nats a trained token
-    "entropy",
-    "importance_weight",
-    "loss",
-    "trained_tokens",
-    "forwarded_tokens",
-    "guarded_segments",
-)
+COUNTS = ("trained_tokens", "forwarded_tokens", "guarded_segments")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -59,6 +54,9 @@ class Trainer:
 
     def __init__(self, backend: Backend, params: LearnParams, *, temperature: float, seed: int) -> None:
         self.backend, self.params = backend, params
+        self.loss = CheckedLoss(params)
+        # reported as means over trained tokens; surprisal in nats
+        self.means = ("policy_loss", "kl", *self.loss.metrics, "surprisal", "entropy", "importance_weight")
         self.temperature, self.seed = temperature, seed
         self.step = 0
         self.schedule_start = 0
@@ -101,7 +99,7 @@ class Trainer:
         rng = np.random.default_rng(derive_seed(self.seed, "minibatches", iteration))
         began = self.step
         old = self._log_probs_before(pairs) if self.params.importance_cap is not None else None
-        sums = dict.fromkeys(SUMS, 0.0)
+        sums = dict.fromkeys((*self.means, *COUNTS), 0.0)
         more: dict[str, float] = {"grad_norm": 0.0}
         if self.params.kl.type == "penalty":
             more["kl_coefficient"] = self.kl_coefficient
@@ -110,7 +108,7 @@ class Trainer:
             for number, trees in enumerate(steps, start=1):
                 more |= {"learning_rate": self.learning_rate}
                 step_sums, gap, norm = self._optimizer_step(pairs, trees, old, began)
-                for name in SUMS:
+                for name in sums:
                     sums[name] += step_sums[name]
                 more["grad_norm"] += norm
                 if gap is not None:
@@ -118,10 +116,10 @@ class Trainer:
                 if progress:
                     progress(epoch * len(steps) + number, self.params.epochs * len(steps))
         done = self.step - began
-        counts = {name: sums[name] for name in self._reported(SUMS[8:])}
+        counts = {name: sums[name] for name in self._reported(COUNTS)}
         if not done:
             return counts | {"optimizer_steps": 0, "skipped": 1}
-        means = {name: sums[name] / sums["trained_tokens"] for name in self._reported(SUMS[:7])}
+        means = {name: sums[name] / sums["trained_tokens"] for name in self._reported(self.means)}
         if self.params.kl.type == "penalty":
             self.kl_coefficient = adapted_coefficient(
                 self.kl_coefficient, means["kl"], int(sums["trained_tokens"]), self.params.kl
@@ -147,12 +145,17 @@ class Trainer:
         """
         shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks)
         parts, spare = shares[self.backend.rank], smallest(shares)
-        total = torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
+        names = (*self.means, *COUNTS, "loss", "gap", "fresh")
+        total = torch.zeros(len(names), dtype=torch.float64, device=self.backend.device)
         for number, part in enumerate(parts, start=1):
-            total += self._pass(pairs, part or spare, old, began, empty=not part, last=number == len(parts))
-        sums = dict(zip((*SUMS, "gap", "fresh"), self.backend.total(total).tolist(), strict=True))
+            found = self._pass(pairs, part or spare, old, began, last=number == len(parts), empty=not part)
+            total += torch.stack([found[name] for name in names])
+        sums = dict(zip(names, self.backend.total(total).tolist(), strict=True))
         if not math.isfinite(sums["loss"]):
             raise TrainingError(f"loss is {sums['loss']} at optimizer step {self.step}; lower learn.learning_rate")
+        for name in self.loss.metrics:
+            if not math.isfinite(sums[name]):
+                raise TrainingError(f"metric {name} of learn.loss is {sums[name]} at optimizer step {self.step}")
         gap = sums["gap"] / sums["fresh"] if self.step == began and sums["fresh"] else None
         limit = trainer_limit(self.params)
         if gap is not None and not gap <= limit:
@@ -175,10 +178,11 @@ class Trainer:
         *,
         empty: bool,
         last: bool,
-    ) -> Tensor:
-        """Add the gradient of one forward pass; SUMS, gap and fresh tokens of it, float64.
+    ) -> dict[str, Tensor]:
+        """Add the gradient of one forward pass; sums over its trained tokens, its counts, and the sum of the log-prob
+        gap with the number of tokens it is over, by name: float64 scalars.
 
-        An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0.
+        An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0, and so are its sums.
         """
         params, kl_params = self.params, self.params.kl
         batch = layout([tree.segments for tree in part], self.backend.device, measure=self.step == began)
@@ -202,25 +206,34 @@ class Trainer:
             if kl_params.where == "reward":
                 kl = kl_estimate(before, reference, kl_params)
                 advantages = advantages - self.kl_coefficient * kl
-        loss = token_loss(logprobs, before, advantages, params)
-        guarded = _segments_beyond(loss.ratio, tokens.segment, params.max_ratio)
+        outputs = self.loss(LossInputs(logprobs, before, advantages, tokens.segment))
+        guarded = _segments_beyond(likelihood_ratio(logprobs.detach(), before), tokens.segment, params.max_ratio)
         kept = ~guarded[tokens.segment]
-        policy = torch.where(kept, tokens.policy_weights * weights * loss.policy, 0.0)
+        policy = torch.where(kept, tokens.policy_weights * weights * outputs.loss, 0.0)
         summed = policy.sum()
         if kl_params.type == "penalty" and kl_params.where == "loss":
             summed = summed + self.kl_coefficient * torch.where(kept, tokens.kl_weights * kl, 0.0).sum()
         self.backend.backward(summed * 0.0 if empty else summed, last=last)
-        if empty:
-            return torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=self.backend.device)
         with torch.no_grad():
-            entropy = entropies.sum() if entropies is not None else torch.zeros(())
             gaps = torch.cat(
                 [(logprobs - tokens.old).abs()[tokens.fresh], _measured_gaps(batch, part, measured, began)]
             )
-            sums = [loss.policy.sum(), kl.sum(), loss.ratio.sum(), loss.clipped.sum(), -logprobs.sum(), entropy]
-            sums += [weights.sum(), summed, torch.tensor(len(before)), torch.tensor(batch.forwarded_tokens)]
-            sums += [guarded.sum(), gaps.sum(), torch.tensor(len(gaps))]
-            return torch.stack([value.detach().double().to(self.backend.device) for value in sums])
+            sums = {
+                "policy_loss": outputs.loss.sum(),
+                "kl": kl.sum(),
+                **{name: metric.sum() for name, metric in outputs.metrics.items()},
+                "surprisal": -logprobs.sum(),
+                "entropy": entropies.sum() if entropies is not None else torch.zeros(()),
+                "importance_weight": weights.sum(),
+                "loss": summed,
+                "trained_tokens": torch.tensor(len(before)),
+                "forwarded_tokens": torch.tensor(batch.forwarded_tokens),
+                "guarded_segments": guarded.sum(),
+                "gap": gaps.sum(),
+                "fresh": torch.tensor(len(gaps)),
+            }
+            found = {name: value.detach().double().to(self.backend.device) for name, value in sums.items()}
+            return {name: torch.zeros_like(value) for name, value in found.items()} if empty else found
 
     def _tokens(self, pairs: Sequence[Pair], batch: TreeBatch, part: Part, began: int) -> _Tokens:
         device = self.backend.device

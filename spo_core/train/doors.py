@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from spo_core.config import CustomParams, Params
 from spo_core.credit.advantage import AdvantageEstimator
 from spo_core.credit.value import ValueEstimator
+from spo_core.learn.loss import CheckedLoss, TokenLoss
 from spo_core.runs.fingerprint import source_digest
 from spo_core.system.plugins import load, source
 
-DOORS = {"credit.advantage": AdvantageEstimator, "credit.value": ValueEstimator}
+DOORS = {"credit.advantage": AdvantageEstimator, "credit.value": ValueEstimator, "learn.loss": TokenLoss}
 
 
 def opened(params: Params) -> Iterator[tuple[str, CustomParams]]:
@@ -30,5 +31,7 @@ def sources(params: Params) -> dict[str, str]:
     found = {}
     for key, custom in opened(params):
         load(key, custom.path, custom.options, DOORS[key])
+        if key == "learn.loss":
+            CheckedLoss(params.learn)
         found[key] = source_digest(source(key, custom.path))
     return found

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spo_core.config import KLPenalty, LearnParams
-from spo_core.learn.loss import adapted_coefficient, importance_weights, kl_estimate, token_loss
+from spo_core.learn.loss import LossInputs, adapted_coefficient, importance_weights, kl_estimate, ppo_clip
 
 PARAMS = LearnParams(learning_rate=1e-3, clip_low=0.2, clip_high=0.3)
 
@@ -26,15 +26,15 @@ numbers = st.lists(st.tuples(st.floats(-12, 0), st.floats(-12, 0), st.floats(-3,
 @given(numbers)
 def test_equal_to_the_formula_token_by_token(rows):
     logp, old, advantage = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
-    found = token_loss(logp, old, advantage, PARAMS)
+    found = ppo_clip(LossInputs(logp, old, advantage, torch.arange(len(logp))), PARAMS)
     expected = [naive_loss(*row) for row in rows]
-    assert found.policy.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert found.loss.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_on_policy_gradient_is_the_policy_gradient():
     logp = torch.tensor([-1.0, -2.0], requires_grad=True)
     advantages = torch.tensor([0.5, -1.5])
-    token_loss(logp, logp.detach(), advantages, PARAMS).policy.sum().backward()
+    ppo_clip(LossInputs(logp, logp.detach(), advantages, torch.arange(len(logp))), PARAMS).loss.sum().backward()
     assert logp.grad.tolist() == pytest.approx([-0.5, 1.5])
 
 
@@ -42,9 +42,9 @@ def test_on_policy_gradient_is_the_policy_gradient():
 def test_no_gradient_beyond_the_clip_range_in_the_direction_of_the_advantage(shift, advantage):
     old = torch.tensor([-1.0])
     logp = (old + shift).requires_grad_()
-    loss = token_loss(logp, old, torch.tensor([advantage]), PARAMS)
-    loss.policy.sum().backward()
-    assert logp.grad.item() == 0 and bool(loss.clipped)
+    loss = ppo_clip(LossInputs(logp, old, torch.tensor([advantage]), torch.arange(len(logp))), PARAMS)
+    loss.loss.sum().backward()
+    assert logp.grad.item() == 0 and bool(loss.metrics["clip_fraction"])
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
@@ -93,5 +93,5 @@ def test_an_adaptive_coefficient_moves_towards_its_target():
 
 def test_nothing_to_train_is_not_nan():
     empty = torch.zeros(0)
-    loss = token_loss(empty, empty, empty, PARAMS)
-    assert float(loss.policy.sum()) == 0 and float(kl_estimate(empty, empty, penalty()).sum()) == 0
+    loss = ppo_clip(LossInputs(empty, empty, empty, torch.arange(len(empty))), PARAMS)
+    assert float(loss.loss.sum()) == 0 and float(kl_estimate(empty, empty, penalty()).sum()) == 0

@@ -11,7 +11,7 @@ from spo_core.config import CreditParams, LearnParams, with_fidelity
 from spo_core.credit import assign_credit
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import TorchBackend
-from spo_core.learn.loss import kl_estimate, token_loss
+from spo_core.learn.loss import LossInputs, kl_estimate, ppo_clip
 from spo_core.learn.objective import counted_masks
 from spo_core.learn.trainer import Trainer
 from spo_core.learn.tree_batch import TrainedSegments
@@ -106,7 +106,9 @@ def test_the_gradient_is_that_of_the_loss_over_the_whole_batch(policy, where, ze
         advantages = advantages - 0.3 * kl_estimate(old, reference, params.kl)
     elif where == "loss":
         loss = 0.3 * kl_estimate(logprobs, reference, params.kl).sum() / len(logprobs)
-    loss = loss + token_loss(logprobs, old, advantages, params).policy.sum() / len(logprobs)
+    loss = loss + ppo_clip(LossInputs(logprobs, old, advantages, torch.arange(len(logprobs))), params).loss.sum() / len(
+        logprobs
+    )
     loss.backward()
     assert relative([p.grad for p in model.parameters()], gradients[0]) <= 1e-5
     assert metrics["trained_tokens"] <= len(logprobs)

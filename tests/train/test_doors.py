@@ -41,7 +41,7 @@ def overrides(params: dict) -> list[str]:
 def example(section: str, root: Path) -> list[str]:
     """Write a section's module into a project; the overrides that choose it."""
     (code,), (chosen,) = blocks(section, "python"), blocks(section, "yaml")
-    assert code.count("\n") <= 15, "an example has at most 15 lines"
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 15, "an example has at most 15 lines"
     name = re.match(r"# (\w+\.py)", code)[1]
     (root / name).write_text(code)
     return overrides(yaml.safe_load(chosen))
@@ -71,11 +71,20 @@ def custom(key: str, path: str, **options: object) -> str:
 
 
 ADVANTAGE = "import numpy as np\ndef f(tree, values):\n    return {0}\n"
+LOSS = """
+import torch
+from spo_core.config import LearnParams
+from spo_core.learn.loss import LossInputs, LossOutputs, ppo_clip
+P = LearnParams(learning_rate=1.0)
+def f(inputs):
+    loss = inputs.logprobs * inputs.advantages
+    return {0}
+"""
 VALUE = "import numpy as np\nfrom spo_core.credit.value import tree_mean\ndef f(tree):\n    return {0}\n"
 
 
 def test_every_door_has_an_example():
-    assert EXAMPLES == ["Advantage", "Value"]
+    assert EXAMPLES == ["Advantage", "Value", "Loss"]
     for key in re.findall(r"^\| \[.*?\| `([\w.]+)`", PAGE, re.MULTILINE):
         assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
 
@@ -164,7 +173,7 @@ def test_what_it_is_handed_is_not_changed_by_it(mine):
 
 @pytest.mark.parametrize("path", ["mine", "mine:", ":f", "mine.py:f", "a/b:f", "mine:f()", "mine:f.g", "1a:f", "a:b:c"])
 def test_a_path_that_is_none_is_refused_when_params_are_read(path):
-    for key in ("credit.advantage", "credit.value"):
+    for key in ("credit.advantage", "credit.value", "learn.loss"):
         with pytest.raises(ConfigError, match=rf"{key}\.path: .* is no path of a function: write it as my_module:f"):
             load_params(ROOT, None, (custom(key, path),))
 
@@ -184,6 +193,24 @@ def test_another_path_takes_no_options_of_the_one_before():
         ("credit.advantage", "def f(values, tree): pass", "must be (tree, values)"),
         ("credit.value", "def f(tree, values): pass", "must be (tree)"),
         ("credit.value", "import nowhere", "importing mine failed with ModuleNotFoundError"),
+        ("learn.loss", LOSS.replace("{0}", "loss"), "gave Tensor; it must give LossOutputs(loss, metrics)"),
+        ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss.sum(), {})"), "the loss is (), not a tensor"),
+        ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss.detach(), {})"), "the loss has no gradient"),
+        ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss, {'a': 1.0})"), "a is float, not a tensor"),
+        ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss, {'a': loss[1:]})"), "a is (3,), not a tensor"),
+        (
+            "learn.loss",
+            LOSS.replace("{0}", "LossOutputs(loss, {'kl': loss})"),
+            "a metric 'kl'",
+        ),
+        (
+            "learn.loss",
+            LOSS.replace("{0}", "LossOutputs(loss, {'a/b': loss})"),
+            "a metric 'a/b'",
+        ),
+        ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss, {1: loss})"), "it must give LossOutputs"),
+        ("learn.loss", LOSS.replace("{0}", "loss / 0 / None"), "failed with TypeError"),
+        ("learn.loss", "def f(logprobs, advantages): pass", "must be (inputs)"),
     ],
 )
 def test_refused_at_the_start_with_nothing_written(mine, key, text, says):
@@ -195,6 +222,44 @@ def test_refused_at_the_start_with_nothing_written(mine, key, text, says):
             begin(small(custom(key, "mine:f")), paths)
         assert str(refused.value).startswith(f"{key}: mine:f") and says in str(refused.value)
     assert not paths.work.exists()
+
+
+def test_the_built_in_loss_through_the_door_gives_the_same_bits_and_its_metrics_beside(mine):
+    paths, write = mine
+    write(LOSS.replace("{0}", "ppo_clip(inputs, P)"))
+    ours, rows, _ = train(small("run.iterations=2"), paths)
+    through, same, _ = train(small(custom("learn.loss", "mine:f"), "run.iterations=2"), paths)
+    assert same_bits(ours, through) and rows == same and "train/clip_fraction" in rows[0]
+    assert list(rows[0]) == list(same[0])
+
+
+def test_a_metric_is_a_mean_over_trained_tokens(mine):
+    """Over passes of different sizes: 1 at each token is 1, and the log-prob's mean is the one reported anyway."""
+    paths, write = mine
+    write(LOSS.replace("{0}", "LossOutputs(loss, {'one': torch.ones_like(loss), 'own': -inputs.logprobs.detach()})"))
+    params = small(custom("learn.loss", "mine:f"), "run.iterations=1", "learn.max_tokens_per_forward=60")
+    _, rows, path = train(params, paths)
+    assert rows[0]["train/one"] == 1 and rows[0]["train/own"] == pytest.approx(rows[0]["train/surprisal"], rel=1e-6)
+    assert not {"train/ratio", "train/clip_fraction"} & set(rows[0])
+    assert json.loads((path / "metrics.jsonl").read_text())["train/one"] == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ("LossOutputs(loss, {'a': loss} if len(loss) == 4 else {'b': loss})", "gave metrics ['b'], before ['a']"),
+        ("LossOutputs(loss if len(loss) == 4 else loss[1:], {})", "the loss is ("),
+        ("LossOutputs(loss, {'a': loss * (1 if len(loss) == 4 else torch.nan)})", "metric a of learn.loss is nan"),
+        ("LossOutputs(loss * (1 if len(loss) == 4 else torch.nan), {})", "loss is nan at optimizer step 0"),
+        ("LossOutputs(loss, {}) if len(loss) == 4 else 1 / 0", "mine:f failed with ZeroDivisionError"),
+    ],
+)
+def test_a_loss_that_goes_wrong_later_stops_the_run(mine, result, says):
+    paths, write = mine
+    write(LOSS.replace("{0}", result))
+    with pytest.raises(TrainingError) as stopped:
+        train(small(custom("learn.loss", "mine:f"), "run.iterations=1"), paths)
+    assert says in str(stopped.value)
 
 
 @pytest.mark.parametrize("key", ["credit.advantage", "credit.value"])

@@ -20,6 +20,7 @@ from spo_core.learn.objective import Pair
 from spo_core.learn.pairs import write_pairs
 from spo_core.learn.trainer import Progress
 from spo_core.system.files import room_at
+from spo_core.system.plugins import project
 
 PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 
@@ -55,6 +56,7 @@ class DeepSpeedTrainer:
         self._folder = Path(self._temporary.name)
         settings = {
             "learn": params.model_dump_json(),
+            "project": str(project()),
             "policy": str(policy.resolve()),
             "reference": None if reference is None else str(reference.resolve()),
             "context_length": context_length,

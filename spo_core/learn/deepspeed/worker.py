@@ -70,8 +70,10 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     from spo_core.learn.trainer import Trainer
     from spo_core.learn.tree_check import check_policy
     from spo_core.policy.checkpoint import load_policy
+    from spo_core.system.plugins import open_project
 
     params = LearnParams.model_validate_json(settings["learn"])
+    open_project(Path(settings["project"]))
     join_ranks(Path(settings["store"]) if "store" in settings else None)
     model, _ = load_policy(settings["policy"])
     reference = None

@@ -22,10 +22,11 @@ from spo_core.config import LearnParams, with_fidelity
 from spo_core.errors import ConfigError, TrainingError
 from spo_core.learn.deepspeed.state import _part
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
-from spo_core.learn.loss import token_loss
+from spo_core.learn.loss import LossInputs, ppo_clip
 from spo_core.learn.objective import counted_masks
 from spo_core.learn.tree_batch import TrainedSegments
 from spo_core.policy.checkpoint import load_policy, save_policy
+from spo_core.system.plugins import open_project, project
 from tests.conftest import ROOT
 from tests.learn.naive import flat_logprobs
 from tests.learn.test_trainer import DEFAULTS, flat, make_trainer, relative, sample
@@ -140,7 +141,9 @@ def clipped_gradient(policy, pairs, params) -> dict[str, torch.Tensor]:
     logprobs, _ = flat_logprobs(model, items, 1.0)
     old = flat(pairs, masks, lambda t, c, i: t.nodes[i].logprobs)
     advantages = flat(pairs, masks, lambda t, c, i: c.advantages[i])
-    (token_loss(logprobs, old, advantages, params).policy.sum() / len(logprobs)).backward()
+    (
+        ppo_clip(LossInputs(logprobs, old, advantages, torch.arange(len(logprobs))), params).loss.sum() / len(logprobs)
+    ).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), params.max_grad_norm)
     assert norm > params.max_grad_norm, "nothing was clipped: the test shows less"
     return {name: p.grad for name, p in model.named_parameters()}
@@ -267,3 +270,47 @@ def test_without_the_extra_it_says_so(policy, folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[deepspeed\]'"), ranks_of(folder, params_of({})):
         pass
+
+
+LOSS = """# another loss than the built-in one, with a metric of its own
+from spo_core.learn.loss import LossOutputs
+
+def shared(inputs, options):
+    weight = (inputs.logprobs.detach() - inputs.old_logprobs).exp().clamp(max=options["cap"])
+    return LossOutputs(-weight * inputs.advantages * inputs.logprobs, {"weight": weight})
+"""
+
+
+@pytest.fixture
+def own_loss(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "mine.py").write_text(LOSS)
+    before = project()
+    open_project(folder)
+    yield {"loss": {"type": "custom", "path": "mine:shared", "options": {"cap": 2.0}}}
+    open_project(before)
+
+
+def test_ranks_train_with_a_loss_of_the_projects_own(policy, folder, own_loss):
+    """Its gradient and its metrics, summed over ranks that have different tokens, are those of one device."""
+    options = SMALL | own_loss
+    pairs = sample(3)
+    alone = make_trainer(copy.deepcopy(policy), **options)
+    expected = alone.train_iteration(pairs, iteration=1)
+    plain = make_trainer(copy.deepcopy(policy), **SMALL)
+    plain.train_iteration(pairs, iteration=1)
+    assert relative(weights(alone), weights(plain)) > 1e-4, "the losses do the same: the test shows nothing"
+    with ranks_of(folder, params_of({}, **own_loss)) as ranks:
+        found = ranks.train_iteration(pairs, iteration=1)
+        assert "weight" in found and "clip_fraction" not in found
+        assert found["weight"] == pytest.approx(expected["weight"], rel=1e-4)
+        assert found["policy_loss"] == pytest.approx(expected["policy_loss"], rel=1e-3, abs=1e-6)
+        assert relative(weights(ranks), weights(alone)) < 1e-3
+
+
+def test_what_a_loss_raises_on_a_rank_is_told(policy, folder, own_loss):
+    failing = LOSS.replace("    weight =", "    assert len(inputs.logprobs) == 4, 'at odds'\n    weight =")
+    (folder / "mine.py").write_text(failing)
+    told = pytest.raises(TrainingError, match=r"learn\.loss: mine:shared failed with AssertionError: at odds")
+    with ranks_of(folder, params_of({}, **own_loss)) as ranks, told:
+        ranks.train_iteration(sample(3), iteration=1)
