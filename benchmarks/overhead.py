@@ -41,7 +41,8 @@ from spo_core.rollout.engine import Completion, Request
 from spo_core.rollout.sampler import Sampler
 from spo_core.system.files import write_json
 from spo_core.train import sampling, steps
-from spo_core.train.session import Session, open_session
+from spo_core.train.opening import open_session
+from spo_core.train.session import Session
 
 NOT_COUNTED = ("engine", "model", "start of ranks")
 RANKS = 2  # that are handed what is trained
@@ -213,7 +214,7 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     spans.wrap("model", sampling, "sync_policy")
     spans.wrap("grading", sampling, "grade_trees")
     spans.wrap("grading", steps, "check_graded")
-    spans.wrap("records", steps, "write_trees", "read_trees", "write_credits", "read_credits")
+    spans.wrap("records", steps, "write_trees", "write_credits")
     spans.wrap("metrics", steps, "rollout_metrics")
     spans.wrap("credit", steps, "assign_credit")
     spans.wrap("replay", ReplayBuffer, "add", "draw")
@@ -221,7 +222,7 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     spans.wrap("layout", trainer, "divide", "layout")
     spans.wrap("layout", trainer.Trainer, "_tokens")
     spans.wrap("model", type(session.trainer.backend), "logprobs", "reference_logprobs", "backward", "step")
-    spans.wrap("checkpoint", Session, "save")
+    spans.wrap("checkpoint", steps, "save")
     if skip_model:
         backend = type(session.trainer.backend)
         spans.replace(backend, "logprobs", no_logprobs)
@@ -256,9 +257,9 @@ def measure(case: Case, root: Path, overrides: Sequence[str] = (), *, skip_model
         paths = Paths(Path(name))
         prepare(case, params, paths)
         with open_session(params, paths) as session:
-            site = sampling.Site(params, session.problem, session.verifier, None, session.tokenizer, None)
+            site = session.rollouts
             prompts = {row.question_id: len(site.prompt(row).token_ids) for row in session.rows}
-            session.engine = InstantEngine(case, params, prompts, session.tokenizer, session.problem.template.stop[0])
+            site.engine = InstantEngine(case, params, prompts, session.tokenizer, session.problem.template.stop[0])
             before = resident_bytes()
             with Spans() as spans:
                 kept = watch(spans, session, skip_model)

@@ -12,7 +12,7 @@ from spo_core.errors import SPOError
 from spo_core.evaluate.run import check_environment
 from spo_core.observe.summary import print_summary
 from spo_core.system.processes import die_with_parent
-from spo_core.train.opening import check_training
+from spo_core.train.identity import check_training
 from tasks.records import RunSpec
 
 DVC = (sys.executable, "-m", "dvc")

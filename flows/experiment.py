@@ -15,7 +15,7 @@ from flows.warmup import warmup
 from spo_core.evaluate.run import check_environment, check_suite
 from spo_core.observe.summary import print_summary
 from spo_core.problems.prepare import check_source
-from spo_core.train.opening import check_training
+from spo_core.train.identity import check_training
 from tasks.records import RunSpec
 
 

@@ -12,8 +12,8 @@ from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
 from spo_core.system.plugins import open_project
 from spo_core.train.doors import sources
-from spo_core.train.opening import check_training
-from spo_core.train.session import open_session
+from spo_core.train.identity import check_training
+from spo_core.train.opening import open_session
 from tasks.advantages import assign_advantages
 from tasks.cluster import cluster
 from tasks.limits import gpu_slot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.train.session import session
+from spo_core.train.opening import session
 from spo_core.train.steps import credit_step
 from tasks.records import Iteration
 

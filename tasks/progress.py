@@ -25,8 +25,9 @@ from spo_core.observe.progress import bar
 from spo_core.observe.tracking import Tracker
 from spo_core.observe.tree_table import TreeTable, tree_table
 from spo_core.policy.device import device_name
+from spo_core.runs.directory import step_seconds
 from spo_core.runs.provenance import record_attempt
-from spo_core.train.opening import training_device
+from spo_core.train.identity import training_device
 from spo_core.train.session import Session
 from tasks.provenance import caller
 from tasks.records import RunSpec
@@ -34,7 +35,6 @@ from tasks.records import RunSpec
 log = logging.getLogger(__name__)
 INTERVAL = 10.0  # seconds between two writings of the same pages
 ANSWER_LIMIT = 5.0  # seconds that the server has to take one
-STEPS = ("timing/rollout", "timing/advantage", "timing/train", "timing/validate")
 
 
 @contextmanager
@@ -154,5 +154,5 @@ def table_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "reward": round(metrics["rollout/reward"], 4),
         "validation accuracy": None if accuracy is None else round(accuracy, 4),
         "generated tokens": metrics["generated_tokens"],
-        "seconds": round(sum(metrics.get(step, 0.0) for step in STEPS), 2),
+        "seconds": round(step_seconds(metrics), 2),
     }

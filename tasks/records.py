@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from spo_core.config import Params, digest, load_params
@@ -14,7 +15,7 @@ from spo_core.problems import problem_set
 EVALUATION = ("evaluate.", "verify.")  # what overrides begin with that evaluation alone, or evaluation too, reads
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunSpec:
     """Which params and which outputs: all a flow is told. Without overrides it is the main run, which DVC records.
 
@@ -47,8 +48,9 @@ class RunSpec:
         problem_set(spec.params.data)
         return spec
 
-    @property
+    @cached_property
     def params(self) -> Params:
+        """Resolved when first asked for; files that change later do not count."""
         return load_params(Path(self.root), self.preset, self.overrides, self.suite)
 
     @property

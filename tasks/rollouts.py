@@ -6,7 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from spo_core.observe.progress import bar
-from spo_core.train.session import Session, session
+from spo_core.train.opening import session
+from spo_core.train.session import Session
 from spo_core.train.shards import MapParts, Part, PartDone, sample_part
 from spo_core.train.steps import keep_step, replay_step, rollout_step
 from tasks.cluster import Cluster

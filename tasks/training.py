@@ -6,8 +6,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from spo_core.observe.progress import bar
+from spo_core.runs.directory import step_seconds
 from spo_core.system.files import atomic_directory, publish, write_csv, write_json
-from spo_core.train.session import Session, session
+from spo_core.train.opening import session
+from spo_core.train.session import Session
 from spo_core.train.steps import find_best, train_step
 from tasks.records import Iteration, RunSpec
 
@@ -32,7 +34,7 @@ def publish_training(current: Session, spec: RunSpec) -> dict:
     with atomic_directory(paths.training) as folder:
         for source in current.run.records(current.iteration):
             publish(source, folder / source.name)
-    seconds = sum(value for row in rows for key, value in row.items() if key in STEP_TIMINGS)
+    seconds = sum(map(step_seconds, rows))
     final = {
         "iterations": current.iteration,
         "generated_tokens": current.generated_tokens,
@@ -48,5 +50,4 @@ def publish_training(current: Session, spec: RunSpec) -> dict:
     return final
 
 
-STEP_TIMINGS = ("timing/rollout", "timing/advantage", "timing/train", "timing/validate")
 PLOTTED = ("iteration", "generated_tokens", "rollout/reward", "rollout/completion_tokens", "credit/mask_share")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from spo_core.errors import DataError
 from spo_core.tree import Finish, Node, RolloutTree
 
 KEYS = {"token_ids", "logprobs", "reward", "children", "finish", "trainable"}
-_TOKEN = re.compile(r'[ \t\n\r]*([{}\[\]:,]|"(?:[^"\\]|\\.)*"|[^\s{}\[\]:,"]+)')
+DEEPEST = 400  # nodes below one another, two levels of JSON each: Python's parser takes about 1,000 levels
+TOO_DEEP = f"more than {DEEPEST} segments one behind the other; join some, or cut the response less often"
 
 
 def read_tree(text: str, where: str) -> RolloutTree:
@@ -23,18 +23,22 @@ def read_tree(text: str, where: str) -> RolloutTree:
     ``logprobs``, one a token, and every leaf ``reward``. Nodes count from 0 in depth-first order.
     """
     try:
-        root = parse(text)
+        root = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{where}: {TOO_DEEP}") from None
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     nodes: list[Node] = []
-    open_nodes: list[tuple[Any, int]] = [(root, -1)]
-    while open_nodes:  # not a recursion: a chain may be as deep as it has segments
-        value, parent = open_nodes.pop()
+    open_nodes: list[tuple[Any, int, int]] = [(root, -1, 0)]
+    while open_nodes:
+        value, parent, depth = open_nodes.pop()
+        if depth > DEEPEST:
+            raise DataError(f"{where}: {TOO_DEEP}")
         try:
             node, children = _node(value, parent)
         except DataError as error:
             raise DataError(f"{where}: node {len(nodes)}: {error}") from None
-        open_nodes += [(child, len(nodes)) for child in reversed(children)]
+        open_nodes += [(child, len(nodes), depth + 1) for child in reversed(children)]
         nodes.append(node)
     try:
         question = root.get("question_id")
@@ -97,50 +101,3 @@ def _is_number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return f"a {type(value).__name__}" if isinstance(value, dict | list) else json.dumps(value)[:40]
-
-
-def parse(text: str) -> Any:
-    """``json.loads`` for any depth; raises ValueError for what is not JSON."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        return _parse_deep(text)
-
-
-def _parse_deep(text: str) -> Any:
-    """JSON without recursion. ``wanted`` says what comes next; "first" allows the container to end at once."""
-    outer: list[Any] = []
-    stack: list[Any] = [outer]  # the open containers
-    names: list[str] = []  # the members whose values are awaited
-    wanted, position = "value", 0
-    while len(stack) > 1 or not outer:
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ValueError(f"something is missing or broken at character {position + 1}")
-        token, position = match[1], match.end()
-        inner = stack[-1]
-        closing = "}" if isinstance(inner, dict) else "]"
-        if token == closing and wanted in ("first name", "first value", "next") and len(stack) > 1:
-            stack.pop()
-            wanted = "next"
-        elif wanted in ("value", "first value") and token not in ("]", "}", ":", ","):
-            value = {"{": {}, "[": []}[token] if token in ("{", "[") else json.loads(token)
-            if isinstance(inner, dict):
-                inner[names.pop()] = value
-            else:
-                inner.append(value)
-            wanted = {"{": "first name", "[": "first value"}.get(token, "next")
-            if wanted != "next":
-                stack.append(value)
-        elif wanted in ("name", "first name") and token[0] == '"':
-            names.append(json.loads(token))
-            wanted = "colon"
-        elif wanted == "colon" and token == ":":
-            wanted = "value"
-        elif wanted == "next" and token == ",":
-            wanted = "name" if isinstance(inner, dict) else "value"
-        else:
-            raise ValueError(f"unexpected {token[:20]!r} at character {match.start(1) + 1}")
-    if text[position:].strip():
-        raise ValueError(f"more text after the value, at character {position + 1}")
-    return outer[0]

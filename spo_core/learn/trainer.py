@@ -29,8 +29,8 @@ from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
 from spo_core.system.files import read_json, write_json
+from spo_core.system.progress import Progress
 
-Progress = Callable[[int, int], None]  # (optimizer steps done, of)
 COUNTS = ("trained_tokens", "forwarded_tokens", "guarded_segments")
 
 

@@ -17,11 +17,11 @@ from spo_core.observe.evaluations import Evaluations
 from spo_core.observe.plots import Point, curves_svg
 from spo_core.observe.text import FILTERS, known
 from spo_core.observe.tree_view import Decode, tree_view
+from spo_core.runs.directory import STEPS, step_seconds
 from spo_core.system.files import write_text
 from spo_core.tree import RolloutTree
 
 MOST_TREES = 4
-STEPS = ("rollout", "advantage", "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,15 @@ def curves(inputs: ReportInputs) -> Iterable[str]:
     seconds: list[float | None] = []
     passed = 0.0
     for row in rows:
-        spent = [row[f"timing/{step}"] for step in STEPS if f"timing/{step}" in row]
-        passed += sum(spent)
+        spent = step_seconds(row)
+        passed += spent
         seconds.append(passed if spent else None)
     numbers = [row.get("iteration") for row in rows]
     params = flatten(inputs.params)
     has_reference = params.get("learn.kl.type") == "penalty"  # rows of old runs have a KL of 0 without one
     figures: list[tuple[str, str, Sequence[float | None], dict[str, str]]] = [
         ("Reward", "generated tokens", tokens, {"reward": "rollout/reward"}),
-        ("Reward", "seconds of rollout, advantage and train", seconds, {"reward": "rollout/reward"}),
+        ("Reward", "seconds of all steps", seconds, {"reward": "rollout/reward"}),
         ("Completion length (tokens)", "iteration", numbers, {"length": "rollout/completion_tokens"}),
         (
             "Share",

@@ -17,9 +17,9 @@ from spo_core.rollout.growing import GrowingTree, OpenRequest, Prompt
 from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State
+from spo_core.system.progress import Progress
 from spo_core.tree import Finish, Node, RolloutTree
 
-Progress = Callable[[int, int], None]  # (finished responses, generated tokens)
 Pieces = Callable[[np.ndarray], Sequence[str]]  # token ids of a response -> the text each of them adds
 Reward = Callable[[str, np.ndarray, Finish], float]  # (question id, token ids of a completion, its finish)
 

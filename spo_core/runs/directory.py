@@ -19,7 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -174,6 +174,15 @@ class RunDirectory:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+STEPS = ("rollout", "advantage", "train", "validate")
+"""What an iteration spends its time on; a row of metrics has the seconds of each as ``timing/<step>``."""
+
+
+def step_seconds(row: Mapping[str, Any]) -> float:
+    """Of all steps of an iteration."""
+    return sum(row.get(f"timing/{step}", 0.0) for step in STEPS)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from spo_core.rollout.decoding import make_decode
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.probe import LogprobGap, check_gap, probe
-from spo_core.rollout.sampler import Progress, Prompt, Sampler
+from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.stops import stop_at
 from spo_core.rollout.token_texts import token_pieces
+from spo_core.system.progress import Progress
 from spo_core.tree import Finish, RolloutTree
 from spo_core.verify import Outcome, Verdict
 from spo_core.verify.verifier import Verifier
@@ -41,16 +43,37 @@ class Site:
     model: Any
     tokenizer: Any
     engine: Engine
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+    """Token ids by question; filled as questions are asked, so that each is encoded once a run."""
 
     def prompt(self, row: Question) -> Prompt:
         """Token ids of a question's prompt."""
-        ids = encode_prompt(self.problem.template, self.tokenizer, row.question)
-        return Prompt(row.question_id, tuple(ids))
+        if row.question not in self.prompts:
+            self.prompts[row.question] = encode_prompt(self.problem.template, self.tokenizer, row.question)
+        return Prompt(row.question_id, tuple(self.prompts[row.question]))
 
     def rollout_params(self, iteration: int) -> RolloutParams:
         """Those of an iteration: its context length."""
         rollout = self.params.rollout
         return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
+
+    def sample(
+        self,
+        rows: Sequence[Question],
+        *,
+        iteration: int,
+        version: int,
+        validation: bool = False,
+        progress: Progress | None = None,
+    ) -> Sampled:
+        """As :func:`sample`."""
+        return sample(self, rows, iteration=iteration, version=version, validation=validation, progress=progress)
+
+    def close(self) -> None:
+        """End the engine and the processes that grade."""
+        with ExitStack() as closing:  # each, whatever becomes of the other
+            closing.callback(self.verifier.close)
+            closing.callback(self.engine.close)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,12 @@ from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
 from spo_core.rollout.engines import make_engine
-from spo_core.rollout.sampler import Progress
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.system.files import atomic_directory, file_digest, read_json, write_json
 from spo_core.system.plugins import open_project, project
+from spo_core.system.progress import Progress
 from spo_core.train.doors import sources
-from spo_core.train.opening import policy_device
+from spo_core.train.identity import policy_device
 from spo_core.train.sampling import Counts, Sampled, Site, merge_counts, sample
 from spo_core.tree import read_trees, write_trees
 from spo_core.verify.verifier import Verifier
@@ -75,10 +75,11 @@ MapParts = Callable[[Sequence[Part]], Iterable[PartDone]]  # has all sampled by 
 class Parts:
     """Hands the policy over and divides questions; one for a session, whose run directory ``run`` is.
 
-    ``policy``: a folder with the policy's architecture and tokenizer; ``map_parts`` has parts sampled.
+    ``policy``: a folder with the architecture and tokenizer of ``model``; ``map_parts`` has parts sampled.
     """
 
-    def __init__(self, run: Path, params: Params, policy: Path, map_parts: MapParts) -> None:
+    def __init__(self, run: Path, params: Params, policy: Path, model: PreTrainedModel, map_parts: MapParts) -> None:
+        self.model = model
         self.folder, self.map_parts, self.count = (run / "cluster").resolve(), map_parts, params.run.task_runner.parts
         shutil.rmtree(self.folder, ignore_errors=True)  # of an interrupted session
         self._handed: tuple[int, Path, str] | None = None
@@ -92,7 +93,6 @@ class Parts:
 
     def sample(
         self,
-        model: PreTrainedModel,
         rows: Sequence[Question],
         *,
         iteration: int,
@@ -100,8 +100,9 @@ class Parts:
         validation: bool = False,
         progress: Progress | None = None,
     ) -> Sampled:
-        """As sampling.sample does it, ``model`` being at ``version``; raises RunError for trees that do not belong."""
-        weights, found = self._hand_over(model, version)
+        """Trees of the model, which is at ``version``, as :func:`sampling.sample` gives them. Raises RunError where a
+        worker left trees of other questions than it was asked."""
+        weights, found = self._hand_over(version)
         folder = self.folder / secrets.token_hex(4)  # a worker that outlived its flow writes elsewhere
         places = divide([row.question_id for row in rows], self.count)
         parts = []
@@ -126,11 +127,11 @@ class Parts:
         shutil.rmtree(folder)
         return Sampled([trees[i] for i in range(len(rows))], counts)
 
-    def _hand_over(self, model: PreTrainedModel, version: int) -> tuple[Path, str]:
+    def _hand_over(self, version: int) -> tuple[Path, str]:
         """The file of the weights and its digest; written once for each version."""
         if self._handed is None or self._handed[0] != version:
             new = self.folder / "weights.new"
-            save_file({name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}, new)
+            save_file({name: p.detach().float().cpu().contiguous() for name, p in self.model.named_parameters()}, new)
             found = file_digest(new)
             path = self.folder / f"weights-{found[:16]}.safetensors"
             new.rename(path)
@@ -196,8 +197,7 @@ def close_site() -> None:
     global _open
     with _LOCK:
         if _open is not None:
-            _open.site.engine.close()
-            _open.site.verifier.close()
+            _open.site.close()
             _open = None
 
 
@@ -221,8 +221,7 @@ def _opened(file: Path) -> _Open:
     if content["code"] != [code_digest(*TRAINING), sources(params)]:
         raise RunError(f"{here}: a worker with other code than the flow; start it again from the same revision")
     if _open is not None:
-        _open.site.engine.close()
-        _open.site.verifier.close()
+        _open.site.close()
         _open = None
     torch.set_num_threads(params.run.threads)
     device = policy_device(params, worker=True)

@@ -1,11 +1,12 @@
-"""One iteration of training, as three steps that exchange files in the iteration's folder."""
+"""One iteration of training, as three steps. They hand on what is under way in the session, and write it into the
+iteration's folder for a replay, the report and whoever wants to look."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,20 +14,21 @@ import numpy as np
 
 from spo_core.config import VllmEngineParams
 from spo_core.config.engine import EngineParams
-from spo_core.credit import assign_credit, read_credits, write_credits
+from spo_core.credit import assign_credit, write_credits
 from spo_core.errors import RunError
 from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs.directory import COMPLETE
-from spo_core.system.files import read_json, write_json, write_text
+from spo_core.system.files import write_json, write_text
+from spo_core.system.progress import Progress
+from spo_core.train.checkpoints import keep_if_best, save
 from spo_core.train.questions import draw_questions
-from spo_core.train.session import Best, Session
+from spo_core.train.session import Best, Session, UnderWay
 from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import check_failures, failed_share
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
 
 
 def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
@@ -55,7 +57,8 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
         metrics["rollout/engine_restarts"] = counts.engine_restarts
     if caches_prefixes(params.rollout.engine):
         metrics["rollout/cache_hit_rate"] = counts.cached_tokens / counts.prefix_tokens
-    write_json(folder / "rollout.json", metrics)
+    write_json(folder / "rollout.json", metrics)  # what a replay reports, which samples nothing
+    session.under_way = UnderWay(trees, metrics=metrics)
     return metrics
 
 
@@ -63,6 +66,12 @@ def caches_prefixes(engine: EngineParams) -> bool:
     """Whether an engine keeps prefixes; not where vLLM is told not to."""
     options = engine.options if isinstance(engine, VllmEngineParams) else {}
     return all(value for name, value in options.items() if name.replace("-", "_") == "enable_prefix_caching")
+
+
+def _under_way(session: Session, iteration: int) -> UnderWay:
+    if session.under_way is None or session.iteration + 1 != iteration:
+        raise RunError(f"{session.run.path}: iteration {iteration} has no trees yet; sample them first")
+    return session.under_way
 
 
 def check_graded(session: Session, iteration: int, trees: Sequence[RolloutTree]) -> float:
@@ -88,17 +97,17 @@ def replay_step(session: Session, iteration: int) -> dict[str, float]:
     check_graded(session, iteration, trees)
     metrics |= {"timing/rollout": time.perf_counter() - started}
     write_json(folder / "rollout.json", metrics)
+    session.under_way = UnderWay(trees, metrics=metrics)
     return metrics
 
 
 def keep_step(session: Session, iteration: int) -> dict[str, Any]:
     """Complete an iteration without an update; returns its row of metrics."""
     folder = session.run.iteration(iteration)
-    rollout = read_json(folder / "rollout.json")
+    under_way = _under_way(session, iteration)
     session.iteration = iteration
-    session.generated_tokens += rollout["rollout/generated_tokens"]
-    row = {"iteration": iteration, "generated_tokens": session.generated_tokens}
-    row |= rollout | read_json(folder / "credit.json")
+    session.generated_tokens += int(under_way.metrics["rollout/generated_tokens"])
+    row = {"iteration": iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
     warn_of_gap(session, row)
     write_json(folder / "metrics.json", row)
     session.run.append_metrics(row)
@@ -139,7 +148,7 @@ def find_best(session: Session) -> Best:
     """The best policy of a finished run. Where none was validated it is the last one, measured now: so in a run that
     is told to end at its newest checkpoint."""
     if session.best is None:
-        session.keep_if_best(validate(session, session.iteration)["eval/validation_accuracy"])
+        keep_if_best(session, validate(session, session.iteration)["eval/validation_accuracy"])
     assert session.best is not None
     return session.best
 
@@ -173,17 +182,18 @@ def expected_reward(tree: RolloutTree) -> float:
 def credit_step(session: Session, iteration: int) -> dict[str, float]:
     """Values, advantages and masks of the iteration's trees; writes credits.parquet."""
     started = time.perf_counter()
-    folder = session.run.iteration(iteration)
-    trees = read_trees(folder / "trees.parquet")
+    under_way = _under_way(session, iteration)
+    trees = under_way.trees
     credits = [assign_credit(tree, session.params.credit) for tree in trees]
-    write_credits(folder / "credits.parquet", trees, credits)
+    write_credits(session.run.iteration(iteration) / "credits.parquet", trees, credits)
     trainable = [(c, i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
     metrics = {
         "credit/segments_with_advantage": float(np.mean([credit.trains(i) for credit, i in trainable])),
         "credit/mask_share": float(np.concatenate([credit.masks[i] for credit, i in trainable]).mean()),
         "timing/advantage": time.perf_counter() - started,
     }
-    write_json(folder / "credit.json", metrics)
+    under_way.credits = credits
+    under_way.metrics |= metrics
     return metrics
 
 
@@ -191,31 +201,29 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     """Update the policy; completes the iteration, and returns its whole row of metrics."""
     started = time.perf_counter()
     folder = session.run.iteration(iteration)
-    trees = read_trees(folder / "trees.parquet")
-    credits = read_credits(folder / "credits.parquet", trees)
+    under_way = _under_way(session, iteration)
     if any(s.from_iteration == iteration and s.restart_learning_rate for s in session.params.rollout.context_schedule):
         session.trainer.restart_learning_rate()
-    added = session.replay.add(trees, credits)
+    added = session.replay.add(under_way.trees, under_way.credits)
     rng = np.random.default_rng(derive_seed(session.params.run.seed, "replay", iteration))
     pairs, replay = session.replay.draw(iteration, rng)
     update = session.trainer.train_iteration(pairs, iteration=iteration, progress=progress)
     if update["skipped"]:
         log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
     session.iteration = iteration
-    session.generated_tokens += sum(tree.generated_tokens for tree in trees)
-    row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens}
-    row |= read_json(folder / "rollout.json") | read_json(folder / "credit.json")
+    session.generated_tokens += sum(tree.generated_tokens for tree in under_way.trees)
+    row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
     row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
     row |= {f"train/{name}": value for name, value in update.items()}
     warn_of_gap(session, row)
     row["timing/train"] = time.perf_counter() - started
     if iteration % session.params.run.validate_every == 0 or session.finished:
         row |= validate(session, iteration)
-        session.keep_if_best(row["eval/validation_accuracy"])
+        keep_if_best(session, row["eval/validation_accuracy"])
     write_json(folder / "metrics.json", row)
     write_text(folder / COMPLETE, "")
     session.run.append_metrics(row)
     if session.checkpoint_due:
-        session.save()
+        save(session)
     session.run.keep_rollouts(iteration, session.params.run.keep_rollouts)
     return row

@@ -19,7 +19,7 @@ from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.run import check_contexts
 from spo_core.policy.checkpoint import load_policy, save_policy
-from spo_core.train.session import open_session
+from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from tests.conftest import ROOT
 from tests.invariants.test_training_runs import prepared, small

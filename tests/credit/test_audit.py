@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from spo_core.config import load_params
 from spo_core.credit import segment_credit
-from spo_core.credit.audit import _parse_deep, parse, read_tree
+from spo_core.credit.audit import DEEPEST, read_tree
 from spo_core.errors import DataError
-from spo_core.tree import Finish
 from tests.conftest import ROOT
 
 CREDIT = load_params(ROOT).credit
@@ -127,39 +126,15 @@ def test_a_refusal_is_one_line_and_status_2(tmp_path):
         assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
 
 
-def test_a_chain_of_thousands_of_segments_is_read():
-    depth = 3000
-    text = '{"token_ids": [1], "logprobs": [-0.5], "children": [' * depth
-    text = text + json.dumps(leaf(1.0)) + "]}" * depth
-    tree = read_tree(text, "deep")
-    assert len(tree.nodes) == depth + 1 and tree.nodes[-1].finish is Finish.STOP
-    values, advantages = segment_credit(tree, CREDIT)
-    assert (values == 1).all() and (advantages == 0).all()
-    with pytest.raises(DataError, match="deep: not valid JSON"):
-        read_tree(text[:-2], "deep")
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
-)
-
-
-@given(JSON, st.sampled_from([None, 2]))
-def test_the_parser_without_recursion_agrees(value, indent):
-    text = json.dumps(value, indent=indent)
-    assert _parse_deep(text) == parse(text) == value
-
-
-@given(st.text('[]{}:,"1 a', max_size=12))
-def test_the_parser_without_recursion_refuses_the_same(text):
-    try:
-        expected = json.loads(text)
-    except ValueError:
-        with pytest.raises(ValueError):
-            _parse_deep(text)
+@pytest.mark.parametrize("nodes", [DEEPEST, DEEPEST + 1, 100_000])
+def test_a_chain_beyond_the_limit_is_refused(nodes):
+    text = '{"token_ids": [1], "children": [' + '{"token_ids": [2], "logprobs": [-1], "children": [' * (nodes - 1)
+    text += '{"token_ids": [2], "logprobs": [-1], "reward": 1}' + "]}" * nodes
+    if nodes == DEEPEST:
+        assert len(read_tree(text, "here").nodes) == nodes + 1
     else:
-        assert _parse_deep(text) == expected
+        with pytest.raises(DataError, match="here: more than 400 segments one behind the other; join some"):
+            read_tree(text, "here")
 
 
 def nested_trees():

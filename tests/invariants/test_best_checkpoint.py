@@ -11,7 +11,7 @@ from spo_core.errors import RunError
 from spo_core.policy.checkpoint import load_policy
 from spo_core.runs.directory import COMPLETE
 from spo_core.system.files import file_digest, read_json, write_json
-from spo_core.train.session import open_session
+from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from tasks.records import RunSpec
 from tasks.training import publish_training

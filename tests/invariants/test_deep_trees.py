@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +27,6 @@ from spo_core.system.files import write_json
 from spo_core.train.recorded import _check_trees
 from spo_core.train.steps import rollout_metrics
 from spo_core.tree import Finish, Node, RolloutTree, read_trees, write_trees
-from tests.conftest import ROOT
 from tests.observe.examples import decode, inputs
 
 SEGMENTS = 5000
@@ -129,17 +125,6 @@ def test_report_and_tables(tmp_path, beside):
         write_credits(tmp_path / "credits.parquet", [tree], [found])
         write_json(tmp_path / "questions.json", [{"question_id": "deep", "question": "a question"}])
         assert len(tree_table(tmp_path, 1, decode).rows) == len(tree.nodes) - 1
-
-
-def test_the_audit_of_nested_json(tmp_path):
-    text = '{"token_ids": [1], "children": ['
-    text += '{"token_ids": [3], "logprobs": [-1], "children": [' * (SEGMENTS - 1)
-    text += '{"token_ids": [3], "logprobs": [-1], "reward": 1.0}' + "]}" * SEGMENTS
-    (tmp_path / "trees.jsonl").write_text(text)
-    command = [sys.executable, "-m", "spo_core.credit", str(tmp_path / "trees.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["values"] == [1.0] * (SEGMENTS + 1)
 
 
 class Instant:

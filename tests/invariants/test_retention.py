@@ -20,8 +20,8 @@ from spo_core.errors import RunError, SPOError
 from spo_core.policy.checkpoint import load_policy
 from spo_core.runs.directory import COMPLETE, ROLLOUTS, RunDirectory, open_run
 from spo_core.system.files import read_json
-from spo_core.train.opening import check_training
-from spo_core.train.session import open_session
+from spo_core.train.identity import check_training
+from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, keep_step, rollout_step, train_step
 from tests.invariants.test_best_checkpoint import bests, check_bests, files, run_on, state
 from tests.invariants.test_training_runs import prepared, same_bits, small

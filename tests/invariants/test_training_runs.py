@@ -16,8 +16,8 @@ from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.problems.base import read_split
 from spo_core.problems.prepare import prepare_splits
 from spo_core.system.files import read_json
-from spo_core.train.opening import check_training, training_identity
-from spo_core.train.session import open_session
+from spo_core.train.identity import check_training, training_identity
+from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.verify import Outcome, Verdict
 from tests.conftest import ROOT
@@ -109,7 +109,7 @@ def test_resumed_is_straight_in_bfloat16(project, tmp_path, monkeypatch):
     lost = {k: v.bfloat16().float() for k, v in straight.items()}
     assert not any(torch.equal(v, lost[k]) for k, v in straight.items() if k.endswith("proj.weight"))
     with open_session(params, project) as session:
-        assert session.engine.model is session.working is session.trainer.backend.policy.model
+        assert session.rollouts.engine.model is session.working is session.trainer.backend.policy.model
         assert all(torch.equal(p, straight[k].bfloat16()) for k, p in session.working.named_parameters())
 
 

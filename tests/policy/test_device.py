@@ -11,7 +11,7 @@ from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.paths import Paths
 from spo_core.policy.device import find_device
-from spo_core.train.opening import check_training, policy_device, training_device
+from spo_core.train.identity import check_training, policy_device, training_device
 from spo_core.train.warmup import check_warmup
 from tests.conftest import ROOT
 

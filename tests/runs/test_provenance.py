@@ -37,7 +37,7 @@ from spo_core.runs.provenance import (
     record_policy,
 )
 from spo_core.system.files import folder_digest, write_json
-from spo_core.train.opening import training_identity
+from spo_core.train.identity import training_identity
 from spo_core.train.warmup import warm_up
 from tests.conftest import ROOT
 

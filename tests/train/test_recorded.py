@@ -16,9 +16,9 @@ from spo_core.errors import ConfigError, DataError, RunError, SPOError, Training
 from spo_core.paths import Paths
 from spo_core.policy.checkpoint import load_policy
 from spo_core.rollout.gap import gap_limit
-from spo_core.train.opening import NO_LIMIT, check_training, training_identity, training_run
+from spo_core.train.identity import NO_LIMIT, check_training, training_identity, training_run
+from spo_core.train.opening import open_session
 from spo_core.train.recorded import complete_iterations
-from spo_core.train.session import open_session
 from spo_core.train.steps import credit_step, keep_step, replay_step, rollout_step, train_step
 from spo_core.tree import read_trees, write_trees
 from tasks.records import RunSpec
@@ -32,7 +32,7 @@ def small(*overrides: str) -> Params:
 
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch) -> Paths:
-    monkeypatch.setattr("spo_core.train.opening.code_digest", lambda *_: "unchanged")  # a second each time
+    monkeypatch.setattr("spo_core.train.identity.code_digest", lambda *_: "unchanged")  # a second each time
     return prepared(tmp_path, policy, tokenizer, monkeypatch)
 
 

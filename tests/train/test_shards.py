@@ -13,8 +13,8 @@ import torch
 from spo_core.config import Params, load_params
 from spo_core.errors import ConfigError, EngineError, RunError
 from spo_core.paths import Paths
-from spo_core.train.opening import training_identity
-from spo_core.train.session import open_session
+from spo_core.train.identity import training_identity
+from spo_core.train.opening import open_session
 from spo_core.train.shards import Part, PartDone, close_site, divide, sample_part
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.tree import RolloutTree, read_trees

@@ -18,9 +18,9 @@ from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.ranks import Ranks
 from spo_core.learn.objective import Pair
 from spo_core.learn.pairs import write_pairs
-from spo_core.learn.trainer import Progress
 from spo_core.system.files import room_at
 from spo_core.system.plugins import project
+from spo_core.system.progress import Progress
 
 PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 

@@ -8,7 +8,7 @@ from spo_core.config import load_params
 from spo_core.paths import Paths
 from spo_core.problems.prepare import prepare_splits
 from spo_core.system.files import folder_digest
-from spo_core.train.session import open_session
+from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.train.warmup import warm_up
 from tests.conftest import ROOT

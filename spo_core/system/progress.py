@@ -1,0 +1,8 @@
+"""How long work tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Called with two counts as work goes on: optimizer steps done and to do; responses and tokens of a rollout so far."""
