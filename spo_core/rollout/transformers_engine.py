@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from spo_core.policy.attention import CAUSAL, NAME, Sees, laid_out
+from spo_core.rollout.drawing import draw
 from spo_core.rollout.engine import Completion, Request
 
 Place = tuple[int, int]  # which of the engine's stores, and which of the tensors in it
@@ -153,7 +154,12 @@ class TransformersEngine:
         self._admit()
         if not self._open:
             return []
-        return self._collect(*self._sample(self._forward(self._active)))
+        logits = self._forward(self._active)
+        count = len(self._open)
+        noise = self._noise[np.arange(count), [item.sampled for item in self._open]]
+        return self._collect(
+            *draw(logits / self.temperature, self._row_of[:count], noise, self.top_p, self.gives_entropies)
+        )
 
     def _forward(self, n: int) -> Tensor:
         """Feed the pending tokens of the first n rows; logits (n, vocabulary) of what follows them."""
@@ -167,27 +173,6 @@ class TransformersEngine:
                 use_cache=True,
             )
         return output.logits[:, -1].float()
-
-    def _sample(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Inverse-CDF sampling: of every open request its token id, temperature-scaled log-prob and, if asked for,
-        entropy, each [requests]."""
-        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)  # (rows, vocabulary)
-        probs = logprobs.double().exp()
-        entropies = torch.special.entr(probs).sum(-1) if self.gives_entropies else None  # before top-p
-        if self.top_p < 1:
-            probs = nucleus(probs, self.top_p)
-        cdf = probs.cumsum(-1)
-        rows = self._row_of[: len(self._open)]
-        drawn = self._noise[np.arange(len(rows)), [item.sampled for item in self._open]]
-        places = _places(rows)
-        uniform = np.zeros((len(cdf), places.max() + 1))  # the requests of a row side by side
-        uniform[rows, places] = drawn
-        tokens = torch.searchsorted(cdf, torch.from_numpy(uniform).to(self.device) * cdf[:, -1:], right=True)
-        last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
-        tokens = torch.minimum(tokens, last_possible[:, None])
-        chosen = logprobs.gather(-1, tokens).cpu().numpy()[rows, places]
-        of_rows = None if entropies is None else entropies.cpu().numpy()[rows]
-        return tokens.cpu().numpy()[rows, places], chosen, of_rows
 
     def _collect(self, tokens: np.ndarray, logprobs: np.ndarray, entropies: np.ndarray | None) -> list[Completion]:
         self.lengths[: self._active] += 1
@@ -345,19 +330,3 @@ class TransformersEngine:
                 shapes[shape] += 1
             places.append((pair[0], pair[1]))
         return places, shapes
-
-
-def _places(rows: np.ndarray) -> np.ndarray:
-    """The number of every entry among those before it that are equal; int64 [n]."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    places = np.empty(len(rows), np.int64)
-    places[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
-    return places
-
-
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens that reaches ``top_p``; (n, vocabulary), not renormalised."""
-    ordered, order = probs.sort(dim=-1, descending=True)
-    outside = ordered.cumsum(-1) - ordered >= top_p
-    return probs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from spo_core.rollout.drawing import nucleus
 from spo_core.rollout.engine import Request
-from spo_core.rollout.transformers_engine import TransformersEngine, nucleus
+from spo_core.rollout.transformers_engine import TransformersEngine
 
 PROMPTS = [[3, 4, 5, 6], [7], [8, 9, 3, 4, 5, 5, 6, 7]]
 
