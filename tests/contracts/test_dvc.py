@@ -144,6 +144,7 @@ PLUMBING = {
     "spo_core/system/dvc.py",
     "spo_core/system/processes.py",
     "spo_core/system/plugins.py",
+    "spo_core/system/progress.py",
     "spo_core/estimate/dry_run.py",
     "spo_core/observe/progress.py",
     "spo_core/observe/scores.py",
