@@ -140,7 +140,7 @@ def test_a_kill_while_a_best_policy_is_written_leaves_the_one_before(project, sc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("spo_core.train.session.save_policy", killed)
+        patched.setattr("spo_core.train.checkpoints.save_policy", killed)
         run_on(params, project)
     assert bests(before) == {2}
     session, weights = run_on(params, project)
