@@ -16,11 +16,7 @@ TRAINING = (
     "policy",
     "problems",
     "rollout",
-    "train/questions",
-    "train/sampling",
-    "train/session",
-    "train/shards",
-    "train/steps",
+    *(f"train/{name}" for name in ("checkpoints", "opening", "questions", "sampling", "session", "shards", "steps")),
     "tree",
     "verify",
 )

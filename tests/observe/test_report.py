@@ -213,7 +213,7 @@ def test_kl_without_a_reference_policy_is_not_drawn(params):
 def test_a_reward_at_an_unknown_second_is_not_drawn():
     rows = [{"iteration": 1, "rollout/reward": 0.5}, {"iteration": 2, "rollout/reward": 0.6, "timing/train": 2.0}]
     (svg,) = curves(replace(EMPTY, iterations=rows))
-    assert "seconds of rollout" in svg and svg.count("<use") == 1
+    assert "seconds of all steps" in svg and svg.count("<use") == 1
 
 
 def test_numbers_are_aligned_and_honest():
