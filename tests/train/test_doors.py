@@ -15,8 +15,8 @@ from spo_core.config import load_params
 from spo_core.errors import ConfigError, RunError, TrainingError
 from spo_core.system.plugins import open_project, project
 from spo_core.train.doors import sources
-from spo_core.train.opening import check_training, training_identity
-from spo_core.train.session import open_session
+from spo_core.train.identity import check_training, training_identity
+from spo_core.train.opening import open_session
 from spo_core.train.shards import close_site, sample_part
 from spo_core.train.steps import rollout_step
 from spo_core.tree import read_trees
