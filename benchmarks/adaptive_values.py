@@ -70,7 +70,7 @@ class Bench:
             return 0.0
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         (verdict,) = self.verifier.grade(self.problem, [(text, self.questions[question].answer)])
-        return self.verifier.reward(verdict.outcome)
+        return self.verifier.rewards.of_outcome(verdict.outcome)
 
     def grow(self, value: MonteCarlo | AdaptiveMonteCarlo, repeat: int) -> list[RolloutTree]:
         """Graded trees; the responses are the same in every call."""

@@ -43,7 +43,14 @@ from spo_core.config.namespaces import (
     WarmupParams,
 )
 from spo_core.config.params import Params
-from spo_core.config.verify import GraderName, RewardParams, VerifyParams
+from spo_core.config.verify import (
+    FormatReward,
+    GraderName,
+    OutcomeReward,
+    OverlongReward,
+    RewardParams,
+    VerifyParams,
+)
 
 __all__ = [
     "CUT_TYPES",
@@ -63,6 +70,7 @@ __all__ = [
     "Entropy",
     "EqualParts",
     "EvaluateParams",
+    "FormatReward",
     "GraderName",
     "GroupNormalized",
     "JsonlParams",
@@ -74,6 +82,8 @@ __all__ = [
     "MonteCarlo",
     "NightlyParams",
     "NoValue",
+    "OutcomeReward",
+    "OverlongReward",
     "PPOClip",
     "Params",
     "PolicyParams",

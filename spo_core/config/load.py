@@ -25,6 +25,8 @@ from spo_core.errors import ConfigError
 NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
 UNIONS = ("init", "partition", "value", "advantage", "mask", "loss", "kl", "backend", "engine", "task_runner")
 
+LISTS = ("reward", "trackers")  # of members of a union
+
 
 def load_params(
     root: Path, preset: str | None = None, overrides: tuple[str, ...] = (), suite: str | None = None
@@ -133,7 +135,8 @@ def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
         first = error.errors()[0]
         loc = [str(part) for part in first["loc"] if part != "[key]"]  # what pydantic adds where a name is wrong
         for at in range(len(loc) - 1, 0, -1):
-            if loc[at - 1] in UNIONS and at < len(loc) - 1:
+            in_list = loc[at - 1].isdigit() and loc[at - 2] in LISTS
+            if (loc[at - 1] in UNIONS or in_list) and at < len(loc) - 1:
                 del loc[at]  # pydantic names the chosen member of a union there
         key = ".".join(loc)
         where = origin.get(loc[0], "params/") if loc else "params/"

@@ -59,11 +59,14 @@ class Params(Namespace):
         if partition in CUT_TYPES and advantage in ("leave_one_out", "group_normalized"):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
         if value == "adaptive_monte_carlo" or advantage == "best_of_k_progress":
-            outside = [r for r in self.verify.rewards.possible(self.verify.grader) if not 0 <= r <= 1]
-            if outside:
+            reach = self.verify.reward_range()
+            if reach is None or not 0 <= reach[0] <= reach[1] <= 1:
+                there = (
+                    "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
+                )
                 raise ValueError(
                     f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
-                    f"probabilities, so verify.rewards must lie in 0..1; there is {outside[0]:g}"
+                    f"probabilities, so verify.rewards and verify.reward must lie in 0..1; {there}"
                 )
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from spo_core.config.base import Fraction, Namespace
+from spo_core.config.custom import CustomParams
 
 MOST_WORKERS = 128
 GraderName = Literal["corrected", "minerva", "prm800k", "gsm8k_strict"]
@@ -33,13 +35,66 @@ class RewardParams(Namespace):
         return [r for name, r in self.model_dump().items() if grader != "corrected" or name != "several_answers"]
 
 
+class OutcomeReward(Namespace):
+    """That of ``verify.rewards``; 0 for a truncated response."""
+
+    type: Literal["outcome"]
+
+
+class OverlongReward(Namespace):
+    """A penalty that rises linearly over a margin before the limit (DAPO's soft overlong punishment)."""
+
+    type: Literal["overlong"]
+    margin: int = Field(ge=1)
+    """Tokens before the most that the response could have had."""
+    penalty: float = Field(default=1.0, ge=0)
+    """Taken off at the limit."""
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression ({error})") from None
+    return pattern
+
+
+class FormatReward(Namespace):
+    """A bonus for a completion in which a regular expression is found."""
+
+    type: Literal["format"]
+    pattern: Annotated[str, AfterValidator(_compiles)]
+    """Searched in the whole completion, as by Python's re.search; ``(?s)`` in front lets a dot be a line break."""
+    bonus: float = 0.1
+    """Added where it is found."""
+
+
+Reward = OutcomeReward | OverlongReward | FormatReward | CustomParams
+
+
 class VerifyParams(Namespace):
     grader: GraderName = "corrected"
     """``corrected``: the problem set's own rule. The others give the verdicts of the published graders."""
     rewards: RewardParams = RewardParams()
+    reward: tuple[Annotated[Reward, Field(discriminator="type")], ...] = Field(
+        default=(OutcomeReward(type="outcome"),), min_length=1
+    )
+    """A response's reward is the sum of these. Validation and evaluation count outcomes."""
     seconds: float = Field(default=5.0, gt=0)
-    """Longest wall-clock time that comparing one answer may take."""
+    """Longest wall-clock time that comparing one answer, or a reward's function on one response, may take."""
     workers: int = Field(default=2, ge=1, le=MOST_WORKERS)
     """Processes that compare answers which are not plain numbers."""
     max_failed_share: Fraction = 0.5
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""
+
+    def reward_range(self) -> tuple[float, float] | None:
+        """Least and most that a response can get; None where a function of the project's own decides."""
+        low = high = 0.0
+        for term in self.reward:
+            if isinstance(term, CustomParams):
+                return None
+            outcomes = self.rewards.possible(self.grader) if isinstance(term, OutcomeReward) else []
+            bonus = term.bonus if isinstance(term, FormatReward) else 0.0
+            low += min([-term.penalty if isinstance(term, OverlongReward) else 0.0, bonus, *outcomes])
+            high += max([0.0, bonus, *outcomes])
+        return low, high

@@ -10,17 +10,20 @@ from spo_core.credit.value import ValueEstimator
 from spo_core.learn.loss import CheckedLoss, TokenLoss
 from spo_core.runs.fingerprint import source_digest
 from spo_core.system.plugins import load, source
+from spo_core.verify.reward import RewardFunction
 
-DOORS = {"credit.advantage": AdvantageEstimator, "credit.value": ValueEstimator, "learn.loss": TokenLoss}
 
-
-def opened(params: Params) -> Iterator[tuple[str, CustomParams]]:
-    """The keys whose value is the project's own."""
-    for key in DOORS:
-        namespace, name = key.split(".")
-        chosen = getattr(getattr(params, namespace), name)
-        if isinstance(chosen, CustomParams):
-            yield key, chosen
+def opened(params: Params) -> Iterator[tuple[str, CustomParams, type]]:
+    """Key, params and protocol of what is the project's own."""
+    chosen: list[tuple[str, object, type]] = [
+        ("credit.advantage", params.credit.advantage, AdvantageEstimator),
+        ("credit.value", params.credit.value, ValueEstimator),
+        ("learn.loss", params.learn.loss, TokenLoss),
+        *((f"verify.reward.{n}", term, RewardFunction) for n, term in enumerate(params.verify.reward)),
+    ]
+    for key, found, door in chosen:
+        if isinstance(found, CustomParams):
+            yield key, found, door
 
 
 def sources(params: Params) -> dict[str, str]:
@@ -29,8 +32,8 @@ def sources(params: Params) -> dict[str, str]:
     The project must have been opened; see ``system.plugins``.
     """
     found = {}
-    for key, custom in opened(params):
-        load(key, custom.path, custom.options, DOORS[key])
+    for key, custom, door in opened(params):
+        load(key, custom.path, custom.options, door)
         if key == "learn.loss":
             CheckedLoss(params.learn)
         found[key] = source_digest(source(key, custom.path))

@@ -24,7 +24,7 @@ from spo_core.tree import SCHEMA_VERSION
 FILES = ("questions.json", "trees.parquet")
 # must be as recorded: what the questions are, and all that was decided when the trees were sampled, cut and graded
 SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
-GRADED = ("verify.grader", "verify.rewards")
+GRADED = ("verify.grader", "verify.rewards", "verify.reward", "custom.verify")
 SHAPE = ("problem_set", "prompts", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED), *GRADED)
 # what makes a run sample these trees, its code aside
 POLICY = ("rollout", "credit", "learn", "policy", "run.seed", "custom")

@@ -22,7 +22,8 @@ from spo_core.rollout.stops import stop_at
 from spo_core.rollout.token_texts import token_pieces
 from spo_core.system.progress import Progress
 from spo_core.tree import Finish, RolloutTree
-from spo_core.verify import Outcome, Verdict
+from spo_core.verify import Outcome
+from spo_core.verify.reward import Response
 from spo_core.verify.verifier import Verifier
 
 VALIDATION = CreditParams(  # whole responses
@@ -112,7 +113,7 @@ def sample(
     """One graded tree a question, with the weights of ``site.model``, whose version is named; with ``validation`` one
     whole response a question. Raises EngineError where a probe says that the engine serves other weights."""
     prompts = [site.prompt(row) for row in rows]
-    asked = {row.question_id: row for row in rows}
+    asked = {row.question_id: (row, len(p.token_ids)) for row, p in zip(rows, prompts, strict=True)}
     gap, sync_seconds, probe_seconds = sync_policy(site, prompts, version)
     rollout = site.rollout_params(iteration)
     stop = stop_at(site.tokenizer, site.problem.template.stop)
@@ -131,13 +132,13 @@ def sample(
             iteration=iteration,
             version=version,
             pieces=lambda ids: token_pieces(site.tokenizer, ids),
-            reward=lambda question, ids, finish: grade_one(site, ids, finish, asked[question]),
+            reward=lambda question, ids, finish: _grade(site, [(ids, finish, *asked[question])], rollout)[0][0],
             stop=stop,
         )
     grown = sampler.grow(prompts, progress)
     site.engine.sleep()
     started = time.perf_counter()
-    trees = grade_trees(site, grown, rows)
+    trees = grade_trees(site, grown, rows, rollout, validation=validation)
     counts = Counts(
         gap.mean,
         gap.largest,
@@ -185,36 +186,49 @@ def sync_policy(site: Site, prompts: Sequence[Prompt], version: int) -> tuple[Lo
     return gap, synced - started, time.perf_counter() - synced
 
 
-def grade_trees(site: Site, trees: Sequence[RolloutTree], rows: Sequence[Question]) -> list[RolloutTree]:
-    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says."""
+def grade_trees(
+    site: Site,
+    trees: Sequence[RolloutTree],
+    rows: Sequence[Question],
+    rollout: RolloutParams,
+    *,
+    validation: bool = False,
+) -> list[RolloutTree]:
+    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says. With
+    ``validation`` the reward is that of the outcome."""
     ended = (
-        (tokens, tree.nodes[index].finish, row)
+        (tokens, tree.nodes[index].finish, row, len(tree.nodes[0].token_ids))
         for tree, row in zip(trees, rows, strict=True)
         for index, tokens in tree.completions()
         if not tree.children[index]
     )
-    verdicts = iter(_grade(site, ended))
+    graded = iter(_grade(site, ended, rollout, validation=validation))
     rewarded = []
     for tree in trees:
-        outcomes = {i: next(verdicts).outcome for i in tree.depth_first if not tree.children[i]}
-        rewarded.append(tree.with_rewards({i: (site.verifier.reward(o), str(o)) for i, o in outcomes.items()}))
+        found = {i: next(graded) for i in tree.depth_first if not tree.children[i]}
+        rewarded.append(tree.with_rewards({i: (reward, str(outcome)) for i, (reward, outcome) in found.items()}))
     return rewarded
 
 
-def grade_one(site: Site, token_ids: np.ndarray, finish: Finish, row: Question) -> float:
-    """Reward of one completion, int32 [n]; adaptive value rollouts are graded while sampling."""
-    (verdict,) = _grade(site, [(token_ids, finish, row)])
-    return site.verifier.reward(verdict.outcome)
-
-
-def _grade(site: Site, completions: Iterable[tuple[np.ndarray, Finish, Question]]) -> list[Verdict]:
-    """All at once, so that the verifier's workers share them."""
-    skip, decode = site.params.rollout.truncated == "zero", make_decode(site.tokenizer)
-    asked: list[tuple[str, str]] = []
-    cut_off: list[bool] = []
-    for ids, finish, row in completions:  # decoded as they come: the tokens may be a view that the next overwrites
-        cut_off.append(skip and finish is Finish.LENGTH)
-        if not cut_off[-1]:
-            asked.append((decode(ids), row.answer))
-    graded = iter(site.verifier.grade(site.problem, asked))
-    return [Verdict(Outcome.TRUNCATED, None) if truncated else next(graded) for truncated in cut_off]
+def _grade(
+    site: Site,
+    completions: Iterable[tuple[np.ndarray, Finish, Question, int]],
+    rollout: RolloutParams,
+    *,
+    validation: bool = False,
+) -> list[tuple[float, Outcome]]:
+    """Reward and outcome of completions with their prompts' lengths; all at once, so that workers share them."""
+    skip, decode = rollout.truncated == "zero", make_decode(site.tokenizer)
+    verifier = site.verifier
+    found: list[tuple[str, Finish, Question, int, int]] = []
+    for ids, finish, row, prompt in completions:  # decoded now: the tokens may be a view that the next overwrites
+        read = verifier.rewards.reads_texts or not (skip and finish is Finish.LENGTH)
+        limit = min(rollout.context_length - prompt, rollout.max_completion_tokens or rollout.context_length)
+        found.append((decode(ids) if read else "", finish, row, len(ids), limit))
+    asked = [(text, row.answer) for text, finish, row, *_ in found if not (skip and finish is Finish.LENGTH)]
+    verdicts = iter(verifier.grade(site.problem, asked))
+    outcomes = [Outcome.TRUNCATED if skip and f is Finish.LENGTH else next(verdicts).outcome for _, f, *_ in found]
+    if validation:
+        return [(verifier.rewards.of_outcome(outcome), outcome) for outcome in outcomes]
+    pairs = zip(found, outcomes, strict=True)
+    return verifier.rewards([Response(text, row, o, finish, n, limit) for (text, finish, row, n, limit), o in pairs])

@@ -13,12 +13,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from spo_core.errors import GradingError
 from spo_core.verify.fork_server import READY
 from spo_core.verify.outcome import Outcome
 
 Task = tuple[str, str, str]  # (rule, answer given, gold answer)
+ANSWER = 8192  # most bytes of an answer
 START_SECONDS = 300.0  # for importing on a busy machine
 
 
@@ -38,14 +40,21 @@ class WorkerPool:
         *,
         python: Path = Path(sys.executable),
         env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
+        self.arguments = tuple(arguments)  # of the module, behind the descriptor
         self.workers, self.seconds, self.module, self.python, self.env = workers, seconds, module, python, env
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lines: list[socket.socket] = []  # of each worker
 
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Outcome of each task, in order. Takes at most ``seconds`` for each, whatever it holds.
+        """Outcome of each task, in order; see ``answers``."""
+        return [Outcome.TIMEOUT if found is None else Outcome(found) for found in self.answers(tasks)]
+
+    def answers(self, tasks: Sequence[Sequence[Any]]) -> list[str | None]:
+        """What workers say to each task (JSON-like, in one line of at most ANSWER bytes), in order; None where one took
+        too long or died. Takes at most ``seconds`` for each, whatever it holds.
 
         Raises GradingError where workers cannot be started. Whatever interrupts it ends the workers, so that no answer
         of theirs is taken for one to a later task.
@@ -54,14 +63,14 @@ class WorkerPool:
             return []
         try:
             self._start()
-            return self._compare(tasks)
+            return self._ask(tasks)
         except BaseException:
             self.close()
             raise
 
-    def _compare(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def _ask(self, tasks: Sequence[Sequence[Any]]) -> list[str | None]:
         waiting = deque(enumerate(tasks))
-        outcomes: list[Outcome | None] = [None] * len(tasks)
+        answers: list[str | None] = [None] * len(tasks)
         busy: dict[int, tuple[int, float]] = {}  # worker -> its task, when its time is over
         idle = deque(range(self.workers))
         with selectors.DefaultSelector() as selector:
@@ -78,14 +87,14 @@ class WorkerPool:
                 answered = {key.data for key, _ in selector.select(max(0.0, first - time.monotonic()))}
                 late = {worker for worker, (_, deadline) in busy.items() if deadline <= time.monotonic()}
                 for worker in sorted(answered | late):
-                    outcome = self._receive(worker) if worker in answered else None
-                    if outcome is None:
+                    answer = self._receive(worker) if worker in answered else None
+                    if answer is None:
                         self._replace(worker, selector)
                     if worker in busy:  # else it died with nothing to do
                         index, _ = busy.pop(worker)
-                        outcomes[index] = outcome or Outcome.TIMEOUT
+                        answers[index] = answer
                         idle.append(worker)
-        return [outcome for outcome in outcomes if outcome is not None]
+        return answers
 
     def close(self) -> None:
         """End all workers; a later comparison starts new ones."""
@@ -114,7 +123,7 @@ class WorkerPool:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [os.path.abspath(self.python), "-m", self.module, str(theirs.fileno())],
+                [os.path.abspath(self.python), "-m", self.module, str(theirs.fileno()), *self.arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # an interrupt from the keyboard is not theirs
@@ -154,14 +163,14 @@ class WorkerPool:
         self._lines[worker] = self._worker(worker)
         selector.register(self._lines[worker], selectors.EVENT_READ, worker)
 
-    def _send(self, worker: int, task: Task) -> None:
+    def _send(self, worker: int, task: Sequence[Any]) -> None:
         with suppress(OSError):  # where it is dead its socket is at its end, and read as such
             self._lines[worker].sendall(json.dumps(task).encode() + b"\n")
 
-    def _receive(self, worker: int) -> Outcome | None:
+    def _receive(self, worker: int) -> str | None:
         """Its answer; None where it died."""
         try:
-            words = self._lines[worker].recv(64)
+            words = self._lines[worker].recv(ANSWER)
         except OSError:
             return None
-        return Outcome(words.decode().strip()) if words.endswith(b"\n") else None
+        return words.decode().strip() if words.endswith(b"\n") else None

@@ -12,6 +12,7 @@ from spo_core.problems.base import ProblemSet
 from spo_core.verify.exact.grader import quick
 from spo_core.verify.outcome import Outcome, Verdict
 from spo_core.verify.pool import Task, WorkerPool
+from spo_core.verify.reward import Rewards
 from spo_core.verify.rules import QUICK, RULES, extract, rule
 
 REMEMBERED = 200_000  # pairs of answers
@@ -27,6 +28,7 @@ class Verifier:
     def __init__(self, params: VerifyParams) -> None:
         self.params = params
         self._pool = WorkerPool(params.workers, params.seconds)
+        self.rewards = Rewards(params)
         self._known: dict[Task, Outcome] = {}
 
     def grade(self, problem: ProblemSet, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -64,12 +66,9 @@ class Verifier:
         self._known.update(zip(hard, self._pool.compare(hard), strict=True))
         return [self._known[task] for task in tasks]
 
-    def reward(self, outcome: Outcome) -> float:
-        """Of ``verify.rewards``; a truncated response has none."""
-        return 0.0 if outcome is Outcome.TRUNCATED else float(getattr(self.params.rewards, outcome))
-
     def close(self) -> None:
         self._pool.close()
+        self.rewards.close()
 
     def __enter__(self) -> Verifier:
         return self

@@ -132,5 +132,5 @@ def test_rewards_that_are_taken_for_probabilities_lie_between_0_and_1(overrides,
     if ok:
         load_params(ROOT, "spo-chain", overrides)
     else:
-        with pytest.raises(ConfigError, match=r"verify\.rewards must lie in 0\.\.1"):
+        with pytest.raises(ConfigError, match=r"verify\.rewards and verify\.reward must lie in 0\.\.1"):
             load_params(ROOT, "spo-chain", overrides)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from spo_core.config import load_params
-from spo_core.errors import ConfigError, RunError, TrainingError
+from spo_core.errors import ConfigError, GradingError, RunError, TrainingError
 from spo_core.system.plugins import open_project, project
 from spo_core.train.doors import sources
 from spo_core.train.identity import check_training, training_identity
@@ -67,6 +67,10 @@ def mine(tmp_path, policy, tokenizer, monkeypatch):
 
 
 def custom(key: str, path: str, **options: object) -> str:
+    if key == "verify.reward.1":
+        return (
+            f"verify.reward={json.dumps([{'type': 'outcome'}, {'type': 'custom', 'path': path, 'options': options}])}"
+        )
     return f"{key}={json.dumps({'type': 'custom', 'path': path, 'options': options})}"
 
 
@@ -84,7 +88,7 @@ VALUE = "import numpy as np\nfrom spo_core.credit.value import tree_mean\ndef f(
 
 
 def test_every_door_has_an_example():
-    assert EXAMPLES == ["Advantage", "Value", "Loss"]
+    assert EXAMPLES == ["Advantage", "Value", "Loss", "Reward"]
     for key in re.findall(r"^\| \[.*?\| `([\w.]+)`", PAGE, re.MULTILINE):
         assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
 
@@ -173,7 +177,7 @@ def test_what_it_is_handed_is_not_changed_by_it(mine):
 
 @pytest.mark.parametrize("path", ["mine", "mine:", ":f", "mine.py:f", "a/b:f", "mine:f()", "mine:f.g", "1a:f", "a:b:c"])
 def test_a_path_that_is_none_is_refused_when_params_are_read(path):
-    for key in ("credit.advantage", "credit.value", "learn.loss"):
+    for key in ("credit.advantage", "credit.value", "learn.loss", "verify.reward.1"):
         with pytest.raises(ConfigError, match=rf"{key}\.path: .* is no path of a function: write it as my_module:f"):
             load_params(ROOT, None, (custom(key, path),))
 
@@ -211,6 +215,9 @@ def test_another_path_takes_no_options_of_the_one_before():
         ("learn.loss", LOSS.replace("{0}", "LossOutputs(loss, {1: loss})"), "it must give LossOutputs"),
         ("learn.loss", LOSS.replace("{0}", "loss / 0 / None"), "failed with TypeError"),
         ("learn.loss", "def f(logprobs, advantages): pass", "must be (inputs)"),
+        ("verify.reward.1", "def f(text, question): pass", "must be (completion, question, outcome, finish)"),
+        ("verify.reward.1", "def f(completion, question, outcome): pass", "takes (completion, question, outcome)"),
+        ("verify.reward.1", "raise OSError('no such model')", "importing mine failed with OSError: no such model"),
     ],
 )
 def test_refused_at_the_start_with_nothing_written(mine, key, text, says):
@@ -262,21 +269,120 @@ def test_a_loss_that_goes_wrong_later_stops_the_run(mine, result, says):
     assert says in str(stopped.value)
 
 
-@pytest.mark.parametrize("key", ["credit.advantage", "credit.value"])
+REWARD = "import os, time\ndef f(completion, question, outcome, finish):\n    return {0}\n"
+RESULTS = {
+    "credit.advantage": (ADVANTAGE, "values"),
+    "credit.value": (VALUE, "tree_mean(tree)"),
+    "learn.loss": (LOSS, "LossOutputs(loss, {})"),
+    "verify.reward.1": (REWARD, "len(completion)"),
+}
+
+
+@pytest.mark.parametrize("key", RESULTS)
 def test_another_file_is_another_run_and_a_named_one_refuses_it(mine, key):
     paths, write = mine
-    template = ADVANTAGE if key == "credit.advantage" else VALUE
-    shown = "values" if key == "credit.advantage" else "tree_mean(tree)"
+    template, result = RESULTS[key]
     params = small(custom(key, "mine:f"), "run.name=a", "run.iterations=2")
-    write(template.format(shown))
+    text = template.replace("{0}", result)
+    write(text)
     train(params, paths, stop_after=1)
-    write(template.format(shown) + "# a comment alone\n")
+    write(text + "# a comment alone\n")
     train(params, paths, stop_after=2)
-    write(template.format(f"2 * {shown}"))
+    write(text + "more = 1\n")
     with pytest.raises(RunError, match=rf"custom\.{key} \(was '.*', is '"):
         train(params, paths)
     with pytest.raises(RunError, match=rf"custom\.{key}"):
         check_training(params, paths)
+
+
+def test_a_reward_is_called_for_every_response_and_recorded_beside_its_outcome(mine, tokenizer):
+    """Far outside 0..1; those that were cut off too. Validation counts outcomes."""
+    paths, write = mine
+    write(REWARD.format("-100.0 * len(completion) + 10 * (outcome == 'correct') + (finish == 'length') + "
+                        "(outcome == 'truncated') * 5"))  # fmt: skip
+    params = small(
+        custom("verify.reward.1", "mine:f"), "run.iterations=2", "rollout.truncated=zero", "verify.rewards.correct=2"
+    )
+    _, rows, path = train(params, paths)
+    trees = read_trees(path / "iterations" / "000001" / "trees.parquet")
+    seen = set()
+    for tree in trees:
+        for leaf in tree.leaves:
+            node = tree.nodes[leaf]
+            text = tokenizer.decode(tree.completion(leaf).tolist(), skip_special_tokens=True)
+            own = -100.0 * len(text) + 10 * (node.outcome == "correct") + (node.finish == "length")
+            assert node.reward == own + 5 * (node.outcome == "truncated") + 2 * (node.outcome == "correct")
+            seen.add(node.outcome)
+    assert len(seen) > 1 and rows[0]["rollout/reward"] < -10
+    assert 0 <= rows[1]["eval/validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("preset", ["grpo", "spo-chain"])
+def test_every_algorithm_takes_rewards_of_any_size(mine, preset):
+    paths, write = mine
+    write(REWARD.format("7.5 - 3 * len(completion)"))
+    params = small(custom("verify.reward.1", "mine:f"), "rollout.branch_factors=[3]", "run.iterations=1", preset=preset)
+    _, rows, _ = train(params, paths)
+    assert not rows[0]["train/skipped"] and rows[0]["rollout/reward"] < 0
+
+
+@pytest.mark.parametrize("result", ["time.sleep(60)", "os._exit(1)", "bytearray(1 << 36)", "0.5 + time.sleep(60)"])
+def test_a_reward_that_hangs_or_dies_is_a_timeout(mine, result):
+    """For half of the responses; the others keep their reward, and the run goes on."""
+    paths, write = mine
+    write(REWARD.format(f"{result} if len(completion) % 2 else 3.0"))
+    params = small(
+        custom("verify.reward.1", "mine:f"),
+        "run.iterations=1",
+        "verify.seconds=0.3",
+        "verify.max_failed_share=1",
+        "verify.rewards.timeout=-4",
+    )
+    _, rows, path = train(params, paths)
+    trees = read_trees(path / "iterations" / "000001" / "trees.parquet")
+    leaves = [tree.nodes[leaf] for tree in trees for leaf in tree.leaves]
+    assert {(n.outcome, n.reward) for n in leaves} == {("timeout", -4.0), ("correct", 4.0)}
+    assert rows[0]["rollout/failed_share"] > 0
+    with pytest.raises(GradingError, match=r"timed out .* more than verify\.max_failed_share"):
+        train(small(custom("verify.reward.1", "mine:f"), "verify.seconds=0.3", "verify.max_failed_share=0.1"), paths)
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ("1 / 0", "failed with ZeroDivisionError: division by zero (a response to question "),
+        ("None", "failed with TypeError"),
+        ("float('nan')", "gave nan; a reward is a finite number"),
+        ("float('-inf')", "gave -inf; a reward is a finite number"),
+        ("'3'", "gave '3'; a reward is a finite number"),
+        ("[1]", "failed with TypeError"),
+        ("exec('raise ValueError(chr(10).join([chr(120) * 9000, chr(121)]))')", "failed with ValueError: xxx"),
+    ],
+)
+def test_a_reward_that_is_no_number_stops_the_run(mine, result, says):
+    paths, write = mine
+    write(REWARD.format(result))
+    with pytest.raises(GradingError) as stopped:
+        train(small(custom("verify.reward.1", "mine:f"), "run.iterations=1"), paths)
+    assert str(stopped.value).startswith("verify.reward.1: mine:f ") and says in str(stopped.value)
+
+
+def test_rewards_that_may_leave_0_to_1_are_no_probabilities():
+    for reward, ok in (
+        (custom("verify.reward.1", "mine:f"), False),
+        ("verify.reward=[{type: outcome}, {type: overlong, margin: 4}]", False),
+        ("verify.reward=[{type: outcome}, {type: format, pattern: x, bonus: 0.1}]", False),
+        ("verify.reward=[{type: format, pattern: x, bonus: 0.1}]", True),
+        ("verify.reward=[{type: outcome}]", True),
+    ):
+        for key in ("credit.value={type: adaptive_monte_carlo}", "credit.advantage={type: best_of_k_progress}"):
+            if ok:
+                load_params(ROOT, "spo-chain", (reward, key))
+            else:
+                with pytest.raises(ConfigError, match=r"must lie in 0\.\.1; (they reach from|a custom one)"):
+                    load_params(ROOT, "spo-chain", (reward, key))
+    with pytest.raises(ConfigError, match=r"verify\.reward\.0\.pattern: no regular expression"):
+        load_params(ROOT, None, ("verify.reward=[{type: format, pattern: '('}]",))
 
 
 def test_runs_without_any_have_no_such_key(mine):

@@ -130,7 +130,7 @@ def test_rewards_are_those_of_the_params():
     verifier = Verifier(
         VerifyParams(rewards=RewardParams(correct=2, wrong=-1, no_answer=-3, unparsable=-4, timeout=-5))
     )
-    rewards = {o: verifier.reward(o) for o in Outcome}
+    rewards = {o: verifier.rewards.of_outcome(o) for o in Outcome}
     assert rewards == {
         Outcome.CORRECT: 2,
         Outcome.WRONG: -1,
