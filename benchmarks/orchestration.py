@@ -125,7 +125,7 @@ def inside(target: Path) -> None:
 
     from flows.local_server import local_server
     from flows.train import train
-    from spo_core.observe.tracking import Tracker
+    from spo_core.observe.trackers import Trackers
     from spo_core.problems.prepare import prepare_splits
     from spo_core.train.warmup import warm_up
     from tasks.progress import Pages
@@ -138,7 +138,7 @@ def inside(target: Path) -> None:
     clock = Clock(database=Path(os.environ["PREFECT_HOME"]) / "prefect.db")
     for module, name in WORK.items():
         clock.around(importlib.import_module(module), name, "work", begins=name == "rollout_step")
-    clock.around(Tracker, "log", "tracker")
+    clock.around(Trackers, "log", "tracker")
     clock.around(Pages, "show", "pages")
     with (
         local_server(spec.paths.root) as environment,

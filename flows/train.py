@@ -10,6 +10,7 @@ from flows import cli
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
+from spo_core.observe.trackers import check_trackers
 from spo_core.system.plugins import open_project
 from spo_core.train.doors import sources
 from spo_core.train.identity import check_training
@@ -76,10 +77,12 @@ def command(
         params = load_params(Path.cwd(), preset, tuple(set_ or ()))
         open_project(Path.cwd())
         sources(params)  # refuses what does not fit
+        check_trackers(params)
         print_dry_run(params)
         return
     spec = RunSpec.here(preset, set_ or (), name, replay, rollouts_only)
     check_training(spec.params, spec.inputs, replay=replay, rollouts_only=rollouts_only)
+    check_trackers(spec.params)
     with cli.served():
         result = train(preset, spec.overrides, name, replay, rollouts_only)
     if rollouts_only:

@@ -20,7 +20,7 @@ from prefect.events import emit_event
 
 from spo_core.evaluate.nightly import report as nightly
 from spo_core.evaluate.nightly.report import NightlyReport
-from spo_core.observe.tracking import log_evaluation
+from spo_core.observe.trackers.wandb import log_evaluation
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Who is told how a training goes: the terminal, W&B, Prefect's pages, and the run's own record of its starts.
+"""Who is told how a training goes: the terminal, trackers, Prefect's pages, and the run's own record of its starts.
 
 What Prefect's pages show is written by a thread of its own, so that a server that is slow or gone costs training
 nothing; tasks/provenance.py tells why each start is recorded.
@@ -22,7 +22,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spo_core.observe.progress import bar
-from spo_core.observe.tracking import Tracker
+from spo_core.observe.trackers import Trackers
 from spo_core.observe.tree_table import TreeTable, tree_table
 from spo_core.policy.device import device_name
 from spo_core.runs.directory import step_seconds
@@ -47,7 +47,7 @@ def watched(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, 
         return tree_table(folder, spec.params.run.wandb.trees, lambda ids: str(session.tokenizer.decode(list(ids))))
 
     with (
-        Tracker(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,
+        Trackers(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,
         Pages(spec.run_name or "main", iterations, rows) as pages,
         bar("train", iterations, unit="it") as progress,
     ):

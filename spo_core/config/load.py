@@ -136,7 +136,7 @@ def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
         loc = [str(part) for part in first["loc"] if part != "[key]"]  # what pydantic adds where a name is wrong
         for at in range(len(loc) - 1, 0, -1):
             in_list = loc[at - 1].isdigit() and loc[at - 2] in LISTS
-            if (loc[at - 1] in UNIONS or in_list) and at < len(loc) - 1:
+            if in_list or (loc[at - 1] in UNIONS and at < len(loc) - 1):
                 del loc[at]  # pydantic names the chosen member of a union there
         key = ".".join(loc)
         where = origin.get(loc[0], "params/") if loc else "params/"

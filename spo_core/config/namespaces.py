@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from spo_core.config.base import Namespace
 from spo_core.config.cluster import LocalRunner, TaskRunnerParams
+from spo_core.config.custom import CustomParams
 from spo_core.config.engine import EngineParams, TransformersEngineParams
+
+TrackerParams = Annotated[
+    Annotated[Literal["wandb", "tensorboard", "none"], Tag("name")] | Annotated[CustomParams, Tag("custom")],
+    Discriminator(lambda chosen: "name" if isinstance(chosen, str) else "custom"),
+]
 
 
 class WandbParams(Namespace):
@@ -54,7 +60,24 @@ class RunParams(Namespace):
     turns on the GPU; nothing is held where the server has no such limit, or for null."""
     task_runner: TaskRunnerParams = LocalRunner(type="local")
     """Where rollouts are sampled and cells evaluated: in the flow's process, or mapped over a cluster."""
+    trackers: tuple[TrackerParams, ...] = ("wandb",)
+    """Who is told each iteration's metrics, several at once: ``wandb``, ``tensorboard``, ``none``, or a class of the
+    project's own. A single one need not be a list."""
     wandb: WandbParams = WandbParams()
+    """Of tracker ``wandb``; the tables of trees are of all."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        single = isinstance(value, str | dict | CustomParams)
+        return (value,) if single else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _once(self) -> RunParams:
+        names = [chosen for chosen in self.trackers if isinstance(chosen, str)]
+        if len(names) != len(set(names)):
+            raise ValueError(f"trackers: each once, not {', '.join(names)}")
+        return self
 
 
 class ScratchPolicy(Namespace):

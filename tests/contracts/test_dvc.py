@@ -148,7 +148,7 @@ PLUMBING = {
     "spo_core/estimate/dry_run.py",
     "spo_core/observe/progress.py",
     "spo_core/observe/scores.py",
-    "spo_core/observe/tracking.py",
+    *(f"spo_core/observe/trackers/{name}.py" for name in ("protocol", "tensorboard", "wandb")),
     "spo_core/observe/tree_table.py",
 }
 

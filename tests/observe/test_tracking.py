@@ -10,8 +10,9 @@ import pytest
 
 from spo_core.config import WandbParams, load_params
 from spo_core.credit import assign_credit, write_credits
-from spo_core.observe import tracking
-from spo_core.observe.tracking import Tracker, log_evaluation, resolve_mode
+from spo_core.observe.trackers import Trackers
+from spo_core.observe.trackers import wandb as tracking
+from spo_core.observe.trackers.wandb import log_evaluation, resolve_mode
 from spo_core.observe.tree_table import COLUMNS, tree_table
 from spo_core.system.files import write_json
 from spo_core.tree import read_trees, write_trees
@@ -47,14 +48,14 @@ def test_training_goes_on_without_wandb(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(builtins, "__import__", broken)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with Tracker(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
+    with Trackers(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
         tracker.log({"iteration": 1, "train/loss": 1.0})
     assert "no wandb today" in caplog.text
 
 
 def test_disabled_touches_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with Tracker(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
+    with Trackers(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
         tracker.log({"iteration": 1, "train/loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +82,7 @@ def started(monkeypatch) -> list[dict]:
 @pytest.mark.parametrize(("mode", "used"), [("online", "shared"), ("offline", "offline")])
 def test_an_evaluation_joins_the_run_without_disturbing_its_training(tmp_path, monkeypatch, started, mode, used):
     monkeypatch.setenv("WANDB_MODE", mode)
-    with Tracker(load_params(ROOT), tmp_path, tmp_path, "run"):
+    with Trackers(load_params(ROOT), tmp_path, tmp_path, "run"):
         log_evaluation(load_params(ROOT), tmp_path, tmp_path, ROW)
     training, evaluation = started
     assert evaluation["id"] == training["id"] and training["mode"] == mode and evaluation["mode"] == used
@@ -155,7 +156,7 @@ def test_a_server_that_does_not_answer_costs_a_bounded_time_and_one_warning(
     with wandb_server(how) as server:
         online(monkeypatch, server.url)
         started = time.monotonic()
-        with Tracker(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
+        with Trackers(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
             began = time.monotonic()
             for iteration in range(1, 5):
                 tracker.log(row(iteration))
@@ -172,7 +173,7 @@ def test_a_server_that_fails_on_the_way_costs_no_iteration_and_one_warning(
 ):
     with wandb_server() as server:
         online(monkeypatch, server.url)
-        with Tracker(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
+        with Trackers(load_params(ROOT), tmp_path, tmp_path, "run") as tracker:
             assert tracker.where["url"].startswith(server.url)
             tracker.log(row(1))
             server.how = how
@@ -193,7 +194,7 @@ def test_online_a_resumed_run_sends_what_the_server_lacks_and_nothing_twice(tmp_
     write_json(tmp_path / "wandb.json", {"id": "abcd1234"})
     with wandb_server(known=2) as server:
         online(monkeypatch, server.url)
-        with Tracker(load_params(ROOT), tmp_path, tmp_path, "run", [row(i) for i in (1, 2, 3)]) as tracker:
+        with Trackers(load_params(ROOT), tmp_path, tmp_path, "run", [row(i) for i in (1, 2, 3)]) as tracker:
             assert tracker.where["id"] == "abcd1234"
             tracker.log(row(4))
     assert same(server.rows) == [row(3), row(4)]
@@ -202,13 +203,13 @@ def test_online_a_resumed_run_sends_what_the_server_lacks_and_nothing_twice(tmp_
 def test_offline_every_start_has_the_same_id_and_the_whole_run_each_iteration_once(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     params = load_params(ROOT)
-    with Tracker(params, tmp_path, tmp_path, "run") as tracker:
+    with Trackers(params, tmp_path, tmp_path, "run") as tracker:
         first = tracker.where
         for iteration in (1, 2, 3):
             tracker.log(row(iteration))
     time.sleep(1.1)  # W&B names folders by the second
     history = [row(1), row(2)]  # a kill undid the third
-    with Tracker(params, tmp_path, tmp_path, "run", history) as tracker:
+    with Trackers(params, tmp_path, tmp_path, "run", history) as tracker:
         assert tracker.where == first and first["id"] == json.loads((tmp_path / "wandb.json").read_text())["id"]
         for iteration in (3, 4):
             tracker.log(row(iteration))
@@ -251,7 +252,7 @@ def test_a_table_has_a_row_for_every_segment_of_its_trees(iterations):
 def test_w_and_b_gets_a_table_of_trees_at_the_interval(tmp_path, monkeypatch, iterations):
     monkeypatch.setenv("WANDB_MODE", "offline")
     params = load_params(ROOT, None, ("run.wandb.trees_every=2", "run.wandb.trees=2"))
-    with Tracker(params, tmp_path, tmp_path, "run", (), lambda number: table(iterations, number, 2)) as tracker:
+    with Trackers(params, tmp_path, tmp_path, "run", (), lambda number: table(iterations, number, 2)) as tracker:
         for number in (1, 2, 3):
             tracker.log(row(number))
     (found,) = tmp_path.glob("outputs/wandb/wandb/offline-run-*/files/media/table/*.table.json")

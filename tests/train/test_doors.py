@@ -13,6 +13,7 @@ import yaml
 
 from spo_core.config import load_params
 from spo_core.errors import ConfigError, GradingError, RunError, TrainingError
+from spo_core.observe.trackers import Trackers, check_trackers
 from spo_core.system.plugins import open_project, project
 from spo_core.train.doors import sources
 from spo_core.train.identity import check_training, training_identity
@@ -88,12 +89,12 @@ VALUE = "import numpy as np\nfrom spo_core.credit.value import tree_mean\ndef f(
 
 
 def test_every_door_has_an_example():
-    assert EXAMPLES == ["Advantage", "Value", "Loss", "Reward"]
+    assert EXAMPLES == ["Advantage", "Value", "Loss", "Reward", "Tracker"]
     for key in re.findall(r"^\| \[.*?\| `([\w.]+)`", PAGE, re.MULTILINE):
         assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
 
 
-@pytest.mark.parametrize("section", EXAMPLES)
+@pytest.mark.parametrize("section", [name for name in EXAMPLES if name != "Tracker"])
 def test_the_examples_of_the_page_train(mine, section):
     """And change what is learnt, or they would show nothing."""
     paths, _ = mine
@@ -102,6 +103,20 @@ def test_the_examples_of_the_page_train(mine, section):
     weights, rows, _ = train(chosen, paths)
     assert len(rows) == 2 and not rows[0]["train/skipped"]
     assert not same_bits(weights, plain)
+
+
+def test_the_tracker_of_the_page_is_told_a_training(mine, monkeypatch):
+    """As the flow tells it; that it is another run's tracker makes no other run."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    paths, _ = mine
+    params = small(*example("Tracker", paths.root), "run.iterations=2")
+    _, rows, path = train(params, paths)
+    check_trackers(params)
+    with Trackers(params, path, paths.root, "run", rows[:1]) as trackers:
+        trackers.log(rows[1])
+    told = [line.split() for line in (path / "lines.txt").read_text().splitlines()]
+    assert told == [[str(row["iteration"]), str(row["rollout/reward"])] for row in rows]
+    assert training_identity(params, paths) == training_identity(small("run.iterations=2"), paths)
 
 
 @pytest.mark.parametrize("preset", [None, "grpo"])

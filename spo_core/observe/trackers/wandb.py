@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spo_core.config import Params, WandbParams
-from spo_core.observe.tree_table import COLUMNS, TreeTable
+from spo_core.observe.trackers.protocol import TrackedRun
 from spo_core.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -40,56 +40,45 @@ def _in_netrc(environment: Mapping[str, str]) -> bool:
         return False
 
 
-class Tracker:
-    """Logs rows to one W&B run. A failure of W&B is logged once and never stops a run; metrics.jsonl has it all.
+class WandbTracker:
+    """Tells one W&B run. W&B's failures are logged here, with what is to be done for its sake.
 
-    ``history`` has the rows of the iterations before. Those that W&B has not are logged now: an outage leaves no gap.
-    Offline that is all of them: each folder holds the whole run, and the newest alone is to be synced. Everything is
-    plotted against ``iteration``, not W&B's own steps, which ``wandb sync`` shifts in a run that it resumes. Online an
-    iteration that a kill undid stands there twice, as it was made twice. ``trees`` gives an iteration's table of trees.
+    Told are the rows that W&B has not. Offline that is all of them: each folder holds the whole run, and the newest
+    alone is to be synced. Everything is plotted against ``iteration``, not W&B's own steps, which ``wandb sync`` shifts
+    in a run that it resumes. Online an iteration that a kill undid stands there twice, as it was made twice.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        run_directory: Path,
-        root: Path,
-        name: str,
-        history: Sequence[Mapping[str, Any]] = (),
-        trees: Callable[[int], TreeTable] | None = None,
-    ) -> None:
+    def start(self, run: TrackedRun) -> int:
         self._run: Any = None
-        self._params, self._trees = params.run.wandb, trees
+        self._params = run.params.run.wandb
         self._plotted: set[str] = set()
+        self._tables: dict[str, Any] = {}
         mode = resolve_mode(self._params)
         if mode == "disabled":
-            return
+            return 0
         for attempt in (mode, "offline") if mode == "online" else (mode,):
             try:
-                self._run = self._start(attempt, params, run_directory, root, name)
+                self._run = self._begin(attempt, run)
                 break
-            except Exception as error:  # whatever W&B raises: tracking must never stop training
+            except Exception as error:  # whatever W&B raises
                 where = "the numbers are in metrics.jsonl" + (
                     ", and kept for wandb sync" if attempt == "online" else ""
                 )
                 log.warning("W&B is not available (%s); %s", _first_line(error), where)
                 _forget()
-        known = 0 if self._run is None else self._run.summary.get("iteration") or 0
-        for row in history:
-            if row["iteration"] > known:
-                self.log(row)
+        return 0 if self._run is None else self._run.summary.get("iteration") or 0
 
-    def _start(self, mode: str, params: Params, run_directory: Path, root: Path, name: str) -> Any:
+    def _begin(self, mode: str, run: TrackedRun) -> Any:
         import wandb
 
         return wandb.init(
             project=self._params.project,
-            id=_run_id(run_directory),
-            name=name,
+            id=_run_id(run.directory),
+            name=run.name,
             resume="allow",
-            dir=_folder(root),
+            dir=_folder(run.root),
             mode=mode,  # type: ignore[arg-type]
-            config=params.model_dump(mode="json"),
+            config=run.params.model_dump(mode="json"),
             settings=_settings(),
         )
 
@@ -102,38 +91,27 @@ class Tracker:
         return found | ({"mode": "offline"} if self._run.offline else {"mode": "online", "url": str(self._run.url)})
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl, and every ``run.wandb.trees_every`` iterations a table of trees."""
+        """A row, with the tables that came before it."""
+        tables, self._tables = self._tables, {}
         if self._run is None:
             return
         try:
             for name in {f"{key.split('/')[0]}/*" if "/" in key else key for key in row} - self._plotted:
                 self._run.define_metric(name, step_metric=None if name == "iteration" else "iteration")
                 self._plotted.add(name)
-            self._run.log({**row, **self._table(row["iteration"])})
+            self._run.log({**row, **tables})
         except Exception as error:
             log.warning("W&B stopped taking numbers (%s); they are in metrics.jsonl", _first_line(error))
             self._run = None
 
-    def _table(self, iteration: int) -> dict[str, Any]:
-        every = self._params.trees_every
-        if self._trees is None or every is None or iteration % every:
-            return {}
+    def table(self, name: str, iteration: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        if self._run is None:
+            return
         import wandb
 
-        try:
-            rows = self._trees(iteration).rows
-        except Exception as error:  # its folder was deleted since, or is damaged: numbers go on without it
-            log.info("no table of the trees of iteration %d: %s", iteration, error)
-            return {}
-        return {"trees": wandb.Table(columns=list(COLUMNS), data=rows)}
+        self._tables[name] = wandb.Table(columns=list(columns), data=list(rows))
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.finish(failed=kind is not None)
-
-    def finish(self, *, failed: bool = False) -> None:
+    def finish(self, failed: bool) -> None:
         """Waits at most END_LIMIT seconds for W&B to take what was logged; W&B shows the run as finished or failed."""
         if self._run is not None:
             run = self._run
