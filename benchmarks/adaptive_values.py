@@ -32,7 +32,7 @@ from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.system.files import write_json
-from spo_core.tree import Finish, RolloutTree
+from spo_core.tree import FinishReason, RolloutTree
 from spo_core.verify.verifier import Verifier
 
 FIXED, FEW = 9, 3  # rollouts a state: the published number, and one that costs about as much as adaptive
@@ -65,8 +65,8 @@ class Bench:
     problem: ProblemSet
     verifier: Verifier
 
-    def reward(self, question: str, token_ids: np.ndarray, finish: Finish) -> float:
-        if finish is Finish.LENGTH:
+    def reward(self, question: str, token_ids: np.ndarray, finish: FinishReason) -> float:
+        if finish is FinishReason.LENGTH:
             return 0.0
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         (verdict,) = self.verifier.grade(self.problem, [(text, self.questions[question].answer)])
@@ -105,7 +105,9 @@ class Bench:
             for done in self.engine.step():
                 i = done.request_id // rollouts
                 response = np.concatenate([np.frombuffer(states[i][1], np.int32), done.token_ids])
-                totals[i] += self.reward(states[i][0], response, Finish.STOP if done.stopped else Finish.LENGTH)
+                totals[i] += self.reward(
+                    states[i][0], response, FinishReason.STOP if done.stopped else FinishReason.LENGTH
+                )
         return dict(zip(states, (totals / rollouts).tolist(), strict=True))
 
 

@@ -257,9 +257,9 @@ def measure(case: Case, root: Path, overrides: Sequence[str] = (), *, skip_model
         paths = Paths(Path(name))
         prepare(case, params, paths)
         with open_session(params, paths) as session:
-            site = session.rollouts
-            prompts = {row.question_id: len(site.prompt(row).token_ids) for row in session.rows}
-            site.engine = InstantEngine(case, params, prompts, session.tokenizer, session.problem.template.stop[0])
+            worker = session.rollouts
+            prompts = {row.question_id: len(worker.prompt(row).token_ids) for row in session.rows}
+            worker.engine = InstantEngine(case, params, prompts, session.tokenizer, session.problem.template.stop[0])
             before = resident_bytes()
             with Spans() as spans:
                 kept = watch(spans, session, skip_model)

@@ -33,7 +33,7 @@ from spo_core.learn.splits import divide
 from spo_core.learn.tree_batch import layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.system.files import write_json
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 PARAMS = LearnParams(learning_rate=1e-6)
 BRANCH_FACTORS = (6, 6, 6)
@@ -82,7 +82,7 @@ class Case:
         nodes = [Node.prompt(rng.integers(3, self.vocabulary, self.prompt))]
         level = [0]
         for depth, factor in enumerate(self.branches):
-            finish = Finish.STOP if depth + 1 == len(self.branches) else Finish.SEGMENT
+            finish = FinishReason.STOP if depth + 1 == len(self.branches) else FinishReason.SEGMENT
             level = [parent for parent in level for _ in range(factor)]
             first = len(nodes)
             for parent in level:

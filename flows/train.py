@@ -17,11 +17,11 @@ from spo_core.train.identity import check_training
 from spo_core.train.opening import open_session
 from tasks.advantages import assign_advantages
 from tasks.cluster import cluster
-from tasks.limits import gpu_slot
-from tasks.progress import watched
+from tasks.limits import concurrency_slot
+from tasks.progress import training_trackers
 from tasks.provenance import publish_provenance
 from tasks.records import Iteration, RunSpec
-from tasks.rollouts import collect_rollouts, keep_rollouts, part_mapper, recorded_rollouts
+from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts, shard_mapper
 from tasks.training import publish_training, update_policy
 from tasks.versioning import record_outputs, version_milestones
 
@@ -37,12 +37,12 @@ def train(
     spec = RunSpec.here(preset, overrides, name, replay, rollouts_only)
     params = spec.params
     with (
-        gpu_slot(params.run.gpu_limit),
+        concurrency_slot(params.run.gpu_limit),
         cluster(params.run.task_runner) as workers,
         open_session(
-            params, spec.inputs, replay=replay, rollouts_only=rollouts_only, map_parts=part_mapper(workers)
+            params, spec.inputs, replay=replay, rollouts_only=rollouts_only, map_shards=shard_mapper(workers)
         ) as session,
-        watched(spec, session) as tell,
+        training_trackers(spec, session) as log_metrics,
     ):
         version_milestones(spec, session.run, params.run.milestone_every)  # a killed flow may have left some
         while not session.finished:
@@ -50,7 +50,7 @@ def train(
             collect_rollouts(iteration)
             assign_advantages(iteration)
             metrics = keep_rollouts(iteration) if rollouts_only else update_policy(iteration)
-            tell(metrics)
+            log_metrics(metrics)
             if session.at_milestone:
                 version_milestones(spec, session.run, params.run.milestone_every)
         if rollouts_only:

@@ -26,7 +26,7 @@ from spo_core.errors import DataError
 SCHEMA_VERSION = "1"
 
 
-class Finish(StrEnum):
+class FinishReason(StrEnum):
     """Why a segment ended."""
 
     PROMPT = "prompt"  # the root; nothing was sampled
@@ -42,19 +42,19 @@ class Node:
     parent: int
     token_ids: np.ndarray
     logprobs: np.ndarray
-    finish: Finish
+    finish: FinishReason
     trainable: bool = True
     reward: float = math.nan
     outcome: str = ""
 
     @classmethod
-    def sampled(cls, parent: int, token_ids: ArrayLike, logprobs: ArrayLike, finish: Finish, **more: Any) -> Node:
+    def sampled(cls, parent: int, token_ids: ArrayLike, logprobs: ArrayLike, finish: FinishReason, **more: Any) -> Node:
         return cls(parent, np.asarray(token_ids, np.int32), np.asarray(logprobs, np.float32), finish, **more)
 
     @classmethod
     def prompt(cls, token_ids: ArrayLike) -> Node:
         ids = np.asarray(token_ids, np.int32)
-        return cls(-1, ids, np.zeros(len(ids), np.float32), Finish.PROMPT, trainable=False)
+        return cls(-1, ids, np.zeros(len(ids), np.float32), FinishReason.PROMPT, trainable=False)
 
     def under(self, parent: int) -> Node:
         """The same segment below another node; replace() would take three times as long."""
@@ -158,7 +158,7 @@ def validate(tree: RolloutTree) -> None:
         raise DataError(f"tree of question {tree.question_id!r}, node {index}: {why}")
 
     nodes = tree.nodes
-    if not nodes or nodes[0].parent != -1 or nodes[0].finish != Finish.PROMPT:
+    if not nodes or nodes[0].parent != -1 or nodes[0].finish != FinishReason.PROMPT:
         raise DataError(f"tree of question {tree.question_id!r}: node 0 must be the prompt")
     if len(nodes[0].token_ids) == 0:
         refuse(0, "the prompt has no tokens")
@@ -181,7 +181,7 @@ def validate(tree: RolloutTree) -> None:
             refuse(index, "only leaves carry a reward")
 
 
-_ENDED = frozenset((Finish.STOP, Finish.LENGTH))
+_ENDED = frozenset((FinishReason.STOP, FinishReason.LENGTH))
 _NO_LOGPROBS = np.zeros(0, np.float32)
 
 
@@ -270,7 +270,7 @@ def read_trees(path: Path) -> list[RolloutTree]:
         table["parent"].to_pylist(),
         parts(table["token_ids"]),
         parts(table["logprobs"]),
-        map(Finish, table["finish"].to_pylist()),
+        map(FinishReason, table["finish"].to_pylist()),
         table["trainable"].to_pylist(),
         rewards.tolist(),
         table["outcome"].to_pylist(),

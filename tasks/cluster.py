@@ -16,7 +16,7 @@ from prefect.task_runners import TaskRunner
 
 from spo_core.config import DaskRunner, RayRunner, TaskRunnerParams
 from spo_core.errors import ConfigError, EngineError
-from spo_core.train.shards import close_site_later
+from spo_core.train.shards import close_worker_later
 
 LOOPBACK = "127.0.0.1"
 RAY_MEMORY = 128 * 2**20  # bytes of Ray's object store, which holds a few small records
@@ -107,7 +107,7 @@ def _dask(params: DaskRunner) -> Iterator[Cluster]:
                     f"run.task_runner.address {params.address}: no worker within {FIRST_WORKER:g} s; start some"
                 ) from None
             # those workers go on; what they hold for this flow must not, once a part that they may be at is done
-            stack.callback(_quietly, lambda: client.run(close_site_later, wait=False))
+            stack.callback(_quietly, lambda: client.run(close_worker_later, wait=False))
         yield Cluster("dask", runner, (KilledWorker, FutureCancelledError, CommClosedError))
 
 

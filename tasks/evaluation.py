@@ -13,7 +13,7 @@ from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.run import Evaluated, evaluate_cell, publish_cell
 from spo_core.evaluate.suite import Cell
 from spo_core.observe.progress import bar
-from tasks.limits import gpu_slot
+from tasks.limits import concurrency_slot
 from tasks.records import RunSpec
 
 
@@ -22,7 +22,7 @@ def measure(spec: RunSpec, model: Model, cell: Cell, wait_seconds: float | None 
     """Evaluate in one cell, holding ``run.gpu_limit`` meanwhile; waits at most so long for it, for ever with None."""
     params = spec.params
     with (
-        gpu_slot(params.run.gpu_limit, wait_seconds),
+        concurrency_slot(params.run.gpu_limit, wait_seconds),
         bar(f"eval {model.name} {cell.name}", None, unit="completion") as progress,
     ):
 

@@ -27,7 +27,7 @@ class LimitBusy(SPOError):
 
 
 @contextmanager
-def gpu_slot(limit: str | None, timeout: float | None = None) -> Iterator[None]:
+def concurrency_slot(limit: str | None, timeout: float | None = None) -> Iterator[None]:
     """Hold one slot of a global concurrency limit while the block lasts; waits for ever where ``timeout`` is None.
 
     Where no server is named (PREFECT_API_URL), or it has no such limit, nothing is held: nobody is there to take turns

@@ -38,8 +38,8 @@ ANSWER_LIMIT = 5.0  # seconds that the server has to take one
 
 
 @contextmanager
-def watched(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Gives what is to be called with the metrics of each iteration."""
+def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Start whoever is told how training goes; yields what is to be called with the metrics of each iteration."""
     rows, iterations = session.run.read_metrics(), spec.params.run.iterations
 
     def trees(iteration: int) -> TreeTable:
@@ -55,13 +55,13 @@ def watched(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, 
         record_attempt(session.run.path, spec.paths.root, session.iteration + 1, caller(spec), tracker.where, device)
         progress.update(session.iteration)
 
-        def tell(metrics: Mapping[str, Any]) -> None:
+        def log_metrics(metrics: Mapping[str, Any]) -> None:
             tracker.log(metrics)
             pages.show(metrics)
             progress.set_postfix(shown(metrics), refresh=False)
             progress.update(1)
 
-        yield tell
+        yield log_metrics
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from spo_core.observe.progress import bar
 from spo_core.train.opening import session
 from spo_core.train.session import Session
-from spo_core.train.shards import MapParts, Part, PartDone, sample_part
+from spo_core.train.shards import MapShards, QuestionShard, ShardDone, sample_shard
 from spo_core.train.steps import keep_step, replay_step, rollout_step
 from tasks.cluster import Cluster
 from tasks.records import Iteration
@@ -30,16 +30,16 @@ def collect_rollouts(iteration: Iteration) -> dict:
 
 
 @task(name="sample part", cache_policy=NO_CACHE, persist_result=False)
-def collect_part(part: Part) -> PartDone:
+def collect_shard(part: QuestionShard) -> ShardDone:
     """A worker's share of an iteration's questions; see ``spo_core.train.shards``."""
-    return sample_part(part)
+    return sample_shard(part)
 
 
-def part_mapper(workers: Cluster) -> MapParts | None:
+def shard_mapper(workers: Cluster) -> MapShards | None:
     """How a session has its questions sampled by a cluster; None where it samples them itself."""
     if workers.runner is None:
         return None
-    return lambda parts: workers.map(collect_part, [{"part": part} for part in parts])
+    return lambda parts: workers.map(collect_shard, [{"part": part} for part in parts])
 
 
 @task(name="keep", cache_policy=NO_CACHE, persist_result=False)

@@ -16,7 +16,7 @@ from spo_core.runs.lineage import MILESTONES
 from spo_core.runs.provenance import PUBLISHED, publish_record, record_policy
 from spo_core.system import dvc
 from spo_core.system.files import publish
-from tasks.limits import gpu_slot
+from tasks.limits import concurrency_slot
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def record_outputs(spec: RunSpec, *stages: str) -> None:
     root = spec.paths.root
     if os.environ.get("DVC_STAGE") or not dvc.is_repository(root):
         return
-    with gpu_slot(DVC_LIMIT):
+    with concurrency_slot(DVC_LIMIT):
         if spec.run_name is None:
             dvc.commit_stages(root, *stages)
         elif "train" in stages:
@@ -61,7 +61,7 @@ def add_milestones(spec: RunSpec, run_directory: str, numbers: list[int]) -> Non
     run = RunDirectory(Path(run_directory))
     targets = [spec.paths.milestone(run.path.name, number) for number in numbers]
     try:
-        with gpu_slot(DVC_LIMIT, PATIENCE):
+        with concurrency_slot(DVC_LIMIT, PATIENCE):
             for number, target in zip(numbers, targets, strict=True):
                 publish(run.checkpoint(number) / "policy", target)
                 record_policy(run.path, f"milestones/{target.name}", number, target)

@@ -11,7 +11,7 @@ import torch
 from spo_core.config import DataParams, Params, ScratchPolicy, load_params
 from spo_core.policy.checkpoint import make_policy, make_tokenizer
 from spo_core.problems import problem_set
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -63,13 +63,13 @@ def random_tree(
                 nodes[index].parent,
                 nodes[index].token_ids,
                 nodes[index].logprobs,
-                Finish.STOP,
+                FinishReason.STOP,
                 reward=float(rng.integers(0, 2)),
             )
             continue
         for _ in range(rng.integers(1, widest + 1)):
             ids = rng.integers(3, vocabulary, rng.integers(1, longest + 1))
             logprobs = -rng.exponential(0.7, len(ids)) - 1e-4
-            nodes.append(Node.sampled(index, ids, logprobs, Finish.SEGMENT))
+            nodes.append(Node.sampled(index, ids, logprobs, FinishReason.SEGMENT))
             open_nodes.append((len(nodes) - 1, level + 1))
     return RolloutTree("q", tuple(nodes))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_core.errors import DataError
-from spo_core.tree import Finish, Node, RolloutTree, read_trees, write_trees
+from spo_core.tree import FinishReason, Node, RolloutTree, read_trees, write_trees
 from tests.conftest import random_tree
 
 
@@ -45,8 +45,8 @@ def test_path_and_completion_leave_the_prompt_out():
         "q",
         (
             Node.prompt([1, 2]),
-            Node.sampled(0, [3, 4], [-1, -1], Finish.SEGMENT),
-            Node.sampled(1, [5], [-1], Finish.STOP, reward=1.0),
+            Node.sampled(0, [3, 4], [-1, -1], FinishReason.SEGMENT),
+            Node.sampled(1, [5], [-1], FinishReason.STOP, reward=1.0),
         ),
     )
     assert tree.path(2) == [0, 1, 2]
@@ -62,15 +62,22 @@ PROMPT = Node.prompt([1])
 @pytest.mark.parametrize(
     ("nodes", "says"),
     [
-        ((Node.sampled(-1, [1], [-1.0], Finish.STOP),), "node 0 must be the prompt"),
-        ((PROMPT, Node.sampled(1, [1], [-1.0], Finish.STOP)), "parent 1"),
-        ((PROMPT, Node.sampled(0, [1, 2], [-1.0], Finish.STOP)), "2 token ids and 1 log-probs"),
-        ((PROMPT, Node.sampled(0, [], [], Finish.STOP)), "0 token ids"),
-        ((PROMPT, Node.sampled(0, [1], [0.5], Finish.STOP)), "positive"),
-        ((PROMPT, Node.sampled(0, [1], [np.nan], Finish.STOP)), "not finite"),
-        ((PROMPT, Node.sampled(0, [1], [-1], Finish.STOP), Node.sampled(1, [1], [-1], Finish.STOP)), "already ended"),
+        ((Node.sampled(-1, [1], [-1.0], FinishReason.STOP),), "node 0 must be the prompt"),
+        ((PROMPT, Node.sampled(1, [1], [-1.0], FinishReason.STOP)), "parent 1"),
+        ((PROMPT, Node.sampled(0, [1, 2], [-1.0], FinishReason.STOP)), "2 token ids and 1 log-probs"),
+        ((PROMPT, Node.sampled(0, [], [], FinishReason.STOP)), "0 token ids"),
+        ((PROMPT, Node.sampled(0, [1], [0.5], FinishReason.STOP)), "positive"),
+        ((PROMPT, Node.sampled(0, [1], [np.nan], FinishReason.STOP)), "not finite"),
         (
-            (PROMPT, Node.sampled(0, [1], [-1], Finish.SEGMENT, reward=1.0), Node.sampled(1, [1], [-1], Finish.STOP)),
+            (PROMPT, Node.sampled(0, [1], [-1], FinishReason.STOP), Node.sampled(1, [1], [-1], FinishReason.STOP)),
+            "already ended",
+        ),
+        (
+            (
+                PROMPT,
+                Node.sampled(0, [1], [-1], FinishReason.SEGMENT, reward=1.0),
+                Node.sampled(1, [1], [-1], FinishReason.STOP),
+            ),
             "only leaves",
         ),
     ],

@@ -15,7 +15,7 @@ from spo_core.config import LearnParams
 from spo_core.learn.objective import WeightedTree
 from spo_core.learn.precision import working_copy
 from spo_core.learn.tree_forward import TreePolicy
-from spo_core.tree import Finish, Node
+from spo_core.tree import FinishReason, Node
 
 CASE = Case("4 layers", layers=4, hidden=256, heads=4, kv_heads=2, intermediate=512, vocabulary=1000)
 SMALL = Case("2 layers", layers=2, hidden=64, heads=4, kv_heads=2, intermediate=96, vocabulary=60)
@@ -36,7 +36,7 @@ def ragged(case: Case, longest: int, rng: np.random.Generator) -> WeightedTree:
             for _ in range(rng.integers(1, 5)):
                 size = int(rng.integers(1, longest + 1))
                 ends = depth == 4 or rng.random() < 0.2
-                finish = Finish.STOP if ends else Finish.SEGMENT
+                finish = FinishReason.STOP if ends else FinishReason.SEGMENT
                 ids = rng.integers(3, case.vocabulary, size)
                 nodes.append(Node.sampled(parent, ids, -rng.exponential(1.0, size) - 1e-3, finish))
                 level += [] if ends else [len(nodes) - 1]

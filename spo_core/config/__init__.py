@@ -25,11 +25,11 @@ from spo_core.config.data import DataParams, JsonlParams
 from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
 from spo_core.config.evaluate import EvaluateParams, NightlyParams
 from spo_core.config.learn import (
-    DeepSpeedBackend,
+    DeepSpeedBackendParams,
     KLPenalty,
     LearnParams,
     PPOClip,
-    TorchBackend,
+    TorchBackendParams,
     with_fidelity,
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
@@ -64,7 +64,7 @@ __all__ = [
     "Cutpoints",
     "DaskRunner",
     "DataParams",
-    "DeepSpeedBackend",
+    "DeepSpeedBackendParams",
     "Delimiter",
     "Difference",
     "Entropy",
@@ -94,7 +94,7 @@ __all__ = [
     "RolloutParams",
     "ScratchPolicy",
     "TaskRunnerParams",
-    "TorchBackend",
+    "TorchBackendParams",
     "TransformersEngineParams",
     "TreeMean",
     "VerifyParams",

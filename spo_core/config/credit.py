@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Fraction, Namespace
+from spo_core.config.base import Namespace, Share
 from spo_core.config.custom import CustomParams
 
 
@@ -22,7 +22,7 @@ class Cutpoints(Namespace):
     """SPO-chain: a response is cut before low-probability tokens."""
 
     type: Literal["cutpoints"]
-    prob_threshold: Fraction = 0.9
+    prob_threshold: Share = 0.9
     """A token sampled with a lower probability starts a candidate segment."""
     interval: int = Field(default=5, ge=1)
     """Every interval-th candidate is a cutpoint, beginning with the first: counts low-probability tokens."""
@@ -86,7 +86,7 @@ class AdaptiveMonteCarlo(Namespace):
     """
 
     type: Literal["adaptive_monte_carlo"]
-    tolerance: Fraction = 0.5
+    tolerance: Share = 0.5
     """A state is sampled until the central 90 % interval of its Beta posterior is narrower."""
     min_rollouts: int = Field(default=4, ge=1)
     """Value rollouts begun at a state at first, and again each time it is not decided."""
@@ -148,7 +148,7 @@ class LowProbability(Namespace):
     """Only tokens at which something was decided."""
 
     type: Literal["low_probability"]
-    threshold: Fraction = 0.9
+    threshold: Share = 0.9
     """Only tokens sampled with a lower probability are trained."""
 
 

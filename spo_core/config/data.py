@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Fraction, Namespace
+from spo_core.config.base import Namespace, Share
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -16,7 +16,7 @@ class ArithmeticParams(Namespace):
     """Fewest and most operations in a question."""
     sizes: tuple[Size, Size, Size] = (20_000, 200, 250)
     """Questions generated for train, validation and test where ``data`` leaves these null."""
-    careless: Fraction = 0.12
+    careless: Share = 0.12
     """Probability that the careless solver gets one step wrong (and carries on from it)."""
 
     @model_validator(mode="after")

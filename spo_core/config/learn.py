@@ -76,13 +76,13 @@ class ReplayParams(Namespace):
     """What is drawn together: all segments of one parent, which share their prefix, or each on its own (reference)."""
 
 
-class TorchBackend(Namespace):
+class TorchBackendParams(Namespace):
     """One device, in the process of the flow."""
 
     type: Literal["torch"]
 
 
-class DeepSpeedBackend(Namespace):
+class DeepSpeedBackendParams(Namespace):
     """Several ranks, started by DeepSpeed's launcher."""
 
     type: Literal["deepspeed"]
@@ -96,7 +96,7 @@ class DeepSpeedBackend(Namespace):
     """Keep the optimizer state in the memory of the CPU; needs zero_stage 1 or more."""
 
     @model_validator(mode="after")
-    def _offload(self) -> DeepSpeedBackend:
+    def _offload(self) -> DeepSpeedBackendParams:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1 or more")
         return self
@@ -163,7 +163,9 @@ class LearnParams(Namespace):
     """Of weights and activations in training. The optimizer updates float32 weights, which are the ones saved;
     gradients are summed in float32."""
     replay: ReplayParams = ReplayParams()
-    backend: Annotated[TorchBackend | DeepSpeedBackend, Field(discriminator="type")] = TorchBackend(type="torch")
+    backend: Annotated[TorchBackendParams | DeepSpeedBackendParams, Field(discriminator="type")] = TorchBackendParams(
+        type="torch"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnParams:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from spo_core.config.base import Fraction, Namespace
+from spo_core.config.base import Namespace, Share
 from spo_core.config.custom import CustomParams
 
 MOST_WORKERS = 128
-GraderName = Literal["corrected", "minerva", "prm800k", "gsm8k_strict"]
+GraderName = Literal["exact", "minerva", "prm800k", "gsm8k_strict"]
+log = logging.getLogger(__name__)
+
+
+def present_name(grader: Any) -> Any:
+    """What a grader is called now: ``exact`` was once ``corrected``."""
+    return "exact" if grader == "corrected" else grader
+
+
+def _accepted(grader: Any) -> Any:
+    if grader == "corrected":
+        log.warning("verify.grader: corrected is called exact now")
+    return present_name(grader)
 
 
 class RewardParams(Namespace):
@@ -32,7 +45,7 @@ class RewardParams(Namespace):
 
     def possible(self, grader: GraderName) -> list[float]:
         """Those that a grader can give."""
-        return [r for name, r in self.model_dump().items() if grader != "corrected" or name != "several_answers"]
+        return [r for name, r in self.model_dump().items() if grader != "exact" or name != "several_answers"]
 
 
 class OutcomeReward(Namespace):
@@ -73,8 +86,8 @@ Reward = OutcomeReward | OverlongReward | FormatReward | CustomParams
 
 
 class VerifyParams(Namespace):
-    grader: GraderName = "corrected"
-    """``corrected``: the problem set's own rule. The others give the verdicts of the published graders."""
+    grader: Annotated[GraderName, BeforeValidator(_accepted)] = "exact"
+    """``exact``: the problem set's own rule. The others give the verdicts of the published graders."""
     rewards: RewardParams = RewardParams()
     reward: tuple[Annotated[Reward, Field(discriminator="type")], ...] = Field(
         default=(OutcomeReward(type="outcome"),), min_length=1
@@ -84,7 +97,7 @@ class VerifyParams(Namespace):
     """Longest wall-clock time that comparing one answer, or a reward's function on one response, may take."""
     workers: int = Field(default=2, ge=1, le=MOST_WORKERS)
     """Processes that compare answers which are not plain numbers."""
-    max_failed_share: Fraction = 0.5
+    max_failed_share: Share = 0.5
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""
 
     def reward_range(self) -> tuple[float, float] | None:

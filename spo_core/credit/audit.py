@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spo_core.errors import DataError
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 KEYS = {"token_ids", "logprobs", "reward", "children", "finish", "trainable"}
 DEEPEST = 400  # nodes below one another, two levels of JSON each: Python's parser takes about 1,000 levels
@@ -68,15 +68,15 @@ def _node(value: Any, parent: int) -> tuple[Node, list[Any]]:
     trainable = value.get("trainable", True)
     if not isinstance(trainable, bool):
         raise DataError(f"trainable must be true or false, not {_shown(trainable)}")
-    default = Finish.PROMPT if parent < 0 else Finish.SEGMENT if children else Finish.STOP
+    default = FinishReason.PROMPT if parent < 0 else FinishReason.SEGMENT if children else FinishReason.STOP
     finish = value.get("finish", str(default))
-    if finish not in set(Finish) or (finish == Finish.PROMPT) != (parent < 0):
+    if finish not in set(FinishReason) or (finish == FinishReason.PROMPT) != (parent < 0):
         raise DataError(f"finish must be prompt for the root and segment, stop or length below, not {_shown(finish)}")
     return Node(
         parent,
         np.asarray(ids, np.int32),
         np.asarray(logprobs if parent >= 0 else np.zeros(len(ids)), np.float32),
-        Finish(finish),
+        FinishReason(finish),
         trainable and parent >= 0,
         math.nan if reward is None else float(reward),
     ), children

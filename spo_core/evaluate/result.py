@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spo_core.config.verify import present_name
 from spo_core.errors import DataError, SPOError
 
 
@@ -112,6 +113,7 @@ class CellScore:
         try:
             content: dict[str, Any] = json.loads(text)
             interval, check = content.pop("interval"), content.pop("cross_check")
+            content["protocol"]["grader"] = present_name(content["protocol"]["grader"])
             return cls(
                 tokens=Tokens(**content.pop("tokens")),
                 protocol=Protocol(**content.pop("protocol")),

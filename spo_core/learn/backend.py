@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
-from spo_core.learn.objective import Pair
+from spo_core.learn.objective import CreditedTree
 from spo_core.learn.precision import MasterWeights, working_copy
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch
@@ -55,7 +55,7 @@ class Backend(Protocol):
         ...
 
 
-class Learner(Protocol):
+class TrainerHandle(Protocol):
     """What a training run holds: a Trainer in its own process, or the flow's side of one whose ranks are others."""
 
     @property
@@ -71,7 +71,7 @@ class Learner(Protocol):
     def load(self, folder: Path) -> None: ...
 
     def train_iteration(
-        self, pairs: Sequence[Pair], *, iteration: int, progress: Callable[[int, int], None] | None = None
+        self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]: ...
 
     def close(self) -> None:

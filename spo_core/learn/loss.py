@@ -16,7 +16,7 @@ from spo_core.system.plugins import load
 
 LOG_RATIO_LIMIT = 10.0  # as in the reference implementation: exp() of a log-ratio stays finite
 MADE_UP = 4  # tokens that a loss is tried with before training
-SUMS = {"policy_loss", "kl", "surprisal", "entropy", "importance_weight", "loss", "gap", "fresh"}
+SUMS = {"policy_loss", "kl", "nll", "entropy", "importance_weight", "loss", "gap", "fresh"}
 COUNTS = {"trained_tokens", "forwarded_tokens", "guarded_segments", "optimizer_steps", "skipped"}
 TAKEN = SUMS | COUNTS | {"kl_coefficient", "grad_norm", "learning_rate", "logprob_gap"}  # by what a trainer reports
 

@@ -16,7 +16,7 @@ from spo_core.credit import Credit, by_node
 from spo_core.learn.tree_batch import TrainedSegments
 from spo_core.tree import RolloutTree
 
-Pair = tuple[RolloutTree, Credit]
+CreditedTree = tuple[RolloutTree, Credit]
 WHITENING_EPSILON = 1e-8
 
 
@@ -80,7 +80,9 @@ def episodes_of(pair: int, tree: RolloutTree, masks: Sequence[np.ndarray]) -> li
     return [Episode(pair, tuple(nodes)) for nodes in found if nodes]
 
 
-def plan_epoch(pairs: Sequence[Pair], params: LearnParams, rng: np.random.Generator) -> list[list[WeightedTree]]:
+def plan_epoch(
+    pairs: Sequence[CreditedTree], params: LearnParams, rng: np.random.Generator
+) -> list[list[WeightedTree]]:
     """Optimizer steps of one pass over the pairs; steps in which no token changes anything are left out.
 
     By batch (paper): trees are shuffled and divided evenly among the steps, each normalised over all its tokens.
@@ -105,7 +107,7 @@ def plan_epoch(pairs: Sequence[Pair], params: LearnParams, rng: np.random.Genera
 
 
 def _weighted(
-    pairs: Sequence[Pair], masks: Sequence[tuple[np.ndarray, ...]], episodes: list[Episode], params: LearnParams
+    pairs: Sequence[CreditedTree], masks: Sequence[tuple[np.ndarray, ...]], episodes: list[Episode], params: LearnParams
 ) -> list[WeightedTree]:
     """The trees of one optimizer step."""
     micro_batches = [episodes]

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spo_core.credit import read_credits, write_credits
-from spo_core.learn.objective import Pair
+from spo_core.learn.objective import CreditedTree
 from spo_core.tree import read_trees, write_trees
 
 
-def write_pairs(folder: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(folder: Path, pairs: Sequence[CreditedTree]) -> None:
     """Write trees.parquet and credits.parquet."""
     trees = [tree for tree, _ in pairs]
     write_trees(folder / "trees.parquet", trees)
     write_credits(folder / "credits.parquet", trees, [credit for _, credit in pairs])
 
 
-def read_pairs(folder: Path) -> list[Pair]:
+def read_pairs(folder: Path) -> list[CreditedTree]:
     """Read what ``write_pairs`` wrote, bit for bit."""
     trees = read_trees(folder / "trees.parquet")
     return list(zip(trees, read_credits(folder / "credits.parquet", trees), strict=True))

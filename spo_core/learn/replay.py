@@ -14,7 +14,7 @@ import numpy as np
 
 from spo_core.config import LearnParams
 from spo_core.credit import Credit, pruned_pair
-from spo_core.learn.objective import Pair, counted_masks
+from spo_core.learn.objective import CreditedTree, counted_masks
 from spo_core.learn.pairs import read_pairs, write_pairs
 from spo_core.tree import RolloutTree
 
@@ -26,7 +26,7 @@ class ReplayBuffer:
 
     def __init__(self, params: LearnParams) -> None:
         self.params = params
-        self.entries: list[Pair] = []
+        self.entries: list[CreditedTree] = []
 
     def add(self, trees: Sequence[RolloutTree], credits: Sequence[Credit]) -> int:
         """Let every segment that counts in training wait; their number."""
@@ -37,7 +37,7 @@ class ReplayBuffer:
             added += len(nodes)
         return added
 
-    def draw(self, iteration: int, rng: np.random.Generator) -> tuple[list[Pair], dict[str, float]]:
+    def draw(self, iteration: int, rng: np.random.Generator) -> tuple[list[CreditedTree], dict[str, float]]:
         """Segments to train now, as trees whose masks hold nothing else, and the counts of what happened.
 
         First those beyond ``max_age`` expire. Then, question by question, whole sibling groups (or single segments) are
@@ -65,7 +65,7 @@ class ReplayBuffer:
         sampled = [unit for units in questions.values() for unit in some(units, replay.per_question)]
         chosen = some(sampled, replay.segments)
         taken, gone = _nodes(chosen), _nodes(chosen if fresh else sampled)
-        drawn: list[Pair] = []
+        drawn: list[CreditedTree] = []
         kept, self.entries = self.entries, []
         for entry, (tree, credit) in enumerate(kept):
             if entry in taken:

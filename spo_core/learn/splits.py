@@ -9,10 +9,10 @@ import numpy as np
 from spo_core.learn.objective import WeightedTree
 from spo_core.learn.tree_batch import needed_nodes
 
-Part = list[WeightedTree]
+ForwardBatch = list[WeightedTree]
 
 
-def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[list[Part]]:
+def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[list[ForwardBatch]]:
     """Forward passes of every rank, each within ``budget`` tokens; as many passes on each (empty ones at the end).
 
     A tree beyond the budget is computed as several that repeat the ancestors they share. A single path that exceeds the
@@ -22,14 +22,14 @@ def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[l
         total = sum(forwarded_tokens(tree) for tree in trees)
         budget = min(budget, -(-total // ranks))
     pieces = [piece for tree in trees for piece in split_tree(tree, budget)]
-    parts: list[tuple[int, Part]] = []
+    parts: list[tuple[int, ForwardBatch]] = []
     for piece in pieces:
         tokens = forwarded_tokens(piece)
         if not parts or parts[-1][0] + tokens > budget:
             parts.append((0, []))
         parts[-1] = (parts[-1][0] + tokens, [*parts[-1][1], piece])
     loads = [0] * ranks
-    shares: list[list[Part]] = [[] for _ in range(ranks)]
+    shares: list[list[ForwardBatch]] = [[] for _ in range(ranks)]
     for tokens, part in sorted(parts, key=lambda item: -item[0]) if ranks > 1 else parts:
         rank = loads.index(min(loads))
         loads[rank] += tokens
@@ -38,7 +38,7 @@ def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[l
     return [share + [[] for _ in range(passes - len(share))] for share in shares]
 
 
-def smallest(shares: Sequence[Sequence[Part]]) -> Part:
+def smallest(shares: Sequence[Sequence[ForwardBatch]]) -> ForwardBatch:
     """What a rank without a part computes in vain, to keep in step with the others."""
     return min((part for share in shares for part in share if part), key=lambda p: sum(map(forwarded_tokens, p)))
 

@@ -22,9 +22,9 @@ from spo_core.learn.loss import (
     kl_estimate,
     likelihood_ratio,
 )
-from spo_core.learn.objective import Pair, WeightedTree, counted_masks, plan_epoch
+from spo_core.learn.objective import CreditedTree, WeightedTree, counted_masks, plan_epoch
 from spo_core.learn.schedule import learning_rate
-from spo_core.learn.splits import Part, divide, smallest
+from spo_core.learn.splits import ForwardBatch, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
@@ -55,8 +55,8 @@ class Trainer:
     def __init__(self, backend: Backend, params: LearnParams, *, temperature: float, seed: int) -> None:
         self.backend, self.params = backend, params
         self.loss = CheckedLoss(params)
-        # reported as means over trained tokens; surprisal in nats
-        self.means = ("policy_loss", "kl", *self.loss.metrics, "surprisal", "entropy", "importance_weight")
+        # reported as means over trained tokens; nll in nats
+        self.means = ("policy_loss", "kl", *self.loss.metrics, "nll", "entropy", "importance_weight")
         self.temperature, self.seed = temperature, seed
         self.step = 0
         self.schedule_start = 0
@@ -89,7 +89,7 @@ class Trainer:
         """Nothing runs beside this process."""
 
     def train_iteration(
-        self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
+        self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
         """Epochs of optimizer steps over trees with credit; the metrics, averaged over trained tokens.
 
@@ -137,7 +137,11 @@ class Trainer:
         return [name for name in names if optional.get(name, True)]
 
     def _optimizer_step(
-        self, pairs: Sequence[Pair], trees: list[WeightedTree], old: list[tuple[np.ndarray, ...]] | None, began: int
+        self,
+        pairs: Sequence[CreditedTree],
+        trees: list[WeightedTree],
+        old: list[tuple[np.ndarray, ...]] | None,
+        began: int,
     ) -> tuple[dict[str, float], float | None, float]:
         """Sums over the trained tokens of all ranks, the log-prob gap where it was measured, the gradient's norm.
 
@@ -171,8 +175,8 @@ class Trainer:
 
     def _pass(
         self,
-        pairs: Sequence[Pair],
-        part: Part,
+        pairs: Sequence[CreditedTree],
+        part: ForwardBatch,
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
         *,
@@ -222,7 +226,7 @@ class Trainer:
                 "policy_loss": outputs.loss.sum(),
                 "kl": kl.sum(),
                 **{name: metric.sum() for name, metric in outputs.metrics.items()},
-                "surprisal": -logprobs.sum(),
+                "nll": -logprobs.sum(),
                 "entropy": entropies.sum() if entropies is not None else torch.zeros(()),
                 "importance_weight": weights.sum(),
                 "loss": summed,
@@ -235,7 +239,7 @@ class Trainer:
             found = {name: value.detach().double().to(self.backend.device) for name, value in sums.items()}
             return {name: torch.zeros_like(value) for name, value in found.items()} if empty else found
 
-    def _tokens(self, pairs: Sequence[Pair], batch: TreeBatch, part: Part, began: int) -> _Tokens:
+    def _tokens(self, pairs: Sequence[CreditedTree], batch: TreeBatch, part: ForwardBatch, began: int) -> _Tokens:
         device = self.backend.device
         counts = torch.tensor([int(part[i].masks[node].sum()) for i, node in batch.order], dtype=torch.long)
         fresh = torch.tensor([part[i].tree.policy_version == began for i, _ in batch.order], dtype=torch.bool)
@@ -248,7 +252,7 @@ class Trainer:
             torch.arange(len(counts)).repeat_interleave(counts).to(device),
         )
 
-    def _log_probs_before(self, pairs: Sequence[Pair]) -> list[tuple[np.ndarray, ...]]:
+    def _log_probs_before(self, pairs: Sequence[CreditedTree]) -> list[tuple[np.ndarray, ...]]:
         """The trainer's own log-probs of every token that may be trained, before any update; per pair and node."""
         masks = [counted_masks(credit, self.params) for _, credit in pairs]
         ones = [tuple(np.ones(len(m), np.float32) for m in own) for own in masks]
@@ -279,13 +283,13 @@ class Trainer:
         return result
 
 
-def _per_token(batch: TreeBatch, part: Part, values: Callable[[WeightedTree, int], np.ndarray]) -> Tensor:
+def _per_token(batch: TreeBatch, part: ForwardBatch, values: Callable[[WeightedTree, int], np.ndarray]) -> Tensor:
     """A per-token quantity of all trained tokens, in the batch's order; float32."""
     chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chosen]).astype(np.float32))
 
 
-def _measured_gaps(batch: TreeBatch, part: Part, logprobs: Tensor, began: int) -> Tensor:
+def _measured_gaps(batch: TreeBatch, part: ForwardBatch, logprobs: Tensor, began: int) -> Tensor:
     """|trainer - engine| of the fresh ones among the measured tokens; ``logprobs`` [measured tokens]."""
     places = batch.measured.places if batch.measured is not None else ()
     fresh = [np.full(len(tokens), part[i].tree.policy_version == began) for i, _, tokens in places]

@@ -24,7 +24,7 @@ from spo_core.policy.architecture import (
     refuse_stretched_positions,
     tolerance,
 )
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 SEGMENT = 5  # tokens
 
@@ -73,14 +73,14 @@ def _tree(model: PreTrainedModel, longest: int) -> RolloutTree:
     sizes = [min(SEGMENT, max(1, (longest - 1) // 3))] * 2
     nodes = [Node.prompt(random_ids(model, max(1, longest - sum(sizes)), rng))]
 
-    def add(parent: int, size: int, finish: Finish) -> int:
+    def add(parent: int, size: int, finish: FinishReason) -> int:
         nodes.append(Node.sampled(parent, random_ids(model, size, rng), -np.ones(size, np.float32), finish))
         return len(nodes) - 1
 
     for first in (sizes[0], max(1, sizes[0] - 2)):
-        child = add(0, first, Finish.SEGMENT)
+        child = add(0, first, FinishReason.SEGMENT)
         for last in (sizes[1], max(1, sizes[1] - 1)):
-            add(child, last, Finish.STOP)
+            add(child, last, FinishReason.STOP)
     return RolloutTree("check", tuple(nodes))
 
 

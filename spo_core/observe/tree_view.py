@@ -20,7 +20,7 @@ _VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextSpan:
     """Text of one token, or of neighbours that share a character or a part in the update."""
 
     text: str
@@ -35,7 +35,7 @@ class Segment:
     """One node. ``strength`` is |advantage| over the largest of the tree, 0 to 1."""
 
     index: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextSpan, ...]
     value: float
     advantage: float
     strength: float
@@ -172,7 +172,7 @@ class _Drawing:
             fan=dict(fan.most_common()),
         )
 
-    def pieces(self, index: int) -> Iterator[Piece]:
+    def pieces(self, index: int) -> Iterator[TextSpan]:
         node = self.tree.nodes[index]
         ids = tuple(int(i) for i in node.token_ids)
         parts = self.parts(index)
@@ -186,7 +186,7 @@ class _Drawing:
             if text.endswith("\N{REPLACEMENT CHARACTER}") and stop < len(ids):
                 continue  # the bytes of this character go on in the next token
             part = "trained" if "trained" in parts[start:stop] else parts[start]
-            yield Piece(text, part, (min(probabilities[start:stop]), max(probabilities[start:stop])))
+            yield TextSpan(text, part, (min(probabilities[start:stop]), max(probabilities[start:stop])))
             before, start = ids[start:stop][-4:], stop
 
     def parts(self, index: int) -> list[str]:

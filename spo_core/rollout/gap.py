@@ -8,7 +8,7 @@ in the last place of noise on either side before that, it stays below 0.054 in b
 token is certain, and below 0.012 and 0.0013 where six of seven are nearly so, as in language models (vocabularies of
 32K and 152K, largest logits of 10 to 27, temperatures 0.35 to 1; over the masked tokens it reaches 0.17 and 0.023). In
 float32 it is about 1e-6, and an engine that rounds to half the bits is told from one that does not. Beyond LIMITS it is
-no rounding; a quarter of them is worth a word. A temperature of 1 for 0.6 makes about half the tokens' mean surprisal.
+no rounding; a quarter of them is worth a word. A temperature of 1 for 0.6 makes about half the tokens' mean nll.
 """
 
 from __future__ import annotations

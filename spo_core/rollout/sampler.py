@@ -18,10 +18,10 @@ from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State
 from spo_core.system.progress import Progress
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
-Pieces = Callable[[np.ndarray], Sequence[str]]  # token ids of a response -> the text each of them adds
-Reward = Callable[[str, np.ndarray, Finish], float]  # (question id, token ids of a completion, its finish)
+TokenTexts = Callable[[np.ndarray], Sequence[str]]  # token ids of a response -> the text each of them adds
+Reward = Callable[[str, np.ndarray, FinishReason], float]  # (question id, token ids of a completion, its finish)
 
 
 class Sampler:
@@ -41,7 +41,7 @@ class Sampler:
         seed: int,
         iteration: int,
         version: int,
-        pieces: Pieces | None = None,
+        pieces: TokenTexts | None = None,
         reward: Reward | None = None,
         stop: Stop | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class Sampler:
             path = path[: prompt + end]
             completion = completion.cut(len(path) - len(request.prefix))
         ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth
-        finish = Finish.STOP if completion.stopped else Finish.LENGTH if ended else Finish.SEGMENT
+        finish = FinishReason.STOP if completion.stopped else FinishReason.LENGTH if ended else FinishReason.SEGMENT
         if isinstance(self._valued, AdaptiveMonteCarlo):
             self._record(request, path, finish)
         if self.credit.partition.type in CUT_TYPES and request.trainable:
@@ -145,7 +145,7 @@ class Sampler:
         ]
         self._submit(children, keep=not last or partition.type in CUT_TYPES)
 
-    def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: Finish) -> None:
+    def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: FinishReason) -> None:
         """Turn a response into a spine of segments, and have the state at every cutpoint valued."""
         partition, tree = self.credit.partition, request.tree
         assert isinstance(partition, CutPartition)
@@ -155,7 +155,7 @@ class Sampler:
         states = [tree.prompt_state()] if -1 in cuts else []
         parent, place = request.parent, request.place
         for start, stop in segment_bounds(len(ids), cuts):
-            end = Finish.SEGMENT if stop < len(ids) else finish
+            end = FinishReason.SEGMENT if stop < len(ids) else finish
             parent = tree.add(Node.sampled(parent, ids[start:stop], logprobs[start:stop], end), place)
             place = 0
             if stop < len(ids):
@@ -181,7 +181,7 @@ class Sampler:
             if state.parent_request is not None:
                 self._children[state.parent_request] += 1  # its cache stays until the group is decided
 
-    def _record(self, request: OpenRequest, path: np.ndarray, finish: Finish) -> None:
+    def _record(self, request: OpenRequest, path: np.ndarray, finish: FinishReason) -> None:
         """Grade what finished and let it count in the question's group of states."""
         assert self.reward
         tree, prompt = request.tree, len(request.tree.prompt.token_ids)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spo_core.rollout.decoding import make_decode
-from spo_core.rollout.token_texts import UNFINISHED, token_pieces
+from spo_core.rollout.token_texts import UNFINISHED, token_texts
 
 MARGIN = 8  # characters; more than a decoder drops at its beginning or writes for an unfinished character
 
@@ -62,7 +62,7 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
         if not held(text):
             return None
         if byte_tokens and UNFINISHED in text:  # a run of bytes may lose its text to its last one
-            pieces = token_pieces(tokenizer, ids[begin:])
+            pieces = token_texts(tokenizer, ids[begin:])
             whole = "".join(pieces)
             stops = [at + len(string) for string in strings if (at := whole.find(string, place)) >= 0]
             return begin + int(np.searchsorted(np.cumsum([len(p) for p in pieces]), min(stops))) + 1 if stops else None

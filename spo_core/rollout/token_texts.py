@@ -8,7 +8,7 @@ from typing import Any
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character yet
 
 
-def token_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
+def token_texts(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
     """Texts that concatenate to the decoded tokens, one a token; special tokens are empty.
 
     A character whose bytes span tokens belongs to the token that completes it, and the others are empty. Each token is

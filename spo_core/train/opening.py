@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams, Params
 from spo_core.errors import ConfigError, RunError
-from spo_core.learn.backend import Learner, TorchBackend
+from spo_core.learn.backend import TorchBackend, TrainerHandle
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
 from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
@@ -27,9 +27,9 @@ from spo_core.runs.directory import RunDirectory, open_run
 from spo_core.train.checkpoints import restore, restore_rollouts
 from spo_core.train.identity import check_length, policy_device, training_run
 from spo_core.train.questions import fitting_questions
-from spo_core.train.sampling import Site
+from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
-from spo_core.train.shards import MapParts, Parts
+from spo_core.train.shards import MapShards, Shards
 from spo_core.verify.verifier import Verifier
 
 _OPEN: dict[Path, Session] = {}
@@ -50,14 +50,14 @@ def open_session(
     *,
     replay: str | None = None,
     rollouts_only: bool = False,
-    map_parts: MapParts | None = None,
+    map_shards: MapShards | None = None,
 ) -> Iterator[Session]:
     """Lock the run's directory and load what it needs, from its newest complete checkpoint if it has one.
 
     ``replay`` is the directory of recorded rollouts to train on; with ``rollouts_only`` the policy stays as it is.
-    ``map_parts`` has questions sampled in parts: by the cluster that ``run.task_runner`` names.
+    ``map_shards`` has questions sampled in parts: by the cluster that ``run.task_runner`` names.
     """
-    if (map_parts is None) != (params.run.task_runner.type == "local"):
+    if (map_shards is None) != (params.run.task_runner.type == "local"):
         raise ConfigError(
             f"run.task_runner {params.run.task_runner.type}: open the session with a cluster of that type"
         )
@@ -66,7 +66,7 @@ def open_session(
     torch.set_num_threads(params.run.threads)
     with open_run(paths.work, planned.stage, planned.identity, paths.root, params.run.name) as run:
         check_length(run, params)
-        current = _load(params, paths, run, planned.learn, map_parts)
+        current = _load(params, paths, run, planned.learn, map_shards)
         try:
             current.recorded = planned.recorded
             assert planned.learn.max_logprob_gap is not None
@@ -86,7 +86,7 @@ def open_session(
                     closing.callback(part.close)
 
 
-def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, map_parts: MapParts | None) -> Session:
+def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, map_shards: MapShards | None) -> Session:
     problem = problem_set(params.data)
     rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
@@ -101,12 +101,12 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     model.to(policy_device(params))  # type: ignore[arg-type]
     working = working_copy(model, learn)
     policy = paths.checkpoint("warmup")
-    rollouts: Site | Parts
-    if map_parts is not None:
-        rollouts = Parts(run.path, params, policy, model, map_parts)
+    rollouts: RolloutWorker | Shards
+    if map_shards is not None:
+        rollouts = Shards(run.path, params, policy, model, map_shards)
     else:
         engine = make_engine(params, working, tokenizer, policy=policy, folder=run.path / "engine")
-        rollouts = Site(params, problem, Verifier(params.verify), working, tokenizer, engine, prompts)
+        rollouts = RolloutWorker(params, problem, Verifier(params.verify), working, tokenizer, engine, prompts)
     try:
         trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, working, run)
     except BaseException:
@@ -119,7 +119,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
 
 def _learner(
     params: Params, policy: Path, model: PreTrainedModel, working: PreTrainedModel, run: RunDirectory
-) -> Learner:
+) -> TrainerHandle:
     """``policy``: the folder of ``model``, and of the reference policy where there is one."""
     temperature, seed, longest = params.rollout.temperature, params.run.seed, params.rollout.longest_context
     penalty = params.learn.kl.type == "penalty"

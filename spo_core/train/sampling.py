@@ -19,9 +19,9 @@ from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.probe import LogprobGap, check_gap, probe
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.stops import stop_at
-from spo_core.rollout.token_texts import token_pieces
+from spo_core.rollout.token_texts import token_texts
 from spo_core.system.progress import Progress
-from spo_core.tree import Finish, RolloutTree
+from spo_core.tree import FinishReason, RolloutTree
 from spo_core.verify import Outcome
 from spo_core.verify.reward import Response
 from spo_core.verify.verifier import Verifier
@@ -35,7 +35,7 @@ VALIDATION = CreditParams(  # whole responses
 
 
 @dataclass(slots=True)
-class Site:
+class RolloutWorker:
     """Where questions are sampled: the policy and the engine that serves it, and what grades."""
 
     params: Params
@@ -102,7 +102,7 @@ class Sampled:
 
 
 def sample(
-    site: Site,
+    worker: RolloutWorker,
     rows: Sequence[Question],
     *,
     iteration: int,
@@ -110,40 +110,40 @@ def sample(
     validation: bool = False,
     progress: Progress | None = None,
 ) -> Sampled:
-    """One graded tree a question, with the weights of ``site.model``, whose version is named; with ``validation`` one
+    """One graded tree a question, with the weights of ``worker.model``, whose version is named; with ``validation`` one
     whole response a question. Raises EngineError where a probe says that the engine serves other weights."""
-    prompts = [site.prompt(row) for row in rows]
+    prompts = [worker.prompt(row) for row in rows]
     asked = {row.question_id: (row, len(p.token_ids)) for row, p in zip(rows, prompts, strict=True)}
-    gap, sync_seconds, probe_seconds = sync_policy(site, prompts, version)
-    rollout = site.rollout_params(iteration)
-    stop = stop_at(site.tokenizer, site.problem.template.stop)
-    seed = site.params.run.seed
+    gap, sync_seconds, probe_seconds = sync_policy(worker, prompts, version)
+    rollout = worker.rollout_params(iteration)
+    stop = stop_at(worker.tokenizer, worker.problem.template.stop)
+    seed = worker.params.run.seed
     if validation:
         rollout = rollout.model_copy(update={"branch_factors": (1,)})
         sampler = Sampler(
-            site.engine, rollout, VALIDATION, seed=seed, iteration=-iteration, version=iteration, stop=stop
+            worker.engine, rollout, VALIDATION, seed=seed, iteration=-iteration, version=iteration, stop=stop
         )
     else:
         sampler = Sampler(
-            site.engine,
+            worker.engine,
             rollout,
-            site.params.credit,
+            worker.params.credit,
             seed=seed,
             iteration=iteration,
             version=version,
-            pieces=lambda ids: token_pieces(site.tokenizer, ids),
-            reward=lambda question, ids, finish: _grade(site, [(ids, finish, *asked[question])], rollout)[0][0],
+            pieces=lambda ids: token_texts(worker.tokenizer, ids),
+            reward=lambda question, ids, finish: _grade(worker, [(ids, finish, *asked[question])], rollout)[0][0],
             stop=stop,
         )
     grown = sampler.grow(prompts, progress)
-    site.engine.sleep()
+    worker.engine.sleep()
     started = time.perf_counter()
-    trees = grade_trees(site, grown, rows, rollout, validation=validation)
+    trees = grade_trees(worker, grown, rows, rollout, validation=validation)
     counts = Counts(
         gap.mean,
         gap.largest,
         gap.tokens,
-        site.engine.restarts,
+        worker.engine.restarts,
         sampler.generated_tokens,
         sampler.prefix_tokens,
         sampler.cached_tokens,
@@ -167,27 +167,27 @@ def merge_counts(parts: Sequence[Counts]) -> Counts:
     return Counts(gap_mean=mean, gap_tokens=tokens, **largest, **totals)
 
 
-def sync_policy(site: Site, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
+def sync_policy(worker: RolloutWorker, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
     """Have the engine serve the present weights, and raise EngineError where a probe says that it does not; the gap,
     and the seconds of both."""
     started = time.perf_counter()
-    rollout = site.params.rollout
-    site.engine.policy_changed(version)
+    rollout = worker.params.rollout
+    worker.engine.policy_changed(version)
     synced = time.perf_counter()
     gap = probe(
-        site.engine,
-        site.model,
+        worker.engine,
+        worker.model,
         prompts,
         context_length=rollout.shortest_context,
         temperature=rollout.temperature,
-        seed=site.params.run.seed,
+        seed=worker.params.run.seed,
     )
-    check_gap(gap, gap_limit(site.params), version)
+    check_gap(gap, gap_limit(worker.params), version)
     return gap, synced - started, time.perf_counter() - synced
 
 
 def grade_trees(
-    site: Site,
+    worker: RolloutWorker,
     trees: Sequence[RolloutTree],
     rows: Sequence[Question],
     rollout: RolloutParams,
@@ -202,7 +202,7 @@ def grade_trees(
         for index, tokens in tree.completions()
         if not tree.children[index]
     )
-    graded = iter(_grade(site, ended, rollout, validation=validation))
+    graded = iter(_grade(worker, ended, rollout, validation=validation))
     rewarded = []
     for tree in trees:
         found = {i: next(graded) for i in tree.depth_first if not tree.children[i]}
@@ -211,23 +211,25 @@ def grade_trees(
 
 
 def _grade(
-    site: Site,
-    completions: Iterable[tuple[np.ndarray, Finish, Question, int]],
+    worker: RolloutWorker,
+    completions: Iterable[tuple[np.ndarray, FinishReason, Question, int]],
     rollout: RolloutParams,
     *,
     validation: bool = False,
 ) -> list[tuple[float, Outcome]]:
     """Reward and outcome of completions with their prompts' lengths; all at once, so that workers share them."""
-    skip, decode = rollout.truncated == "zero", make_decode(site.tokenizer)
-    verifier = site.verifier
-    found: list[tuple[str, Finish, Question, int, int]] = []
+    skip, decode = rollout.truncated == "zero", make_decode(worker.tokenizer)
+    verifier = worker.verifier
+    found: list[tuple[str, FinishReason, Question, int, int]] = []
     for ids, finish, row, prompt in completions:  # decoded now: the tokens may be a view that the next overwrites
-        read = verifier.rewards.reads_texts or not (skip and finish is Finish.LENGTH)
+        read = verifier.rewards.reads_texts or not (skip and finish is FinishReason.LENGTH)
         limit = min(rollout.context_length - prompt, rollout.max_completion_tokens or rollout.context_length)
         found.append((decode(ids) if read else "", finish, row, len(ids), limit))
-    asked = [(text, row.answer) for text, finish, row, *_ in found if not (skip and finish is Finish.LENGTH)]
-    verdicts = iter(verifier.grade(site.problem, asked))
-    outcomes = [Outcome.TRUNCATED if skip and f is Finish.LENGTH else next(verdicts).outcome for _, f, *_ in found]
+    asked = [(text, row.answer) for text, finish, row, *_ in found if not (skip and finish is FinishReason.LENGTH)]
+    verdicts = iter(verifier.grade(worker.problem, asked))
+    outcomes = [
+        Outcome.TRUNCATED if skip and f is FinishReason.LENGTH else next(verdicts).outcome for _, f, *_ in found
+    ]
     if validation:
         return [(verifier.rewards.of_outcome(outcome), outcome) for outcome in outcomes]
     pairs = zip(found, outcomes, strict=True)

@@ -11,15 +11,15 @@ from typing import Any
 
 from spo_core.config import Params
 from spo_core.credit import Credit
-from spo_core.learn.backend import Learner
+from spo_core.learn.backend import TrainerHandle
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
 from spo_core.system.progress import Progress
 from spo_core.train.identity import NO_LIMIT
 from spo_core.train.recorded import Recorded
-from spo_core.train.sampling import Sampled, Site
-from spo_core.train.shards import Parts
+from spo_core.train.sampling import RolloutWorker, Sampled
+from spo_core.train.shards import Shards
 from spo_core.tree import RolloutTree
 
 
@@ -56,9 +56,9 @@ class Session:
     working: Any
     """What is sampled from and computed with in this process: ``model`` or a rounded copy of it."""
     tokenizer: Any
-    rollouts: Site | Parts
+    rollouts: RolloutWorker | Shards
     """Samples and grades: this process, or others that each take a part of the questions."""
-    trainer: Learner
+    trainer: TrainerHandle
     replay: ReplayBuffer
     iteration: int = 0
     generated_tokens: int = 0

@@ -1,12 +1,12 @@
 """An iteration's questions in parts, each sampled and graded by a process of its own that sees the run's directory.
 
 work/<run>/cluster/
-  site.json                params, the folders of tokenizer and architecture and of the project, digests of the code
+  worker.json                params, the folders of tokenizer and architecture and of the project, digests of the code
   weights-<digest>.safetensors   of the policy, float32; the newest alone
   <random>/0/              one part: questions.json, and what its worker leaves: trees.parquet, sampled.json
 
-The flow's side is ``Parts``, a worker's is ``sample_part``. Seeds are derived from question and node, so that trees do
-not depend on the division beyond the rounding of batches of other sizes.
+The flow's side is ``Shards``, a worker's is ``sample_shard``. Seeds are derived from question and node, so that
+trees do not depend on the division beyond the rounding of batches of other sizes.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from spo_core.system.plugins import open_project, project
 from spo_core.system.progress import Progress
 from spo_core.train.doors import sources
 from spo_core.train.identity import policy_device
-from spo_core.train.sampling import Counts, Sampled, Site, merge_counts, sample
+from spo_core.train.sampling import Counts, RolloutWorker, Sampled, merge_counts, sample
 from spo_core.tree import read_trees, write_trees
 from spo_core.verify.verifier import Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What a worker is told. ``weights`` is a file of ``site``'s folder, ``digest`` its SHA-256; ``folder`` holds the
+class QuestionShard:
+    """What a worker is told. ``weights`` is a file of ``worker``'s folder, ``digest`` its SHA-256; ``folder`` holds the
     questions and gets the trees."""
 
-    site: str
+    worker: str
     weights: str
     digest: str
     version: int
@@ -62,34 +62,36 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class PartDone:
+class ShardDone:
     """Responses and generated tokens of one part."""
 
     responses: int
     tokens: int
 
 
-MapParts = Callable[[Sequence[Part]], Iterable[PartDone]]  # has all sampled by sample_part; in the order given
+MapShards = Callable[
+    [Sequence[QuestionShard]], Iterable[ShardDone]
+]  # has all sampled by sample_shard; in the order given
 
 
-class Parts:
+class Shards:
     """Hands the policy over and divides questions; one for a session, whose run directory ``run`` is.
 
-    ``policy``: a folder with the architecture and tokenizer of ``model``; ``map_parts`` has parts sampled.
+    ``policy``: a folder with the architecture and tokenizer of ``model``; ``map_shards`` has parts sampled.
     """
 
-    def __init__(self, run: Path, params: Params, policy: Path, model: PreTrainedModel, map_parts: MapParts) -> None:
+    def __init__(self, run: Path, params: Params, policy: Path, model: PreTrainedModel, map_shards: MapShards) -> None:
         self.model = model
-        self.folder, self.map_parts, self.count = (run / "cluster").resolve(), map_parts, params.run.task_runner.parts
+        self.folder, self.map_shards, self.count = (run / "cluster").resolve(), map_shards, params.run.task_runner.parts
         shutil.rmtree(self.folder, ignore_errors=True)  # of an interrupted session
         self._handed: tuple[int, Path, str] | None = None
-        site = {
+        worker = {
             "params": params.model_dump_json(),
             "policy": str(policy.resolve()),
             "code": [code_digest(*TRAINING), sources(params)],
             "project": str(project()),
         }
-        write_json(self.folder / "site.json", site)
+        write_json(self.folder / "worker.json", worker)
 
     def sample(
         self,
@@ -109,10 +111,12 @@ class Parts:
         for number, chosen in enumerate(places):
             own = folder / str(number)
             write_json(folder / f"{number}.json", [asdict(rows[i]) for i in chosen])
-            part = Part(str(self.folder / "site.json"), weights.name, found, version, str(own), iteration, validation)
+            part = QuestionShard(
+                str(self.folder / "worker.json"), weights.name, found, version, str(own), iteration, validation
+            )
             parts.append(part)
         responses = tokens = 0
-        for done in self.map_parts(parts):
+        for done in self.map_shards(parts):
             responses, tokens = responses + done.responses, tokens + done.tokens
             if progress:
                 progress(responses, tokens)
@@ -162,10 +166,10 @@ def divide(question_ids: Sequence[str], parts: int) -> list[list[int]]:
 
 @dataclass(slots=True)
 class _Open:
-    """A worker's site, kept from part to part. ``weights``: digest of those that its model has."""
+    """A worker's worker, kept from part to part. ``weights``: digest of those that its model has."""
 
     key: str
-    site: Site
+    worker: RolloutWorker
     weights: str = ""
 
 
@@ -173,37 +177,39 @@ _LOCK = threading.Lock()  # a worker may have several threads; one part at a tim
 _open: _Open | None = None
 
 
-def sample_part(part: Part) -> PartDone:
+def sample_shard(part: QuestionShard) -> ShardDone:
     """A worker's share: writes trees.parquet and sampled.json into the part's folder, as a whole.
 
     The policy stays loaded for the next part of the run. Raises RunError where this process does not see the run's
     directory, has other code than the flow, or reads other weights than were written.
     """
     with _LOCK:
-        opened = _opened(Path(part.site))
-        _load_weights(opened, Path(part.site).parent / part.weights, part.digest)
+        opened = _opened(Path(part.worker))
+        _load_weights(opened, Path(part.worker).parent / part.weights, part.digest)
         folder = Path(part.folder)
         rows = [Question(**row) for row in read_json(folder.with_suffix(".json"))]
-        sampled = sample(opened.site, rows, iteration=part.iteration, version=part.version, validation=part.validation)
+        sampled = sample(
+            opened.worker, rows, iteration=part.iteration, version=part.version, validation=part.validation
+        )
         with atomic_directory(folder) as target:
             write_trees(target / "trees.parquet", sampled.trees)
             write_json(target / "sampled.json", asdict(sampled.counts))
         responses = sum(tree.nodes[leaf].trainable for tree in sampled.trees for leaf in tree.leaves)
-        return PartDone(responses, sampled.counts.generated_tokens)
+        return ShardDone(responses, sampled.counts.generated_tokens)
 
 
-def close_site() -> None:
+def close_worker() -> None:
     """Let go of the policy, the engine and the grading processes of this process, if it sampled any part."""
     global _open
     with _LOCK:
         if _open is not None:
-            _open.site.close()
+            _open.worker.close()
             _open = None
 
 
-async def close_site_later() -> None:
-    """``close_site`` in a thread: it waits for a part under way, and a worker's event loop must not."""
-    await asyncio.to_thread(close_site)
+async def close_worker_later() -> None:
+    """``close_worker`` in a thread: it waits for a part under way, and a worker's event loop must not."""
+    await asyncio.to_thread(close_worker)
 
 
 def _opened(file: Path) -> _Open:
@@ -221,7 +227,7 @@ def _opened(file: Path) -> _Open:
     if content["code"] != [code_digest(*TRAINING), sources(params)]:
         raise RunError(f"{here}: a worker with other code than the flow; start it again from the same revision")
     if _open is not None:
-        _open.site.close()
+        _open.worker.close()
         _open = None
     torch.set_num_threads(params.run.threads)
     device = policy_device(params, worker=True)
@@ -230,8 +236,8 @@ def _opened(file: Path) -> _Open:
     model = working_copy(model.to(device), params.learn)  # type: ignore[arg-type]
     own = file.parent / f"engine-{platform.node()}-{os.getpid()}"
     engine = make_engine(params, model, tokenizer, policy=policy, folder=own)
-    site = Site(params, problem_set(params.data), Verifier(params.verify), model, tokenizer, engine)
-    _open = _Open(key, site)
+    worker = RolloutWorker(params, problem_set(params.data), Verifier(params.verify), model, tokenizer, engine)
+    _open = _Open(key, worker)
     return _open
 
 
@@ -247,6 +253,6 @@ def _load_weights(opened: _Open, path: Path, expected: str) -> None:
     opened.weights = ""
     tensors = load_file(path)
     with torch.no_grad():
-        for name, parameter in opened.site.model.named_parameters():
+        for name, parameter in opened.worker.model.named_parameters():
             parameter.copy_(tensors[name])
     opened.weights = expected

@@ -24,7 +24,7 @@ from spo_core.system.progress import Progress
 from spo_core.train.checkpoints import keep_if_best, save
 from spo_core.train.questions import draw_questions
 from spo_core.train.session import Best, Session, UnderWay
-from spo_core.tree import Finish, RolloutTree, read_trees, write_trees
+from spo_core.tree import FinishReason, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import check_failures, failed_share
 
@@ -165,7 +165,9 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
         "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
     }
     metrics |= {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
-    cut_off = sum(t.nodes[i].finish is Finish.LENGTH for t, i in leaves)  # whether or not they are graded as they are
+    cut_off = sum(
+        t.nodes[i].finish is FinishReason.LENGTH for t, i in leaves
+    )  # whether or not they are graded as they are
     return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
 
 

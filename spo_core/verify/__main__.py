@@ -25,7 +25,7 @@ FORM = '{"given": ..., "gold": ...} or {"completion": ..., "gold": ...}, of text
 def command(
     pairs: Annotated[str, typer.Argument(help=f"A file of lines {FORM}; - reads standard input.")],
     problem: Annotated[str, typer.Option("--problem-set", help="Whose answers they are.")] = "math",
-    grader: Annotated[str, typer.Option(help=", ".join(get_args(GraderName)))] = "corrected",
+    grader: Annotated[str, typer.Option(help=", ".join(get_args(GraderName)))] = "exact",
     seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Wall-clock limit for one answer.")] = 5.0,
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that compare.")] = 2,
 ) -> None:

@@ -16,7 +16,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     """Comparing took longer than ``verify.seconds``, or more memory than a worker may have."""
     SEVERAL_ANSWERS = "several_answers"
-    """More than one ``####``, which the published graders punish; grader corrected takes the last."""
+    """More than one ``####``, which the published graders punish; grader exact takes the last."""
     TRUNCATED = "truncated"
     """Cut off by a limit, so not graded (``rollout.truncated``)."""
 

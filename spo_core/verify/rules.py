@@ -27,12 +27,12 @@ QUICK = {"text", "game24", "gsm8k_strict"}  # linear in the text: compared in th
 
 def rule(problem: ProblemSet, grader: GraderName) -> str:
     """Name of the rule by which a grader compares answers to this problem set."""
-    return problem.rule if grader == "corrected" else grader
+    return problem.rule if grader == "exact" else grader
 
 
 def check_grader(problem: ProblemSet, grader: GraderName) -> None:
     """Raise ConfigError for a published grader that could find no answer of this problem set right."""
-    if grader == "corrected":
+    if grader == "exact":
         return
     if problem.rule != "math":
         raise ConfigError(f"verify.grader {grader} compares mathematics, {problem.name} is compared as {problem.rule}")

@@ -44,7 +44,7 @@ class Verifier:
         verdicts = []
         for found, text in zip(given, texts, strict=True):
             outcome = Outcome.NO_ANSWER if found is None else next(compared)
-            if grader != "corrected" and text.count("####") > 1:
+            if grader != "exact" and text.count("####") > 1:
                 outcome = Outcome.SEVERAL_ANSWERS
             verdicts.append(Verdict(outcome, found))
         return verdicts

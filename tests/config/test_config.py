@@ -134,3 +134,9 @@ def test_rewards_that_are_taken_for_probabilities_lie_between_0_and_1(overrides,
     else:
         with pytest.raises(ConfigError, match=r"verify\.rewards and verify\.reward must lie in 0\.\.1"):
             load_params(ROOT, "spo-chain", overrides)
+
+
+def test_the_exact_grader_may_still_be_called_by_its_old_name(caplog):
+    with caplog.at_level("WARNING"):
+        assert load_params(ROOT, None, ("verify.grader=corrected",)) == load_params(ROOT)
+    assert "verify.grader: corrected is called exact now" in caplog.text

@@ -12,7 +12,7 @@ from spo_core.config import CreditParams
 from spo_core.credit import assign_credit, segment_credit
 from spo_core.credit.partition import cutpoints, segment_bounds
 from spo_core.credit.value import monte_carlo, shared_monte_carlo
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 CHAIN = CreditParams(
     partition={"type": "cutpoints", "prob_threshold": 0.9, "interval": 1},
@@ -29,7 +29,8 @@ def chain(probabilities: list[float], fans: dict[int, list[int]], reward: float,
 
     def add_fan(node: int, cut: int) -> None:
         nodes.extend(
-            Node.sampled(node, [9], [-1.0], Finish.STOP, trainable=False, reward=float(r)) for r in fans.get(cut, [])
+            Node.sampled(node, [9], [-1.0], FinishReason.STOP, trainable=False, reward=float(r))
+            for r in fans.get(cut, [])
         )
 
     add_fan(0, -1)
@@ -37,7 +38,7 @@ def chain(probabilities: list[float], fans: dict[int, list[int]], reward: float,
     for start, stop in segment_bounds(len(probabilities), cutpoints(logprobs, 0.9, interval)):
         last = stop == len(probabilities)
         ids = [3 + t for t in range(start, stop)]
-        finish, earned = (Finish.STOP, reward) if last else (Finish.SEGMENT, math.nan)
+        finish, earned = (FinishReason.STOP, reward) if last else (FinishReason.SEGMENT, math.nan)
         nodes.append(Node.sampled(parent, ids, logprobs[start:stop], finish, reward=earned))
         parent = len(nodes) - 1
         if not last:
@@ -102,7 +103,7 @@ def random_question(rng: np.random.Generator, responses: int) -> RolloutTree:
             ids = [*rng.integers(3, 5, length - done), 2]
             nodes.append(
                 Node.sampled(
-                    node, ids, -np.ones(len(ids)), Finish.STOP, trainable=False, reward=float(rng.integers(0, 2))
+                    node, ids, -np.ones(len(ids)), FinishReason.STOP, trainable=False, reward=float(rng.integers(0, 2))
                 )
             )
 
@@ -112,11 +113,11 @@ def random_question(rng: np.random.Generator, responses: int) -> RolloutTree:
         parent, done = 0, 0
         for cut in sorted(rng.choice(np.arange(1, length), 2, replace=False)):
             ids = rng.integers(3, 5, cut - done)
-            nodes.append(Node.sampled(parent, ids, -np.ones(len(ids)), Finish.SEGMENT))
+            nodes.append(Node.sampled(parent, ids, -np.ones(len(ids)), FinishReason.SEGMENT))
             parent, done = len(nodes) - 1, int(cut)
             fan(parent, done)
         ids = [*rng.integers(3, 5, length - done), 2]
-        nodes.append(Node.sampled(parent, ids, -np.ones(len(ids)), Finish.STOP, reward=float(rng.integers(0, 2))))
+        nodes.append(Node.sampled(parent, ids, -np.ones(len(ids)), FinishReason.STOP, reward=float(rng.integers(0, 2))))
     return RolloutTree("q", tuple(nodes))
 
 
@@ -185,8 +186,8 @@ def test_shared_values_are_their_definition(seed, responses):
 def test_equal_states_have_equal_values_though_one_alone_has_a_fan():
     nodes = [Node.prompt([1])]
     for _ in range(2):
-        nodes.append(Node.sampled(0, [4], [-1], Finish.SEGMENT))
-        nodes.append(Node.sampled(len(nodes) - 1, [2], [-1], Finish.STOP, reward=1.0))
-    nodes += [Node.sampled(1, [2], [-1], Finish.STOP, trainable=False, reward=r) for r in (1.0, 0.0, 0.0, 0.0)]
+        nodes.append(Node.sampled(0, [4], [-1], FinishReason.SEGMENT))
+        nodes.append(Node.sampled(len(nodes) - 1, [2], [-1], FinishReason.STOP, reward=1.0))
+    nodes += [Node.sampled(1, [2], [-1], FinishReason.STOP, trainable=False, reward=r) for r in (1.0, 0.0, 0.0, 0.0)]
     values = shared_monte_carlo(RolloutTree("q", tuple(nodes)))
     assert math.isnan(values[0]) and values[[1, 3]].tolist() == [0.25, 0.25]

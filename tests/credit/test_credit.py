@@ -13,7 +13,7 @@ from spo_core.credit.advantage import best_of_k_progress, difference, group_norm
 from spo_core.credit.mask import token_mask
 from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
 from spo_core.errors import DataError, TrainingError
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
 TREE = CreditParams(
@@ -25,7 +25,7 @@ TREE = CreditParams(
 
 
 def group(rewards: list[float]) -> RolloutTree:
-    leaves = (Node.sampled(0, [5], [-0.5], Finish.STOP, reward=r) for r in rewards)
+    leaves = (Node.sampled(0, [5], [-0.5], FinishReason.STOP, reward=r) for r in rewards)
     return RolloutTree("q", (Node.prompt([1]), *leaves))
 
 
@@ -98,9 +98,9 @@ def test_group_normalized_divides_the_difference_by_the_siblings_population_std(
 def two_levels() -> RolloutTree:
     """V(prompt) = 0.5; children worth 0.5 (from 1, 0) and 0.5 (from 0.5, 0.5)."""
     nodes = [Node.prompt([1])]
-    nodes += [Node.sampled(0, [4], [-1], Finish.SEGMENT) for _ in range(2)]
-    nodes += [Node.sampled(1, [2], [-1], Finish.STOP, reward=r) for r in (1.0, 0.0)]
-    nodes += [Node.sampled(2, [2], [-1], Finish.STOP, reward=0.5) for _ in range(2)]
+    nodes += [Node.sampled(0, [4], [-1], FinishReason.SEGMENT) for _ in range(2)]
+    nodes += [Node.sampled(1, [2], [-1], FinishReason.STOP, reward=r) for r in (1.0, 0.0)]
+    nodes += [Node.sampled(2, [2], [-1], FinishReason.STOP, reward=0.5) for _ in range(2)]
     return RolloutTree("q", tuple(nodes))
 
 
@@ -140,14 +140,16 @@ def chain(first_cut_at_prompt: bool) -> RolloutTree:
     """One trajectory of three segments; fans worth 0.5 at the prompt (if valued), 0.25 and 0.75 at the two cuts."""
     nodes = [Node.prompt([1])]
     if first_cut_at_prompt:
-        nodes += [Node.sampled(0, [9], [-1], Finish.STOP, trainable=False, reward=r) for r in (1.0, 0.0)]
+        nodes += [Node.sampled(0, [9], [-1], FinishReason.STOP, trainable=False, reward=r) for r in (1.0, 0.0)]
     spine = []
     for rewards in ((1, 0, 0, 0), (1, 1, 1, 0)):
         parent = spine[-1] if spine else 0
         spine.append(len(nodes))
-        nodes.append(Node.sampled(parent, [4, 5], [-0.01, -2.0], Finish.SEGMENT))
-        nodes += [Node.sampled(spine[-1], [9], [-1], Finish.STOP, trainable=False, reward=float(r)) for r in rewards]
-    nodes.append(Node.sampled(spine[-1], [6, 2], [-2.0, -0.01], Finish.STOP, reward=1.0))
+        nodes.append(Node.sampled(parent, [4, 5], [-0.01, -2.0], FinishReason.SEGMENT))
+        nodes += [
+            Node.sampled(spine[-1], [9], [-1], FinishReason.STOP, trainable=False, reward=float(r)) for r in rewards
+        ]
+    nodes.append(Node.sampled(spine[-1], [6, 2], [-2.0, -0.01], FinishReason.STOP, reward=1.0))
     return RolloutTree("q", tuple(nodes))
 
 
@@ -195,16 +197,16 @@ def deep_tree(rollouts: bool) -> RolloutTree:
 
     def fan(parent: int) -> None:
         if rollouts:
-            fans = (Node.sampled(parent, [9], [-1], Finish.STOP, trainable=False, reward=r) for r in (1.0, 0.0))
+            fans = (Node.sampled(parent, [9], [-1], FinishReason.STOP, trainable=False, reward=r) for r in (1.0, 0.0))
             nodes.extend(fans)
 
     fan(0)
-    nodes.append(Node.sampled(0, [6], [-1], Finish.STOP, reward=1.0))
+    nodes.append(Node.sampled(0, [6], [-1], FinishReason.STOP, reward=1.0))
     for _ in range(2):
-        nodes.append(Node.sampled(0, [4 + len(nodes)], [-1], Finish.SEGMENT))
+        nodes.append(Node.sampled(0, [4 + len(nodes)], [-1], FinishReason.SEGMENT))
         parent = len(nodes) - 1
         fan(parent)
-        nodes.extend(Node.sampled(parent, [2], [-1], Finish.STOP, reward=r) for r in (1.0, 0.0))
+        nodes.extend(Node.sampled(parent, [2], [-1], FinishReason.STOP, reward=r) for r in (1.0, 0.0))
     return RolloutTree("q", tuple(nodes))
 
 

@@ -19,7 +19,7 @@ from spo_core.config import LearnParams, PolicyShape, load_params
 from spo_core.estimate.memory import count_parameters, estimate_memory
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.tree_batch import TrainedSegments, layout
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import ROOT
 
 SHAPE = PolicyShape(layers=4, hidden_size=128, intermediate_size=256, heads=4, kv_heads=4, vocabulary=64)
@@ -72,7 +72,7 @@ def held(params: LearnParams, make_backend) -> dict[str, float]:
     before = alive()
     backend = make_backend(make_model(), None, params)
     count = count_parameters(SHAPE)
-    nodes = (Node.prompt([3, 4, 5]), Node.sampled(0, [5, 6], [-1, -1], Finish.STOP, reward=1.0))
+    nodes = (Node.prompt([3, 4, 5]), Node.sampled(0, [5, 6], [-1, -1], FinishReason.STOP, reward=1.0))
     segments = TrainedSegments(RolloutTree("q", nodes), (np.zeros(3, bool), np.ones(2, bool)))
     gradients = 0
     for _ in range(2):

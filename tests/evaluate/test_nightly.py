@@ -140,7 +140,7 @@ def test_two_nights_at_once_are_refused(paths, params):
         pass
 
 
-def graded(folder: Path, *correct: float, samples: int = 4, grader: str = "corrected") -> Evaluated:
+def graded(folder: Path, *correct: float, samples: int = 4, grader: str = "exact") -> Evaluated:
     """A cell in which question i was answered correctly that often, of ``samples`` times."""
     rows = [
         Sample(f"q{i}", n, "#### 1", "1", "1", Outcome.CORRECT if n < share * samples else Outcome.WRONG, "correct", 9)
@@ -275,7 +275,7 @@ def test_what_does_not_compare_has_its_reason_and_is_no_fall(paths, params, tmp_
     now = graded(
         tmp_path / "v",
         *([0.0] * (1 if what == "one question" else 7 if what == "other questions" else 8)),
-        grader="minerva" if what == "other grader" else "corrected",
+        grader="minerva" if what == "other grader" else "exact",
     )
     cell = night(paths, params, 20, now).cells[CELL]
     assert cell.not_compared and not cell.fell and cell.standard_error is None

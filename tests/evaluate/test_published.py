@@ -31,7 +31,7 @@ def score(problem_set="math", context_length=2048, check: CrossCheck | None = CH
         context_length=context_length,
         prompt_digest="a",
         answer_digest="b",
-        grader="corrected",
+        grader="exact",
         engine="vllm",
         dtype="bfloat16",
         versions={},
@@ -115,7 +115,7 @@ def test_values_of_the_figure_count_in_our_errors_alone():
     assert chain.standard_errors == pytest.approx((0.7 - 0.567) / 0.02)
     assert "figure" in chain.note and "our standard errors alone" in chain.note
     ours = {reason for row in rows.values() for reason in row.not_comparable}
-    assert any(r.startswith("other prompts") for r in ours) and "grader: corrected here, gsm8k_strict there" in ours
+    assert any(r.startswith("other prompts") for r in ours) and "grader: exact here, gsm8k_strict there" in ours
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_models_with_prompts_of_their_own_do_not_compare(problem_set):
         ({"temperature": 1.0}, "temperature: 1.0 here, 0.6 there"),
         ({"top_p": 1.0}, "top_p: 1.0 here, 0.95 there"),
         ({"questions": 20}, "questions: 20 here, 500 there"),
-        ({"check": None}, "no verdicts of lighteval's metric, so ours is by grader corrected"),
+        ({"check": None}, "no verdicts of lighteval's metric, so ours is by grader exact"),
         ({"check": replace(CHECK, timeouts=6)}, "lighteval's metric did not finish with 6 of our completions"),
     ],
 )

@@ -38,7 +38,7 @@ ANSWERS = [
     Answers("q0", [4], ["3+4=7\n#### 7", "3+4=7\n#### 7"], [8, 9], [True, False]),
 ]
 PROTOCOL = Protocol(
-    "arithmetic", 9, 2, 2, 1.0, 0.95, "0" * 64, "1" * 64, "corrected", "transformers", "float32", {"torch": "2"}
+    "arithmetic", 9, 2, 2, 1.0, 0.95, "0" * 64, "1" * 64, "exact", "transformers", "float32", {"torch": "2"}
 )
 PROMPT_HASH = lighteval_prompt_hash([PROBLEM.prompt(row.question) for row in ROWS])
 
@@ -164,6 +164,8 @@ def test_shares_and_tokens_are_those_of_all_completions(data, questions, samples
     permuted = score([row[::-1] for row in rows[::-1]])
     assert permuted.accuracy == found.accuracy and permuted.tokens == found.tokens
     assert CellScore.from_json(found.to_json()) == found
+    old = found.to_json().replace('"grader": "exact"', '"grader": "corrected"')
+    assert old != found.to_json() and CellScore.from_json(old) == found  # its name before
 
 
 def test_prompts_must_be_those_of_training():

@@ -157,15 +157,15 @@ def test_a_dask_cluster_at_an_address_is_used_and_left_as_it_was(monkeypatch):
         monkeypatch.setattr("tasks.cluster.FIRST_WORKER", 60)
         theirs.scale(1)
         closed: list[str] = []
-        site = SimpleNamespace(close=lambda: closed.append("site"))
-        monkeypatch.setattr(shards, "_open", shards._Open("", site))
+        worker = SimpleNamespace(close=lambda: closed.append("worker"))
+        monkeypatch.setattr(shards, "_open", shards._Open("", worker))
         with shards._LOCK:  # as by a part under way, in this very process
             with cluster(address) as workers:
                 assert workers.runner is not None
             with cluster(address) as workers:
                 assert workers.runner.client.submit(abs, -1).result(timeout=60) == 1
             assert closed == []
-        until(lambda: closed == ["site"])
+        until(lambda: closed == ["worker"])
         assert theirs.workers and shards._open is None
 
 

@@ -21,7 +21,7 @@ from spo_core.runs.directory import RunDirectory
 from spo_core.runs.lineage import trace
 from spo_core.system.files import folder_digest, write_json
 from tasks import versioning
-from tasks.limits import gpu_slot
+from tasks.limits import concurrency_slot
 from tasks.records import RunSpec
 from tests.conftest import ROOT
 from tests.flows.conftest import run_module
@@ -153,7 +153,7 @@ def test_the_server_s_limit_is_held_and_a_taken_one_stops_no_training(run, envir
     monkeypatch.setattr(versioning, "PATIENCE", 1.0)
     ask(environment, "v2/concurrency_limits/", {"name": versioning.DVC_LIMIT, "limit": 1})
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
-        with gpu_slot(versioning.DVC_LIMIT):
+        with concurrency_slot(versioning.DVC_LIMIT):
             version(run)
         assert "no slot became free" in caplog.text and not pointer(run, 2).exists()
         version(run)

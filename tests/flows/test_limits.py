@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import limits
-from tasks.limits import LimitBusy, give_way, gpu_slot
+from tasks.limits import LimitBusy, concurrency_slot, give_way
 from tests.flows.test_deploy import ask
 
 pytestmark = pytest.mark.slow
@@ -36,10 +36,10 @@ def taken(server: dict, name: str) -> int:
 
 
 def test_a_slot_is_held_and_given_back(server, limit):
-    with gpu_slot(limit):
+    with concurrency_slot(limit):
         assert taken(server, limit) == 1
     assert taken(server, limit) == 0
-    with pytest.raises(ZeroDivisionError), gpu_slot(limit):
+    with pytest.raises(ZeroDivisionError), concurrency_slot(limit):
         raise ZeroDivisionError
     assert taken(server, limit) == 0
 
@@ -48,10 +48,10 @@ def test_who_comes_second_waits_and_says_so(limit, caplog):
     order = []
 
     def second() -> None:
-        with gpu_slot(limit):
+        with concurrency_slot(limit):
             order.append("second")
 
-    with gpu_slot(limit):
+    with concurrency_slot(limit):
         thread = threading.Thread(target=contextvars.copy_context().run, args=(second,))
         thread.start()
         time.sleep(3)
@@ -62,12 +62,16 @@ def test_who_comes_second_waits_and_says_so(limit, caplog):
 
 
 def test_after_the_timeout_it_gives_up(limit):
-    with gpu_slot(limit), pytest.raises(LimitBusy, match="no slot became free in 1 s"), gpu_slot(limit, 1.0):
+    with (
+        concurrency_slot(limit),
+        pytest.raises(LimitBusy, match="no slot became free in 1 s"),
+        concurrency_slot(limit, 1.0),
+    ):
         pytest.fail("it was taken")
 
 
 def test_a_timeout_of_the_block_itself_is_not_taken_for_a_busy_limit(server, limit):
-    with pytest.raises(TimeoutError, match="mine"), gpu_slot(limit, 5.0):
+    with pytest.raises(TimeoutError, match="mine"), concurrency_slot(limit, 5.0):
         raise TimeoutError("mine")
     assert taken(server, limit) == 0
 
@@ -75,7 +79,7 @@ def test_a_timeout_of_the_block_itself_is_not_taken_for_a_busy_limit(server, lim
 @pytest.mark.parametrize("name", [None, "no-such-limit"])
 def test_without_the_limit_nothing_is_held_or_said(server, name, caplog):
     before = ask(server, "v2/concurrency_limits/filter", {})
-    with gpu_slot(name), gpu_slot(name):
+    with concurrency_slot(name), concurrency_slot(name):
         pass
     give_way(name)
     said = [record for record in caplog.records if not record.name.startswith("prefect")]  # its threads outlive a test
@@ -84,12 +88,12 @@ def test_without_the_limit_nothing_is_held_or_said(server, name, caplog):
 
 def test_without_a_named_server_nothing_is_held(environment, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with temporary_settings(restore_defaults={PREFECT_API_URL}), gpu_slot("gpu"):
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), concurrency_slot("gpu"):
         pass
 
 
 def test_a_server_that_went_away_does_not_fail_the_block(server, limit, caplog):
-    with gpu_slot(limit):
+    with concurrency_slot(limit):
         lost = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
         lost.__enter__()
     lost.__exit__(None, None, None)
@@ -105,5 +109,5 @@ def test_one_who_takes_it_again_gives_way_to_others(server, limit, monkeypatch):
         give_way(limit)
         assert least <= time.monotonic() - started < most
     monkeypatch.setattr(limits, "GIVE_WAY", 60)
-    with gpu_slot(limit):
+    with concurrency_slot(limit):
         give_way(limit)

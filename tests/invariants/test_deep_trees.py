@@ -26,7 +26,7 @@ from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.system.files import write_json
 from spo_core.train.recorded import _check_trees
 from spo_core.train.steps import rollout_metrics
-from spo_core.tree import Finish, Node, RolloutTree, read_trees, write_trees
+from spo_core.tree import FinishReason, Node, RolloutTree, read_trees, write_trees
 from tests.observe.examples import decode, inputs
 
 SEGMENTS = 5000
@@ -56,11 +56,13 @@ def spine(beside: str) -> RolloutTree:
     for depth in range(SEGMENTS):
         last = depth + 1 == SEGMENTS
         end = {"reward": 1.0, "outcome": "correct"} if last else {}
-        nodes.append(Node.sampled(parent, [100 + depth % 7], [-1.0], Finish.STOP if last else Finish.SEGMENT, **end))
+        nodes.append(
+            Node.sampled(parent, [100 + depth % 7], [-1.0], FinishReason.STOP if last else FinishReason.SEGMENT, **end)
+        )
         if beside and depth:
             reward = float(rng.integers(2))
             more = {"reward": reward, "outcome": "wrong", "trainable": beside == "responses"}
-            nodes.append(Node.sampled(parent, [110 + depth % 3, 99], [-1.0, -0.7], Finish.STOP, **more))
+            nodes.append(Node.sampled(parent, [110 + depth % 3, 99], [-1.0, -0.7], FinishReason.STOP, **more))
         parent = len(nodes) - 1 - bool(beside and depth)
     return RolloutTree("deep", tuple(nodes), iteration=1)
 

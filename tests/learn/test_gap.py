@@ -20,7 +20,7 @@ from spo_core.learn.backend import TorchBackend
 from spo_core.learn.tree_batch import TrainedSegments, layout, needed_nodes
 from spo_core.rollout.gap import LIMITS, gap_limit
 from spo_core.train.steps import warn_of_gap
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import ROOT
 from tests.learn.naive import flat_logprobs
 from tests.learn.test_trainer import make_trainer, of_policy, sample, train
@@ -136,7 +136,7 @@ def drawn(policy, count: int, seed: int = 0):
         nodes = [Node.prompt(prompt[0].numpy())]
         for k in range(4):
             own = np.minimum(logprobs[k].numpy(), 0)
-            nodes.append(Node.sampled(0, rows[k, 6:].numpy(), own, Finish.STOP, reward=float(k % 2)))
+            nodes.append(Node.sampled(0, rows[k, 6:].numpy(), own, FinishReason.STOP, reward=float(k % 2)))
         tree = RolloutTree(str(number), tuple(nodes))
         pairs.append((tree, assign_credit(tree, credit)))
     return pairs

@@ -10,7 +10,7 @@ from spo_core.credit import assign_credit
 from spo_core.learn.objective import WeightedTree, counted_masks, episodes_of, plan_epoch, whitening
 from spo_core.learn.splits import divide, forwarded_tokens, split_tree
 from spo_core.learn.tree_batch import layout
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
 CREDIT = CreditParams(
@@ -112,11 +112,13 @@ def test_episodes_of_a_tree_are_its_edges_and_of_a_chain_its_responses():
     for response in range(2):  # two responses of three segments, each but the last with a fan
         parent = 0
         for part in range(3):
-            finish = Finish.STOP if part == 2 else Finish.SEGMENT
+            finish = FinishReason.STOP if part == 2 else FinishReason.SEGMENT
             nodes.append(Node.sampled(parent, [4, 5], [-1, -1], finish, reward=1.0 if part == 2 else float("nan")))
             parent = len(nodes) - 1
             if part < 2:
-                nodes.append(Node.sampled(parent, [9], [-1], Finish.STOP, trainable=False, reward=float(response)))
+                nodes.append(
+                    Node.sampled(parent, [9], [-1], FinishReason.STOP, trainable=False, reward=float(response))
+                )
     chain = RolloutTree("q", tuple(nodes))
     masks = [np.full(len(n.token_ids), n.trainable) for n in nodes]
     assert [len(e.nodes) for e in episodes_of(0, chain, masks)] == [3, 3]
@@ -151,7 +153,7 @@ def test_a_path_beyond_the_budget_is_one_pass_however_many_of_its_segments_are_t
     """Its last segment needs a pass that long in any case; each of the others in one of its own would be quadratic."""
     nodes = [Node.prompt([5, 6])]
     for index in range(40):
-        end = Finish.SEGMENT if index < 39 else Finish.STOP
+        end = FinishReason.SEGMENT if index < 39 else FinishReason.STOP
         nodes.append(Node.sampled(index, [3, 4, 5], [-0.5] * 3, end, reward=1.0 if index == 39 else np.nan))
     tree = RolloutTree("q", tuple(nodes))
     masks = tuple(np.full(len(n.token_ids), i > 0) for i, n in enumerate(nodes))

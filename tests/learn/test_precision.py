@@ -55,7 +55,7 @@ def test_an_update_is_that_of_float32_within_rounding(policy, options):
         found[dtype] = trainer.train_iteration(sample(), iteration=1), gradients, trainer
     (exact, gradients, whole), (near, rounded, half) = found.values()
     assert_rounded(half)
-    for name in ("policy_loss", "grad_norm", "surprisal", "entropy", "ratio"):
+    for name in ("policy_loss", "grad_norm", "nll", "entropy", "ratio"):
         assert near[name] == pytest.approx(exact[name], rel=0.03, abs=1e-3)
     for a, b in zip(gradients, rounded, strict=True):
         assert 1e-4 < relative(a, b) < 0.05

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spo_core.learn.prefix_tree import prefix_tree, stretches
 from spo_core.learn.row_blocks import row_blocks
 from spo_core.learn.tree_batch import TrainedSegments, layout
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
 
@@ -99,8 +99,8 @@ def test_every_token_is_one_query_and_its_path_is_among_the_keys_once(seeds):
 
 def test_a_response_cut_into_thousands_of_segments_is_one_stretch():
     nodes = [Node.prompt([1, 2])]
-    nodes += [Node.sampled(i, [3, 4], [-1, -1], Finish.SEGMENT) for i in range(4999)]
-    nodes.append(Node.sampled(4999, [5], [-1], Finish.STOP))
+    nodes += [Node.sampled(i, [3, 4], [-1, -1], FinishReason.SEGMENT) for i in range(4999)]
+    nodes.append(Node.sampled(4999, [5], [-1], FinishReason.STOP))
     tree = RolloutTree("q", tuple(nodes))
     batch = layout([TrainedSegments(tree, tuple(np.full(len(n.token_ids), n.trainable) for n in nodes))])
     assert batch.forwarded_tokens == 2 + 2 * 4999 and int(batch.last.max()) == 0

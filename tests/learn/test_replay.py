@@ -11,7 +11,7 @@ from spo_core.config import CreditParams, LearnParams
 from spo_core.credit import Credit, assign_credit, pruned_pair
 from spo_core.learn.objective import counted_masks, episodes_of
 from spo_core.learn.replay import ReplayBuffer, segments
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
 CREDIT = CreditParams(
@@ -153,7 +153,7 @@ def test_what_is_not_needed_is_not_kept_but_siblings_are_counted():
         nodes = list(tree.nodes)
         for parent in range(len(tree.nodes)):
             if tree.children[parent]:
-                nodes += [Node.sampled(parent, [7] * 9, [-0.5] * 9, Finish.STOP, trainable=False, reward=1.0)] * 3
+                nodes += [Node.sampled(parent, [7] * 9, [-0.5] * 9, FinishReason.STOP, trainable=False, reward=1.0)] * 3
         whole = RolloutTree("q", tuple(nodes), iteration=1)
         credits = replace(
             credit,
@@ -205,7 +205,7 @@ def ours(iterations: int, rule: str, cap: int, rng) -> list[list[int]]:
     trained = []
     for now in range(1, iterations + 1):
         for question in range(QUESTIONS):
-            leaf = Node.sampled(0, [1], [-1.0], Finish.STOP, reward=0.0)
+            leaf = Node.sampled(0, [1], [-1.0], FinishReason.STOP, reward=0.0)
             tree = RolloutTree(f"{now}-{question}", (Node.prompt([1]), *[leaf] * SEGMENTS), iteration=now)
             tokens = (np.zeros(1, np.float32), *[np.ones(1, np.float32)] * SEGMENTS)
             replay.add([tree], [Credit(np.zeros(SEGMENTS + 1), tokens, tuple(a > 0 for a in tokens))])

@@ -15,7 +15,7 @@ from spo_core.learn.block_mask import Spans, ancestor_mask
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.policy.attention import attention
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 from tests.learn.naive import flat_logprobs
 
@@ -160,7 +160,7 @@ def full_tree(branch_factors: list[int], prompt: int, segment: int) -> RolloutTr
     nodes = [Node.prompt(rng.integers(3, 20, prompt))]
     level = [0]
     for depth, factor in enumerate(branch_factors):
-        finish = Finish.STOP if depth + 1 == len(branch_factors) else Finish.SEGMENT
+        finish = FinishReason.STOP if depth + 1 == len(branch_factors) else FinishReason.SEGMENT
         below = []
         for parent in level:
             for _ in range(factor):
@@ -189,7 +189,7 @@ def test_what_is_not_trained_is_not_forwarded():
 
 
 def test_a_one_token_segment_is_predicted_by_its_parent(policy):
-    tree = RolloutTree("q", (Node.prompt([3, 4]), Node.sampled(0, [5], [-1], Finish.STOP)))
+    tree = RolloutTree("q", (Node.prompt([3, 4]), Node.sampled(0, [5], [-1], FinishReason.STOP)))
     batch = layout([everything(tree)])
     assert batch.forwarded_tokens == 2
     expected = torch.log_softmax(policy(input_ids=torch.tensor([[3, 4]])).logits[0, -1], -1)[5]
@@ -198,7 +198,7 @@ def test_a_one_token_segment_is_predicted_by_its_parent(policy):
 
 
 def test_a_prompt_of_one_token_alone(policy):
-    tree = RolloutTree("q", (Node.prompt([3]), Node.sampled(0, [5], [-1], Finish.STOP)))
+    tree = RolloutTree("q", (Node.prompt([3]), Node.sampled(0, [5], [-1], FinishReason.STOP)))
     assert_equal_to_flat(policy, [everything(tree)])
 
 

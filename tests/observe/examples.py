@@ -13,7 +13,7 @@ from spo_core.evaluate.result import CellScore, CrossCheck, Protocol, Tokens
 from spo_core.evaluate.uncertainty import bootstrap_interval, standard_error
 from spo_core.observe.evaluations import EvaluatedCell
 from spo_core.observe.report import ReportInputs
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from spo_core.verify import Outcome
 
 TREE = CreditParams.model_validate(
@@ -39,12 +39,14 @@ def decode(ids) -> str:
     return "".join(chr(i) for i in ids)
 
 
-def node(parent: int, text: str, finish: Finish = Finish.SEGMENT, *, logprob: float = -0.5, **more) -> Node:
+def node(parent: int, text: str, finish: FinishReason = FinishReason.SEGMENT, *, logprob: float = -0.5, **more) -> Node:
     return Node.sampled(parent, [ord(c) for c in text], [logprob] * len(text), finish, **more)
 
 
 def leaf(parent: int, text: str, correct: bool, **more) -> Node:
-    return node(parent, text, Finish.STOP, reward=float(correct), outcome="correct" if correct else "wrong", **more)
+    return node(
+        parent, text, FinishReason.STOP, reward=float(correct), outcome="correct" if correct else "wrong", **more
+    )
 
 
 def prompt(text: str = "1+1=?\n") -> Node:
@@ -67,7 +69,9 @@ def full_tree(branch: int = 6, depth: int = 3, tokens: int = 20) -> tuple[Rollou
                 ids, logprobs = rng.integers(97, 123, tokens), -rng.exponential(0.2, tokens)
                 correct = bool(rng.integers(0, 2))
                 end = {"reward": float(correct), "outcome": "correct" if correct else "wrong"} if d == depth else {}
-                nodes.append(Node.sampled(parent, ids, logprobs, Finish.STOP if end else Finish.SEGMENT, **end))
+                nodes.append(
+                    Node.sampled(parent, ids, logprobs, FinishReason.STOP if end else FinishReason.SEGMENT, **end)
+                )
                 below.append(len(nodes) - 1)
         level = below
     tree = RolloutTree("full-0", tuple(nodes))
@@ -137,7 +141,7 @@ def cell(
         "top_p": 1.0,
         "prompt_digest": "3f8a" * 16,
         "answer_digest": "77c1" * 16,
-        "grader": "corrected",
+        "grader": "exact",
         "engine": "transformers",
         "dtype": "float32",
         "versions": VERSIONS,

@@ -241,11 +241,11 @@ def test_a_published_figure_measured_differently_has_reasons_instead(tmp_path, g
 def test_how_it_was_measured_stands_once_where_it_is_equal():
     evaluations = pair()
     named = {(fact.name, fact.of): fact.value for fact in facts(evaluations)}
-    assert named["grader", ""] == "corrected" and named["torch", ""] == "2.11.0"
+    assert named["grader", ""] == "exact" and named["torch", ""] == "2.11.0"
     assert named["model digest", "warmup"] == "w" * 64 and named["model digest", "final"] == "f" * 64
     evaluations["final"][LONG] = changed(evaluations["final"][LONG], grader="lenient")
     named = {(fact.name, fact.of): fact.value for fact in facts(evaluations)}
-    assert named["grader", f"{LONG}, final"] == "lenient" and named["grader", f"{LONG}, warmup"] == "corrected"
+    assert named["grader", f"{LONG}, final"] == "lenient" and named["grader", f"{LONG}, warmup"] == "exact"
     other = {"aime24-2k": cell(completions(0, 0.5), problem_set="aime24", context="2k", prompt_digest="ab")}
     named = {(f.name, f.of): f.value for f in facts({"final": evaluation("final", 0.5) | other})}
     assert named["prompt digest", "aime24"] == "ab" and named["prompt digest", "arithmetic"] == "3f8a" * 16

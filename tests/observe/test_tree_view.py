@@ -9,7 +9,7 @@ import numpy as np
 from spo_core.credit import assign_credit
 from spo_core.observe import tree_view as module
 from spo_core.observe.tree_view import tree_view
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.observe.examples import TREE, chain_tree, decode, full_tree, leaf, node, prompt
 
 
@@ -19,7 +19,7 @@ def view_of(*nodes: Node, decode=decode):
 
 
 def test_parts_follow_mask_and_advantage():
-    sure = Node.sampled(0, [97, 98], np.log([0.5, 0.95]), Finish.STOP, reward=1.0, outcome="correct")
+    sure = Node.sampled(0, [97, 98], np.log([0.5, 0.95]), FinishReason.STOP, reward=1.0, outcome="correct")
     view = view_of(prompt(), sure, leaf(0, "c", False))
     right, wrong = (branch.segments[0] for branch in view.root.branches)
     assert [piece.part for piece in right.pieces] == ["trained", "outside"]
@@ -72,7 +72,7 @@ def test_a_character_of_several_tokens_is_one_piece():
         return bytes(ids).decode("utf-8", errors="replace")
 
     text = "é=€\n".encode()
-    whole = Node.sampled(0, list(text), [-0.5] * len(text), Finish.STOP, reward=1.0, outcome="correct")
+    whole = Node.sampled(0, list(text), [-0.5] * len(text), FinishReason.STOP, reward=1.0, outcome="correct")
     view = view_of(prompt(), whole, leaf(0, "3", False), decode=bytes_decode)
     assert [piece.text for piece in view.root.branches[0].segments[0].pieces] == ["é", "=", "€", "⏎"]
 
@@ -88,8 +88,8 @@ def test_spaces_that_a_token_alone_would_lose_are_kept():
 
     nodes = (
         Node.prompt([0]),
-        tokens(0, [1, 2], Finish.SEGMENT),
-        tokens(1, [0, 1, 3], Finish.STOP, reward=1.0, outcome="correct"),
+        tokens(0, [1, 2], FinishReason.SEGMENT),
+        tokens(1, [0, 1, 3], FinishReason.STOP, reward=1.0, outcome="correct"),
     )
     first, second = view_of(*nodes, decode=sentencepiece_decode).root.branches[0].segments
     assert [piece.text for piece in first.pieces] == [" cat", "s"]

@@ -10,7 +10,7 @@ from spo_core.errors import ConfigError
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
-from spo_core.tree import Finish
+from spo_core.tree import FinishReason
 
 PROMPTS = [Prompt("a", (3, 4, 5)), Prompt("b", (6, 7))]
 CHAIN = {"partition": {"type": "cutpoints", "interval": 2}, "value": {"type": "monte_carlo", "rollouts": 3}}
@@ -58,12 +58,12 @@ def test_a_tree_without_stops_is_full_and_its_last_depth_unbounded(policy):
         assert [tree.depths.count(d) for d in range(4)] == [1, 3, 6, 12]
         for node, depth in zip(tree.nodes[1:], tree.depths[1:], strict=True):
             assert len(node.token_ids) == (4 if depth < 3 else 24 - len(prompt.token_ids) - 8)
-            assert node.finish is (Finish.SEGMENT if depth < 3 else Finish.LENGTH)
+            assert node.finish is (FinishReason.SEGMENT if depth < 3 else FinishReason.LENGTH)
 
 
 def test_a_stopped_segment_is_a_leaf_and_ends_in_the_stop_token(policy):
     trees = grow(policy, TREE, (6, 3, 3), context_length=60, stop_ids=(2, 9))
-    stopped = [(t, i) for t in trees for i, n in enumerate(t.nodes) if n.finish is Finish.STOP]
+    stopped = [(t, i) for t in trees for i, n in enumerate(t.nodes) if n.finish is FinishReason.STOP]
     assert len({t.depths[i] for t, i in stopped}) > 1, "the policy of this test should stop at several depths"
     for tree, index in stopped:
         assert not tree.children[index] and tree.nodes[index].token_ids[-1] in (2, 9)
@@ -73,7 +73,7 @@ def test_a_prefix_that_fills_the_context_is_a_truncated_leaf(policy):
     """Segments of 4 after a prompt of 3 in a context of 9: the second is cut to 2 and nothing follows it."""
     tree = grow(policy, TREE, (2, 2, 2), stop_ids=(), context_length=9)[0]
     assert [tree.depths.count(d) for d in range(3)] == [1, 2, 4] and max(tree.depths) == 2
-    assert {n.finish for n in tree.nodes[3:]} == {Finish.LENGTH}
+    assert {n.finish for n in tree.nodes[3:]} == {FinishReason.LENGTH}
     assert {len(n.token_ids) for n in tree.nodes[3:]} == {2}
 
 

@@ -12,9 +12,9 @@ from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.sampler import Sampler
 from spo_core.rollout.stops import stop_at
-from spo_core.rollout.token_texts import token_pieces
+from spo_core.rollout.token_texts import token_texts
 from spo_core.rollout.transformers_engine import TransformersEngine
-from spo_core.tree import Finish
+from spo_core.tree import FinishReason
 from tests.rollout.test_sampler import CHAIN, GRPO, PROMPTS, TREE
 from tests.test_tokenizer import FILES, NAMED, file_of
 
@@ -47,7 +47,7 @@ def test_a_string_of_one_token_stops_as_that_token_does(policy, tokenizer, credi
     token = tokenizer.convert_tokens_to_ids("7")
     ours = grow(policy, tokenizer, credit, branch_factors, strings=("7",))
     theirs = grow(policy, tokenizer, credit, branch_factors, stop_ids=(2, token))
-    assert any(n.finish is Finish.STOP and n.token_ids[-1] == token for tree in ours for n in tree.nodes)
+    assert any(n.finish is FinishReason.STOP and n.token_ids[-1] == token for tree in ours for n in tree.nodes)
     for a, b in zip(ours, theirs, strict=True):
         assert len(a.nodes) == len(b.nodes)
         for x, y in zip(a.nodes, b.nodes, strict=True):
@@ -62,7 +62,7 @@ def test_a_string_may_begin_in_one_segment_and_end_in_the_next(policy, tokenizer
         for leaf in tree.leaves:
             text = tokenizer.decode(tree.completion(leaf), skip_special_tokens=True)
             found = [text.find(pair) for pair in pairs if pair in text]
-            assert bool(found) <= (tree.nodes[leaf].finish is Finish.STOP)
+            assert bool(found) <= (tree.nodes[leaf].finish is FinishReason.STOP)
             if found:
                 assert min(found) == len(text) - 2 and not tree.children[leaf]
                 across += len(tree.nodes[leaf].token_ids) == 1
@@ -76,7 +76,7 @@ def old_definition(tokenizer, ids, strings):
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if not any(string in text for string in strings):
         return None
-    pieces = token_pieces(tokenizer, ids)
+    pieces = token_texts(tokenizer, ids)
     whole = "".join(pieces)
     ends = [whole.index(string) + len(string) for string in strings if string in whole]
     return int(np.searchsorted(np.cumsum([len(p) for p in pieces]), min(ends))) + 1 if ends else None

@@ -18,7 +18,7 @@ from spo_core.system.plugins import open_project, project
 from spo_core.train.doors import sources
 from spo_core.train.identity import check_training, training_identity
 from spo_core.train.opening import open_session
-from spo_core.train.shards import close_site, sample_part
+from spo_core.train.shards import close_worker, sample_shard
 from spo_core.train.steps import rollout_step
 from spo_core.tree import read_trees
 from tests.conftest import ROOT
@@ -261,7 +261,7 @@ def test_a_metric_is_a_mean_over_trained_tokens(mine):
     write(LOSS.replace("{0}", "LossOutputs(loss, {'one': torch.ones_like(loss), 'own': -inputs.logprobs.detach()})"))
     params = small(custom("learn.loss", "mine:f"), "run.iterations=1", "learn.max_tokens_per_forward=60")
     _, rows, path = train(params, paths)
-    assert rows[0]["train/one"] == 1 and rows[0]["train/own"] == pytest.approx(rows[0]["train/surprisal"], rel=1e-6)
+    assert rows[0]["train/one"] == 1 and rows[0]["train/own"] == pytest.approx(rows[0]["train/nll"], rel=1e-6)
     assert not {"train/ratio", "train/clip_fraction"} & set(rows[0])
     assert json.loads((path / "metrics.jsonl").read_text())["train/one"] == 1
 
@@ -411,14 +411,14 @@ def test_a_workers_share_is_refused_where_it_sees_another_file(mine):
     params = small(custom("credit.advantage", "mine:f"), "run.task_runner={type: dask, workers: 2}")
 
     def elsewhere(parts):
-        return [sample_part(part) for part in parts]
+        return [sample_shard(part) for part in parts]
 
     try:
-        with open_session(params, paths, map_parts=elsewhere) as session:
+        with open_session(params, paths, map_shards=elsewhere) as session:
             rollout_step(session, 1)
-            close_site()
+            close_worker()
             write(ADVANTAGE.format("-values"))
             with pytest.raises(RunError, match="a worker with other code than the flow"):
                 rollout_step(session, 1)
     finally:
-        close_site()
+        close_worker()

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(project, tmp_pa
     refused(r"credit.partition.tokens \(was \d+, is 3\)", small("credit.partition.tokens=3"))
     refused(r"rollout.truncated \(was 'grade', is 'zero'\)", small("rollout.truncated=zero"))
     refused(r"verify.rewards.wrong \(was 0.0, is -1.0\)", small("verify.rewards.wrong=-1"))
-    refused(r"verify.grader \(was 'corrected', is 'minerva'\)", small("verify.grader=minerva"))
+    refused(r"verify.grader \(was 'exact', is 'minerva'\)", small("verify.grader=minerva"))
     refused(r"rollout.branch_factors \(was \[3, 2\], is \[4\]\)", small("rollout.branch_factors=[4]"))
     refused(r"problem_set \(was 'gsm8k', is 'arithmetic'\)", damage=lambda f: change_manifest(f, problem_set="gsm8k"))
     refused(r"data \(was abababababab\.\.\., is \w{12}\.\.\.\)", damage=lambda f: change_manifest(f, data="ab" * 32))

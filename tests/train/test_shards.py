@@ -15,7 +15,7 @@ from spo_core.errors import ConfigError, EngineError, RunError
 from spo_core.paths import Paths
 from spo_core.train.identity import training_identity
 from spo_core.train.opening import open_session
-from spo_core.train.shards import Part, PartDone, close_site, divide, sample_part
+from spo_core.train.shards import QuestionShard, ShardDone, close_worker, divide, sample_shard
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.tree import RolloutTree, read_trees
 from tests.conftest import ROOT
@@ -36,7 +36,7 @@ PRESETS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 @pytest.fixture
 def project(tmp_path, policy, tokenizer, monkeypatch):
     yield prepared(tmp_path, policy, tokenizer, monkeypatch)
-    close_site()
+    close_worker()
 
 
 def small(*overrides: str, preset: str | None = None, parts: int = 0) -> Params:
@@ -45,17 +45,17 @@ def small(*overrides: str, preset: str | None = None, parts: int = 0) -> Params:
     return load_params(ROOT, preset, (*SMALL, "run.iterations=2", *divided, *overrides))
 
 
-def here(parts: Sequence[Part]) -> list[PartDone]:
+def here(parts: Sequence[QuestionShard]) -> list[ShardDone]:
     """As if this process were the worker of all parts."""
-    return [sample_part(part) for part in parts]
+    return [sample_shard(part) for part in parts]
 
 
 def train(
-    params: Params, paths: Paths, map_parts: Callable | None = None
+    params: Params, paths: Paths, map_shards: Callable | None = None
 ) -> tuple[dict[str, torch.Tensor], list[dict], list[RolloutTree]]:
     """Weights, rows of metrics but timing, and all trees."""
     trees = []
-    with open_session(params, paths, map_parts=map_parts) as session:
+    with open_session(params, paths, map_shards=map_shards) as session:
         while not session.finished:
             number = session.iteration + 1
             rollout_step(session, number)
@@ -91,7 +91,7 @@ def test_training_on_parts_is_training(project, tmp_path, monkeypatch, case):
     for name, parts in (("whole", 0), ("one", 1), ("three", 3), ("again", 3)):
         monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
         runs[name] = train(small(*options, preset=preset, parts=parts), project, here if parts else None)
-        close_site()
+        close_worker()
     whole, one, three, again = runs.values()
     assert same_bits(whole[0], one[0]) and whole[1] == one[1] and furthest(whole[2], one[2]) == 0
     assert same_bits(three[0], again[0]) and three[1] == again[1] and furthest(three[2], again[2]) == 0
@@ -108,7 +108,7 @@ def test_a_worker_rounds_the_weights_as_the_flow_does(project, tmp_path, monkeyp
     for parts in (0, 1):
         monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / str(parts)))
         runs.append(train(small("learn.dtype=bfloat16", parts=parts), project, here if parts else None))
-        close_site()
+        close_worker()
     whole, one = runs
     assert same_bits(whole[0], one[0]) and whole[1] == one[1] and furthest(whole[2], one[2]) == 0
 
@@ -126,29 +126,29 @@ def test_a_worker_refuses_what_is_not_the_flows(project, tmp_path, monkeypatch):
     """Other weights than were written, other code, a folder that it does not see; and a failure there ends the step."""
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
 
-    def as_it_is(part: Part) -> Part:
+    def as_it_is(part: QuestionShard) -> QuestionShard:
         return part
 
-    def damaged(part: Part) -> Part:
-        weights = Path(part.site).with_name(part.weights)
+    def damaged(part: QuestionShard) -> QuestionShard:
+        weights = Path(part.worker).with_name(part.weights)
         weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
         return part
 
-    def unseen(part: Part) -> Part:
-        return replace(part, site="/nowhere/site.json")
+    def unseen(part: QuestionShard) -> QuestionShard:
+        return replace(part, worker="/nowhere/worker.json")
 
-    def elsewhere(parts: Sequence[Part]) -> list[PartDone]:
+    def elsewhere(parts: Sequence[QuestionShard]) -> list[ShardDone]:
         return here([change(part) for part in parts])
 
-    with open_session(small(parts=2), project, map_parts=elsewhere) as session:
+    with open_session(small(parts=2), project, map_shards=elsewhere) as session:
         change = damaged
         with pytest.raises(RunError, match="not the weights that the flow wrote"):
             rollout_step(session, 1)
         assert not (session.run.iteration(1) / "trees.parquet").exists()
-    close_site()
-    with open_session(small(parts=2), project, map_parts=elsewhere) as session:
+    close_worker()
+    with open_session(small(parts=2), project, map_shards=elsewhere) as session:
         change = unseen
-        with pytest.raises(RunError, match=r"/nowhere/site\.json: not there on .*working directory"):
+        with pytest.raises(RunError, match=r"/nowhere/worker\.json: not there on .*working directory"):
             rollout_step(session, 1)
         change = as_it_is
         with monkeypatch.context() as patch:
@@ -161,7 +161,7 @@ def test_a_worker_refuses_what_is_not_the_flows(project, tmp_path, monkeypatch):
 
 def test_a_worker_whose_engine_serves_other_weights_stops_the_run(project, tmp_path, monkeypatch):
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
-    with open_session(small(parts=2), project, map_parts=here) as session:
+    with open_session(small(parts=2), project, map_shards=here) as session:
         rollout_step(session, 1)
         monkeypatch.setattr(
             "spo_core.rollout.transformers_engine.TransformersEngine._forward",

@@ -10,14 +10,14 @@ import pytest
 from spo_core.config import load_params
 from spo_core.train.sampling import Counts, Sampled
 from spo_core.train.steps import caches_prefixes, rollout_metrics, rollout_step, validate
-from spo_core.tree import Finish, Node, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import ROOT
 
 VLLM = "rollout.engine={type: vllm}"
 UNCACHED = "rollout.engine={type: vllm, options: {enable_prefix_caching: false}}"
 
 
-def graded(*leaves: tuple[Finish, str]) -> RolloutTree:
+def graded(*leaves: tuple[FinishReason, str]) -> RolloutTree:
     nodes = [Node.sampled(0, [4, 5], [-1, -1], f, reward=float(o == "correct"), outcome=o) for f, o in leaves]
     return RolloutTree("q", (Node.prompt([1, 2]), *nodes))
 
@@ -43,7 +43,7 @@ def session(tmp_path, *overrides: str, trees: list[RolloutTree]) -> SimpleNamesp
 )
 def test_an_engine_is_asked_for_what_it_has_alone(overrides, measured, tmp_path, monkeypatch):
     monkeypatch.setattr("spo_core.train.steps.asdict", vars)  # rows are stand-ins
-    rollout_step(session(tmp_path, *overrides, trees=[graded((Finish.STOP, "correct"))]), 1)
+    rollout_step(session(tmp_path, *overrides, trees=[graded((FinishReason.STOP, "correct"))]), 1)
     found = json.loads((tmp_path / "rollout.json").read_text())
     assert found.keys() & {"rollout/cache_hit_rate", "rollout/engine_restarts"} == measured
     assert "rollout/cache_hit_rate" not in measured or found["rollout/cache_hit_rate"] == 0.25
@@ -58,12 +58,12 @@ def test_prefix_caching_is_off_where_vllm_is_told_so():
 @pytest.mark.parametrize("outcome", ["truncated", "wrong"])
 def test_responses_that_were_cut_off_are_counted_whether_or_not_they_are_graded(outcome):
     """``rollout.truncated: grade`` leaves no outcome truncated."""
-    metrics = rollout_metrics([graded((Finish.LENGTH, outcome), (Finish.STOP, "correct"))])
+    metrics = rollout_metrics([graded((FinishReason.LENGTH, outcome), (FinishReason.STOP, "correct"))])
     assert metrics["rollout/truncated_share"] == 0.5
 
 
 def test_one_question_has_no_standard_error(tmp_path):
     for count, known in ((1, False), (2, True)):
-        trees = [graded((Finish.STOP, "correct"))] * count
+        trees = [graded((FinishReason.STOP, "correct"))] * count
         row = validate(session(tmp_path, trees=trees), 1)
         assert ("eval/validation_standard_error" in row) == known and row["eval/validation_accuracy"] == 1

@@ -1,4 +1,4 @@
-"""The corrected grader on worked pairs, and on anything at all."""
+"""The exact grader on worked pairs, and on anything at all."""
 
 import json
 import subprocess

@@ -91,9 +91,9 @@ def test_the_game_of_24(verifier):
         ("gsm8k_strict", GSM8K, "#### 41\n#### 42", "42", Outcome.SEVERAL_ANSWERS),
         ("minerva", MATH, "so 3, then 7", "7", Outcome.CORRECT),  # the last number
         ("minerva", MATH, r"\boxed{0.6667}", r"\frac{2}{3}", Outcome.CORRECT),
-        ("corrected", MATH, r"\boxed{0.6667}", r"\frac{2}{3}", Outcome.WRONG),
+        ("exact", MATH, r"\boxed{0.6667}", r"\frac{2}{3}", Outcome.WRONG),
         ("prm800k", MATH, r"\boxed{\frac{2}{4}}", r"\frac{1}{2}", Outcome.WRONG),
-        ("corrected", MATH, r"\boxed{\frac{2}{4}}", r"\frac{1}{2}", Outcome.CORRECT),
+        ("exact", MATH, r"\boxed{\frac{2}{4}}", r"\frac{1}{2}", Outcome.CORRECT),
     ],
 )
 def test_published_verdicts(grader, problem, completion, answer, expected):
@@ -212,7 +212,7 @@ def test_the_command_line_prints_an_outcome_a_line_in_order(tmp_path):
         (["-", "--grader", "minerva", "--problem-set", "point24"], "", "minerva compares mathematics, point24"),
         (["-"], "x\n", "standard input:1: not JSON"),
         (["nowhere.jsonl"], "", "nowhere.jsonl: No such file"),
-        (["-", "--grader", "kind"], "", "corrected, minerva"),
+        (["-", "--grader", "kind"], "", "exact, minerva"),
         (["-", "--problem-set", "gsm9k"], "", "arithmetic"),
     ],
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_core import errors
-from spo_core.config import DeepSpeedBackend
+from spo_core.config import DeepSpeedBackendParams
 from spo_core.errors import ConfigError, SPOError, TrainingError
 from spo_core.learn.deepspeed.hostfile import addresses, free_port, read_hostfile
 from spo_core.learn.deepspeed.launch import (
@@ -43,7 +43,9 @@ class Ranks:
     short; on other machines by TCP, where a rank shows a token that stands in the folder alone.
     """
 
-    def __init__(self, settings: Mapping[str, Any], backend: DeepSpeedBackend, *, folder: Path, log: Path) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], backend: DeepSpeedBackendParams, *, folder: Path, log: Path
+    ) -> None:
         self._ranks, self._log, self._gone = backend.ranks, log, 0.0
         self._stack = ExitStack()
         self._buffers: dict[socket.socket, bytes] = {}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from spo_core.config import LearnParams
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.ranks import Ranks
-from spo_core.learn.objective import Pair
+from spo_core.learn.objective import CreditedTree
 from spo_core.learn.pairs import write_pairs
 from spo_core.system.files import room_at
 from spo_core.system.plugins import project
@@ -26,7 +26,7 @@ PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 
 
 class DeepSpeedTrainer:
-    """A Learner. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
+    """A TrainerHandle. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
 
     ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs;
     what is exchanged with them lies beside it, in the run's directory, which this process must have locked.
@@ -84,7 +84,7 @@ class DeepSpeedTrainer:
         self._ask("restart_learning_rate")
 
     def train_iteration(
-        self, pairs: Sequence[Pair], *, iteration: int, progress: Progress | None = None
+        self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
         """As Trainer does it."""
         weights = self._new_weights()
@@ -104,7 +104,7 @@ class DeepSpeedTrainer:
         self._ask("save", folder=str(folder.resolve()))
 
     def load(self, folder: Path) -> None:
-        """Read what any Learner saved; the ranks take over the weights of ``model``."""
+        """Read what any TrainerHandle saved; the ranks take over the weights of ``model``."""
         weights = self._new_weights()
         tensors = {name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}
         with room_at(self._folder):

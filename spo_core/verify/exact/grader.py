@@ -1,4 +1,4 @@
-r"""The corrected grader: whether the answer given says what the gold answer says.
+r"""The exact grader: whether the answer given says what the gold answer says.
 
 It reads both - ``notation`` evens out their spelling, ``structures`` tells what they are, ``expressions`` and
 math-verify (``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares

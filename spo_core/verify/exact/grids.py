@@ -8,11 +8,11 @@ from typing import Any
 
 from spo_core.verify.exact.equality import to_sympy
 from spo_core.verify.exact.expressions import read_expression
-from spo_core.verify.exact.nodes import Grid, Group, Node, Value
+from spo_core.verify.exact.nodes import Answer, Grid, Group, Value
 from spo_core.verify.exact.spellings import ARRANGED
 from spo_core.verify.exact.tokens import split
 
-Read = Callable[[str], Node]
+Read = Callable[[str], Answer]
 _MATRIX = re.compile(
     r"(?P<before>[^&]*?)(?P<left>[(\[|]?|\\\{)"
     r"\\begin\{(?P<kind>[pbBvV]?matrix\*?|smallmatrix|array)\}(?:\[[lcr]\]|\{[lcr| ]*\})?"
@@ -36,7 +36,7 @@ def rows_of(inside: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.split("&")] for row in rows]
 
 
-def read_grid(text: str, read: Read) -> Node | None:
+def read_grid(text: str, read: Read) -> Answer | None:
     r"""A matrix, with what stands before and behind it: ``2\begin{pmatrix}...``, ``\det``, a transpose."""
     match = _MATRIX.fullmatch(text)
     if not match or r"\begin" in match["before"]:
@@ -44,7 +44,7 @@ def read_grid(text: str, read: Read) -> Node | None:
     cells = rows_of(match["inside"])
     if not cells or len(cells) * len(cells[0]) > _MOST_CELLS or any(not cell for row in cells for cell in row):
         return None
-    grid: Node | None = Grid(tuple(tuple(read(cell) for cell in row) for row in cells))
+    grid: Answer | None = Grid(tuple(tuple(read(cell) for cell in row) for row in cells))
     assert isinstance(grid, Grid)
     if (match["left"] or "", match["right"] or "") not in _ENDS:
         return None
@@ -61,7 +61,7 @@ def read_grid(text: str, read: Read) -> Node | None:
     return scaled(grid, before)
 
 
-def _determinant(grid: Grid, before: str, behind: str) -> Node | None:
+def _determinant(grid: Grid, before: str, behind: str) -> Answer | None:
     import sympy
 
     values = _values(grid)
@@ -81,7 +81,7 @@ def _factor(text: str) -> Any | None:
     return {"": 1, "+": 1, "-": -1}.get(text) or read_expression(text)
 
 
-def scaled(node: Grid | Group, before: str) -> Node | None:
+def scaled(node: Grid | Group, before: str) -> Answer | None:
     """A matrix or vector times what stands before it."""
     if not before:
         return node
@@ -89,7 +89,7 @@ def scaled(node: Grid | Group, before: str) -> Node | None:
     if factor is None:
         return None
 
-    def times(cell: Node) -> Node:
+    def times(cell: Answer) -> Answer:
         value = getattr(cell, "value", None)
         if value is None:
             raise ValueError
@@ -103,7 +103,7 @@ def scaled(node: Grid | Group, before: str) -> Node | None:
         return None
 
 
-def read_nested(group: Group) -> Node:
+def read_nested(group: Group) -> Answer:
     """``[[1,2],[3,4]]`` is a matrix; any other group is what it is."""
     rows = [item.items for item in group.items if isinstance(item, Group) and item.left == "[" and item.right == "]"]
     if (
@@ -116,7 +116,7 @@ def read_nested(group: Group) -> Node:
     return group
 
 
-def read_scaled_group(text: str, read: Read) -> Node | None:
+def read_scaled_group(text: str, read: Read) -> Answer | None:
     r"""``-(1,2)``, ``(1,2)^T``, ``\frac12\langle 3,4\rangle`` and ``(1,2)\cdot(3,4)``."""
     if transposed := _TRANSPOSED.fullmatch(text):
         row = read(transposed[1])
@@ -137,14 +137,14 @@ def read_scaled_group(text: str, read: Read) -> Node | None:
     return None
 
 
-def _dot(one: Group, other: Group) -> Node | None:
+def _dot(one: Group, other: Group) -> Answer | None:
     values = [[to_sympy(getattr(item, "value", None)) for item in group.items] for group in (one, other)]
     if len(values[0]) != len(values[1]) or any(value is None for side in values for value in side):
         return None
     return Value(sum(left * right for left, right in zip(*values, strict=True)))
 
 
-def read_system(text: str, read: Read) -> Node | None:
+def read_system(text: str, read: Read) -> Answer | None:
     r"""Lines of ``cases`` or ``aligned``: relations side by side, or values with the conditions they are for."""
     match = _SYSTEM.fullmatch(text)
     if not match:

@@ -13,6 +13,7 @@ from spo_core.verify.exact.families import mapped, same_family
 from spo_core.verify.exact.names import FUNCTION, INDEXED, names_agree
 from spo_core.verify.exact.nodes import (
     Amount,
+    Answer,
     Based,
     Clock,
     Equation,
@@ -20,7 +21,6 @@ from spo_core.verify.exact.nodes import (
     Group,
     Inequality,
     Letter,
-    Node,
     Ratio,
     Region,
     Residue,
@@ -35,12 +35,12 @@ from spo_core.verify.exact.units import DEGREES, PERCENT, agree
 _CHOICES = "ABCDEFGHIJabcdefghij"
 
 
-def same_answer(one: Node, other: Node) -> bool:
+def same_answer(one: Answer, other: Answer) -> bool:
     """As ``same``, but for the letter case of one letter, or of a list of choices, that is the whole answer."""
     return same(_folded(one), _folded(other))
 
 
-def _folded(node: Node) -> Node:
+def _folded(node: Answer) -> Answer:
     if isinstance(node, Letter):
         return Letter(node.name.casefold(), node.value, node.text)
     if isinstance(node, Several) and all(isinstance(item, Letter) and item.name in _CHOICES for item in node.items):
@@ -48,14 +48,14 @@ def _folded(node: Node) -> Node:
     return node
 
 
-def same(one: Node, other: Node) -> bool:
+def same(one: Answer, other: Answer) -> bool:
     """Each rule is for two kinds of answer, in whichever order they come."""
     if one == other and not isinstance(one, Value | Amount | Letter | Equation | Several | Group | Grid):
         return True
     return _same(one, other) or (type(one) is not type(other) and _same(other, one))
 
 
-def _same(one: Node, other: Node) -> bool:
+def _same(one: Answer, other: Answer) -> bool:
     match one, other:
         case Several(), _:
             return _same_several(one, other)
@@ -135,7 +135,7 @@ def _brackets(group: Group) -> tuple[str, str]:
     return ("(", ")") if (group.left, group.right) == (r"\langle", r"\rangle") else (group.left, group.right)
 
 
-def _same_items(one: Sequence[Node], other: Sequence[Node]) -> bool:
+def _same_items(one: Sequence[Answer], other: Sequence[Answer]) -> bool:
     return len(one) == len(other) and all(map(same, one, other))
 
 
@@ -165,7 +165,7 @@ def _same_vector(vector: Group | Grid, value: Any) -> bool:
     return same_value(total, value)
 
 
-def _same_several(one: Several, other: Node) -> bool:
+def _same_several(one: Several, other: Answer) -> bool:
     r"""In order, if both are mere lists; ``{1,2}``, "1 or 2" and ``\pm 2`` have none, nor have equations."""
     if isinstance(other, Region):
         points = as_region(one)
@@ -186,7 +186,7 @@ def _same_several(one: Several, other: Node) -> bool:
     return _covers(one.items, items) and _covers(items, one.items)
 
 
-def _covers(these: Sequence[Node], those: Sequence[Node]) -> bool:
+def _covers(these: Sequence[Answer], those: Sequence[Answer]) -> bool:
     return all(any(same(this, that) for that in those) for this in these)
 
 
@@ -209,7 +209,7 @@ def _same_amount(amount: Amount, bare: Value) -> bool:
     return False
 
 
-def _answer(equation: Equation) -> Node | None:
+def _answer(equation: Equation) -> Answer | None:
     """What an equation says something is: 5 in ``x = 5``, in ``2 + 3 = 5`` and in ``x = 2 + 3 = 5``."""
     values = tuple(map(_number_of, equation.values()))
     if equation.name is None and len(values) < 2:
@@ -217,7 +217,7 @@ def _answer(equation: Equation) -> Node | None:
     return values[-1] if all(same(value, values[-1]) for value in values[:-1]) else None
 
 
-def _number_of(node: Node) -> Node:
+def _number_of(node: Answer) -> Answer:
     """``52_8`` as 42, between signs of equality."""
     return Value(Fraction(int(node.digits, node.base))) if isinstance(node, Based) and node.digits.isalnum() else node
 

@@ -75,12 +75,12 @@ class Group:
 
     left: str
     right: str
-    items: tuple[Node, ...]
+    items: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    items: tuple[Node, ...]
+    items: tuple[Answer, ...]
     ordered: bool
 
 
@@ -88,12 +88,12 @@ class Several:
 class Equation:
     """``a = b``, or a chain ``a = b = c``."""
 
-    sides: tuple[Node, ...]
+    sides: tuple[Answer, ...]
     name: str | None = None
     """The first or last side, where that is but a name for the others, as in ``x = 5``."""
     named: int = 0
 
-    def values(self) -> tuple[Node, ...]:
+    def values(self) -> tuple[Answer, ...]:
         """The sides, less the name."""
         if self.name is None:
             return self.sides
@@ -122,7 +122,7 @@ class Inequality:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    rows: tuple[tuple[Node, ...], ...]
+    rows: tuple[tuple[Answer, ...], ...]
     unordered: bool = False
     """Rows are cases: values and what they are for."""
 
@@ -132,7 +132,7 @@ class Ratio:
     terms: tuple[Any, ...]
 
 
-Node = (
+Answer = (
     Words
     | Letter
     | Value

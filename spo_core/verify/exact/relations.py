@@ -10,11 +10,11 @@ from spo_core.verify.exact.nodes import (
     SIMPLE_NAME,
     VARIABLE,
     Amount,
+    Answer,
     Based,
     Equation,
     Group,
     Letter,
-    Node,
     Region,
     Residue,
     Several,
@@ -24,20 +24,20 @@ from spo_core.verify.exact.nodes import (
 from spo_core.verify.exact.sets import as_region, inequality, of_any_unknown
 from spo_core.verify.exact.tokens import split
 
-Read = Callable[[str], Node]
+Read = Callable[[str], Answer]
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|approx)(?![a-zA-Z])")
 _IDENTICAL = re.compile(r"^([a-zA-Z]\([a-z]\))\\equiv(?![a-zA-Z])")
 _MEMBER = re.compile(r"\\(?:in|notin)(?![a-zA-Z])")
 _IMPLIES = re.compile(r"\\Rightarrow(?![a-zA-Z])")
 
 
-def read_implication(text: str, read: Read) -> Node | None:
+def read_implication(text: str, read: Read) -> Answer | None:
     r"""``2x = 10 \Rightarrow x = 5`` says what its last part says."""
     parts, signs = split(text, _IMPLIES)
     return read(parts[-1]) if signs and parts[-1] else None
 
 
-def read_member(text: str, read: Read) -> Node | None:
+def read_member(text: str, read: Read) -> Answer | None:
     import sympy
 
     sides, signs = split(text, _MEMBER)
@@ -52,7 +52,7 @@ def read_member(text: str, read: Read) -> Node | None:
     return None if region is None else Region(region, sides[0])
 
 
-def read_relation(text: str, read: Read) -> Node | None:
+def read_relation(text: str, read: Read) -> Answer | None:
     text = _IDENTICAL.sub(r"\1=", text) if "mod" not in text else text  # f(x)\equiv 0
     sides, signs = split(text, _RELATION)
     if not signs:
@@ -70,7 +70,7 @@ def read_relation(text: str, read: Read) -> Node | None:
     return None if "=" in signs else inequality(sides, signs)
 
 
-def _approximation(sides: list[str], signs: list[str], read: Read) -> Node | None:
+def _approximation(sides: list[str], signs: list[str], read: Read) -> Answer | None:
     r"""``x \approx 3.14`` is an answer; of ``\frac{22}{7} \approx 3.14`` only the exact part is."""
     if signs[-1] != r"\approx" or signs.count(r"\approx") > 1:
         return None
@@ -88,7 +88,7 @@ def _approximation(sides: list[str], signs: list[str], read: Read) -> Node | Non
     return exact if near else None
 
 
-def _equation(sides: list[str], read: Read) -> Node | None:
+def _equation(sides: list[str], read: Read) -> Answer | None:
     while len(sides) > 2 and is_measured(sides[0]) and is_measured(sides[1]):
         sides = sides[1:]  # AB = CD = 5
     read_sides = [read(side) for side in sides]

@@ -11,10 +11,10 @@ from spo_core.verify.exact.expressions import read_expression
 from spo_core.verify.exact.nodes import (
     NOTHING,
     VARIABLE,
+    Answer,
     Equation,
     Group,
     Inequality,
-    Node,
     Region,
     Several,
     Value,
@@ -38,10 +38,10 @@ _NAMED = re.compile(
 _MEMBER = re.compile(rf"({VARIABLE}) ?\\in ?(.+)")
 _PARTS = re.compile(r", ?|;|\\text\{ ?and ?\}|(?<![a-z\\])and(?![a-z])|\\&")
 _BAR = re.compile(r"[|:]")
-Read = Callable[[str], Node]
+Read = Callable[[str], Answer]
 
 
-def inequality(sides: list[str], signs: list[str]) -> Node | None:
+def inequality(sides: list[str], signs: list[str]) -> Answer | None:
     import sympy
 
     values = [to_sympy(read_expression(side)) for side in sides]
@@ -81,13 +81,13 @@ def _solutions(left: Any, sign: str, right: Any, unknown: Any) -> Any:
     return relation.as_set()
 
 
-def of_any_unknown(sign: str, bound: str) -> Node | None:
+def of_any_unknown(sign: str, bound: str) -> Answer | None:
     """``> 5``, said of an unknown that is not named."""
     node = inequality(["x", bound], [sign])
     return Region(node.points) if isinstance(node, Region) and node.unknown == "x" and "x" not in bound else None
 
 
-def joined_regions(nodes: list[Node], joints: list[str]) -> Node | None:
+def joined_regions(nodes: list[Answer], joints: list[str]) -> Answer | None:
     import sympy
 
     regions = [region for region in map(as_said_region, nodes) if region is not None]
@@ -98,13 +98,13 @@ def joined_regions(nodes: list[Node], joints: list[str]) -> Node | None:
     return Region(join(*(region.points for region in regions)), unknowns.pop())
 
 
-def side_by_side(nodes: list[Node]) -> Node | None:
+def side_by_side(nodes: list[Answer]) -> Answer | None:
     """``x > 1, x < 2`` are conditions on one number; ``x < 1, x > 2``, which no number meets, are two answers."""
     both = joined_regions(nodes, ["and"])
     return joined_regions(nodes, ["or"]) if isinstance(both, Region) and both.points.is_empty else both
 
 
-def as_said_region(node: Node) -> Region | None:
+def as_said_region(node: Answer) -> Region | None:
     """A region, and ``x = 1`` as one of a single number."""
     import sympy
 
@@ -178,7 +178,7 @@ def _less(points: Any, word: str, rest: str) -> Any | None:
     return points - sympy.FiniteSet(*values)
 
 
-def read_builder(inside: str, read: Read) -> Node | None:
+def read_builder(inside: str, read: Read) -> Answer | None:
     r"""What stands in the braces of ``\{x\in\mathbb{Z} | 1\leq x\leq 3\}``; None where that is no builder."""
     import sympy
 
@@ -207,7 +207,7 @@ def read_builder(inside: str, read: Read) -> Node | None:
     return Region(points)
 
 
-def whole_numbers(region: Region, which: str) -> Node:
+def whole_numbers(region: Region, which: str) -> Answer:
     """The whole numbers of a region: Z, or N for those above 0."""
     import sympy
 
@@ -232,7 +232,7 @@ def _listed(points: Any) -> Several | None:
 _MOST_LISTED = 100
 
 
-def as_region(node: Node) -> Any | None:
+def as_region(node: Answer) -> Any | None:
     """The set of real numbers that ``node`` is, or can be taken for."""
     import sympy
 

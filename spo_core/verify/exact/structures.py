@@ -21,12 +21,12 @@ from spo_core.verify.exact.nodes import (
     NOTHING,
     VARIABLE,
     Amount,
+    Answer,
     Based,
     Clock,
     Equation,
     Group,
     Letter,
-    Node,
     Ratio,
     Region,
     Residue,
@@ -44,7 +44,7 @@ from spo_core.verify.exact.sets import as_region, joined_regions, named_set, rea
 from spo_core.verify.exact.tokens import split
 from spo_core.verify.exact.wrappers import closing
 
-Read = Callable[[str], Node]
+Read = Callable[[str], Answer]
 _DEEPEST = 12
 _MOST_PARTS = 200
 
@@ -80,12 +80,12 @@ _RESIDUE = re.compile(
 _RATIO_SIGN = re.compile(r":|-to-|(?:\\text\{ ?to ?\}|(?<![a-zA-Z])to(?![a-zA-Z\\]))")
 
 
-def read(text: str, depth: int = 0) -> Node:
+def read(text: str, depth: int = 0) -> Answer:
     """What the normalised ``text`` says."""
     if depth > _DEEPEST or not text:
         return as_words(text)
 
-    def deeper(part: str) -> Node:
+    def deeper(part: str) -> Answer:
         return read(part, depth + 1)
 
     for reader in _READERS:
@@ -95,7 +95,7 @@ def read(text: str, depth: int = 0) -> Node:
     return as_words(text)
 
 
-def _read_choice(text: str, deeper: Read) -> Node | None:
+def _read_choice(text: str, deeper: Read) -> Answer | None:
     r"""``(A) 5``, ``E. some theory``; but not ``(A) is wrong``."""
     label = _LABELLED.fullmatch(text)
     if not label or _REFUTED.search(label[3]):
@@ -103,13 +103,13 @@ def _read_choice(text: str, deeper: Read) -> Node | None:
     return Letter(label[1] or label[2], None, label[3].strip())
 
 
-def _read_labelled(text: str, deeper: Read) -> Node | None:
+def _read_labelled(text: str, deeper: Read) -> Answer | None:
     r"""``\text{vertex: }(1,2)`` and "Range: [0,1]"."""
     match = _LABEL.fullmatch(text)
     return deeper(match[3]) if match and is_name(match[1] or match[2] or "l") else None
 
 
-def _read_amounts(text: str, deeper: Read) -> Node | None:
+def _read_amounts(text: str, deeper: Read) -> Answer | None:
     """Numbers in words, and amounts with units: one, or several side by side, as ``2 hours 30 minutes``."""
     if time := clock(text):
         return Clock(*time)
@@ -125,13 +125,13 @@ def _read_amounts(text: str, deeper: Read) -> Node | None:
     return nodes[0] if len(nodes) == 1 else Several(tuple(nodes), ordered=True)
 
 
-def _read_words(text: str, deeper: Read) -> Node | None:
+def _read_words(text: str, deeper: Read) -> Answer | None:
     r"""What is no mathematics at first sight, sets with a name, and ``\emptyset``."""
     points = named_set(text)
     return obvious_words(text) if points is None else Region(points)
 
 
-def _read_condition(text: str, deeper: Read) -> Node | None:
+def _read_condition(text: str, deeper: Read) -> Answer | None:
     found = without_condition(text)
     if found is None:
         return None
@@ -146,7 +146,7 @@ def _read_condition(text: str, deeper: Read) -> Node | None:
     return as_family(node, letters, which)
 
 
-def _read_several(text: str, deeper: Read) -> Node | None:
+def _read_several(text: str, deeper: Read) -> Answer | None:
     if _THOUSANDS.fullmatch(text.lstrip("-").removeprefix(r"\$")):
         return deeper(text.replace(",", ""))
     groups, joints = split(text, _AND_OR)
@@ -170,7 +170,7 @@ def _read_several(text: str, deeper: Read) -> Node | None:
         return joined_regions(nodes, joints)
     if not joints and all(isinstance(node, Region) and node.unknown for node in nodes):
         return side_by_side(nodes)
-    flat: list[Node] = []
+    flat: list[Answer] = []
     for node in nodes:
         flat.extend(node.items if isinstance(node, Several) else [node])
     names = [node.name for node in flat if isinstance(node, Equation) and node.name]
@@ -187,14 +187,14 @@ def _split_at_commas(text: str) -> list[str]:
     return split(joined, _COMMA)[0]
 
 
-def _read_signs(text: str, deeper: Read) -> Node | None:
+def _read_signs(text: str, deeper: Read) -> Answer | None:
     r"""``\pm``: the answer with plus and the one with minus."""
     signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
     if not signs or signs.count(r"\pm") > 1:  # (\pm 1, \pm 2): two or four
         return None
     upper = re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", text))
     lower = re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", text))
-    items: list[Node] = []
+    items: list[Answer] = []
     for signed in (upper, lower):
         node = deeper(normalise(signed))
         items.extend(node.items if isinstance(node, Several) else [node])
@@ -203,7 +203,7 @@ def _read_signs(text: str, deeper: Read) -> Node | None:
     return Several(tuple(items), ordered=False)
 
 
-def _read_sets(text: str, deeper: Read) -> Node | None:
+def _read_sets(text: str, deeper: Read) -> Answer | None:
     """Unions, intersections and differences, from the left."""
     sides, signs = split(text, _SET_SIGN)
     if not signs:
@@ -221,7 +221,7 @@ def _read_sets(text: str, deeper: Read) -> Node | None:
     return Region(points)
 
 
-def _read_one(text: str, deeper: Read) -> Node | None:
+def _read_one(text: str, deeper: Read) -> Answer | None:
     """One thing without separators."""
     if letter := _LETTER.fullmatch(text) or _CHOICE.fullmatch(text):
         return Letter(letter.group(1), read_expression(letter.group(1)))
@@ -240,13 +240,13 @@ def _read_one(text: str, deeper: Read) -> Node | None:
     return _ratio(text) if value is None else Value(value)
 
 
-def _ratio(text: str) -> Node | None:
+def _ratio(text: str) -> Answer | None:
     parts, signs = split(text, _RATIO_SIGN)
     terms = [CARDINALS.get(part, read_expression(part)) for part in parts] if signs else []
     return Ratio(tuple(terms)) if terms and all(term is not None and term != 0 for term in terms) else None
 
 
-def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Node | None:
+def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Answer | None:
     """``3 mod 5``, but not ``8 mod 5``, which may be an operation, and then is 3."""
     number, divisor = read_expression(value), read_expression(modulus)
     if not isinstance(number, Fraction) or not isinstance(divisor, Fraction) or divisor <= 0:
@@ -256,7 +256,7 @@ def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Nod
     return Residue(number, divisor, unknown)
 
 
-def _based(digits: str, subscript: str | None, written: str | None) -> Node | None:
+def _based(digits: str, subscript: str | None, written: str | None) -> Answer | None:
     name = subscript or written or ""
     base = int(name) if name.isdecimal() and len(name) < 3 else CARDINALS.get(name, 0)
     if not 2 <= base <= 36:
@@ -271,7 +271,7 @@ def _based(digits: str, subscript: str | None, written: str | None) -> Node | No
     return Based(digits.upper().lstrip("0") or "0", base)
 
 
-def _group(text: str, deeper: Read) -> Node | None:
+def _group(text: str, deeper: Read) -> Answer | None:
     """Brackets around everything."""
     if (french := _FRENCH.fullmatch(text)) and french.group(1, 3) != ("[", "]"):
         text = ("[" if french[1] == "[" else "(") + french[2] + ("]" if french[3] == "]" else ")")
@@ -299,19 +299,19 @@ def _group(text: str, deeper: Read) -> Node | None:
     return read_nested(Group(left, right, tuple(deeper(item) for item in items)))
 
 
-def _set(inside: str, items: list[str], deeper: Read) -> Node | None:
+def _set(inside: str, items: list[str], deeper: Read) -> Answer | None:
     """``\\{1,2\\}``; or ``\\{2k | k \\in \\mathbb{Z}\\}``, which is a family."""
     bar = re.fullmatch(r"([^|:]+)[|:]([^|:]+)", inside)
     if bar and (family := _read_condition(f"{bar[1]},{bar[2]}", deeper)) is not None:
         return family
-    flat: list[Node] = []
+    flat: list[Answer] = []
     for item in items:
         node = deeper(item)
         flat.extend(node.items if isinstance(node, Several) else [node])
     return None if NOTHING in flat else Several(tuple(flat), ordered=False)
 
 
-_READERS: tuple[Callable[[str, Read], Node | None], ...] = (
+_READERS: tuple[Callable[[str, Read], Answer | None], ...] = (
     _read_choice,
     _read_labelled,
     _read_amounts,

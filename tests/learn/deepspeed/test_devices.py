@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spo_core.config import DeepSpeedBackend
+from spo_core.config import DeepSpeedBackendParams
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed import ranks as deepspeed_ranks
 from spo_core.learn.deepspeed.launch import launch_here
@@ -57,7 +57,7 @@ def test_ranks_see_the_gpus_of_the_flow(name, tmp_path, monkeypatch):
         return [sys.executable, str(tmp_path / "launcher.py"), str(ranks), str(config)]
 
     monkeypatch.setattr(deepspeed_ranks, "launch_here", launch)
-    ranks = Ranks({}, DeepSpeedBackend(type="deepspeed", ranks=2), folder=tmp_path, log=tmp_path / "log")
+    ranks = Ranks({}, DeepSpeedBackendParams(type="deepspeed", ranks=2), folder=tmp_path, log=tmp_path / "log")
     try:
         assert ranks.ask()["answer"] == ("0,1" if name is None else name)
     finally:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from spo_core.config import DeepSpeedBackend, LearnParams
+from spo_core.config import DeepSpeedBackendParams, LearnParams
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.hostfile import addresses, read_hostfile
 from spo_core.learn.deepspeed.ranks import Ranks
@@ -170,7 +170,7 @@ def test_ranks_on_other_machines_die_with_a_killed_flow(policy, folder, told, ho
 def test_whoever_has_no_token_is_sent_away(tmp_path, told, hostfile, caplog, monkeypatch):
     """Strangers that hang up, say nothing, something else, or too much hinder nobody; they are never told a command."""
     monkeypatch.setattr("spo_core.learn.deepspeed.ranks.launch_on_hosts", lambda *_: ["sleep", "600"])
-    backend = DeepSpeedBackend(type="deepspeed", ranks=2, hostfile=str(hostfile))
+    backend = DeepSpeedBackendParams(type="deepspeed", ranks=2, hostfile=str(hostfile))
     (tmp_path / "exchange").mkdir()
     ranks = Ranks({}, backend, folder=tmp_path / "exchange", log=tmp_path / "log")
     try:
@@ -219,6 +219,6 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it_and_refused_before_anything_st
 
 def test_without_pdsh_it_says_so(tmp_path, hostfile, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    backend = DeepSpeedBackend(type="deepspeed", ranks=2, hostfile=str(hostfile))
+    backend = DeepSpeedBackendParams(type="deepspeed", ranks=2, hostfile=str(hostfile))
     with pytest.raises(ConfigError, match="needs pdsh"):
         Ranks({}, backend, folder=tmp_path, log=tmp_path / "log")

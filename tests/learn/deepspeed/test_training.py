@@ -205,7 +205,7 @@ def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
         expected, found = (t.train_iteration(sample(seed=1), iteration=1) for t in (one, two))
         half = make_trainer(policy, **SMALL, **KL, dtype="bfloat16")  # one process, without DeepSpeed
         near = half.train_iteration(sample(seed=1), iteration=1)
-        for name in ("policy_loss", "grad_norm", "surprisal", "entropy"):
+        for name in ("policy_loss", "grad_norm", "nll", "entropy"):
             assert found[name] == pytest.approx(expected[name], rel=0.05)
             assert found[name] == pytest.approx(near[name], rel=0.01)
         middle, start = weights(two), list(policy.parameters())
