@@ -194,6 +194,7 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
         "credit/mask_share": float(np.concatenate([credit.masks[i] for credit, i in trainable]).mean()),
         "timing/advantage": time.perf_counter() - started,
     }
+    write_json(session.run.iteration(iteration) / "credit.json", metrics)
     under_way.credits = credits
     under_way.metrics |= metrics
     return metrics

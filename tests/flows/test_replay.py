@@ -72,7 +72,7 @@ def test_rollouts_are_recorded_and_replayed(new_project, environment):
         f"rollouts of {count} iterations: {rollouts}" for count in (2, 3)
     ]
     files = {"trees.parquet", "credits.parquet", "questions.json", "rollout.json", "metrics.json", "COMPLETE"}
-    assert {p.name for p in (rollouts / "iterations" / "000003").iterdir()} == files
+    assert {p.name for p in (rollouts / "iterations" / "000003").iterdir()} > files
     metrics = read_json(project / "outputs/runs/two-replay/metrics/train.json")
     assert metrics["iterations"] == 3 and metrics["skipped_iterations"] < 3
     assert sorted(p.name for p in (project / "outputs" / "runs").iterdir()) == ["replay", "two-replay"]
