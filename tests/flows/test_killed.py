@@ -32,12 +32,12 @@ pytestmark = [
 ITERATIONS, EVERY = (BROKEN_OFF["run"][key] for key in ("iterations", "checkpoint_every"))
 
 
-def choose(phase: str, number: int, done: int, trace: list[Moment], rng: random.Random) -> Kill:
+def choose(phase: str, number: int, kills: int, done: int, trace: list[Moment], rng: random.Random) -> Kill:
     """A moment of the phase: every other time before one of its file system events, else after a random time.
 
     Most kills come before the next checkpoint is complete; only as many after it as let the run get on.
     """
-    behind = done < ITERATIONS * number / (KILLS - KILLS // len(PHASES))
+    behind = done < ITERATIONS * number / (kills - kills // len(PHASES))
     if phase in ("checkpoint", "publish"):
         occurrence = 2 if behind and phase == "checkpoint" and done + 2 * EVERY <= ITERATIONS else 1
     else:
@@ -67,7 +67,7 @@ def test_killed_at_moments_of_every_phase(kills, straight, copy, quick, environm
     killed: Counter[str] = Counter()
     for number, phase in enumerate(phases):
         done = newest_checkpoint(project)
-        kill = choose(phase, number, done, trace, rng)
+        kill = choose(phase, number, kills, done, trace, rng)
         ended = quick.run(project, kill=kill)
         print(number, done, kill, ended.status, ended.trace[-1] if ended.trace else None, len(ended.trace))
         assert ended.status == -9, f"{kill}: {ended.stdout}{ended.stderr}"
