@@ -57,7 +57,7 @@ def make_decode(tokenizer: Any) -> Decode:
 
 
 def _decoder(tokenizer: Any) -> dict[str, Any]:
-    """Its settings; {} where the tokenizer's class does more than to call it."""
+    """Settings of the tokenizer's decoder; {} where the tokenizer's class does more than call the decoder."""
     plain, kind = PreTrainedTokenizerFast, type(tokenizer)
     if not isinstance(tokenizer, plain) or kind.decode is not plain.decode or kind._decode is not plain._decode:
         return {}
@@ -89,6 +89,6 @@ def _byte_level_piece(token: str) -> bytes:
 
 
 def _sentencepiece_piece(token: str) -> bytes | None:
-    """None for a byte: it is decoded with its neighbours."""
+    """The token's bytes; None for a byte token, which is decoded together with its neighbours."""
     is_byte = token.startswith("<0x") and token.endswith(">") and len(token.encode()) == 6
     return None if is_byte else token.replace("▁", " ").encode()

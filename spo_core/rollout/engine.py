@@ -43,7 +43,7 @@ class Completion:
     cached_tokens: int = 0
 
     def cut(self, count: int) -> Completion:
-        """Its first ``count`` tokens, as if they had stopped it."""
+        """Keep the first ``count`` tokens, as if the completion had stopped there."""
         entropies = None if self.entropies is None else self.entropies[:count]
         return replace(
             self, token_ids=self.token_ids[:count], logprobs=self.logprobs[:count], stopped=True, entropies=entropies

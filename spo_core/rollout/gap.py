@@ -27,7 +27,7 @@ def gap_limit(params: Params) -> float:
 
 
 def trainer_limit(params: LearnParams, dtype: str | None = None) -> float:
-    """As ``gap_limit``, of one dtype alone, the trainer's unless another is given."""
+    """The limit of ``gap_limit`` for a single dtype: the trainer's unless another is given."""
     if params.max_logprob_gap is not None:
         return params.max_logprob_gap
     return LIMITS[dtype or params.dtype]

@@ -41,7 +41,7 @@ class GrowingTree:
         return State(0, np.asarray(self.prompt.token_ids, np.int32), ("prompt",), None)
 
     def new_states(self, states: list[State]) -> list[State]:
-        """Those that equal none noted before; all are noted, for the fan of one to be that of all its equals."""
+        """Note all ``states`` and return the first of each kind: equal states (same token ids) share one fan."""
         new = []
         for state in states:
             ends = self.ends.setdefault(state.prefix.tobytes(), [])

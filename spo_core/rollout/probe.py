@@ -1,4 +1,4 @@
-"""After new weights: do engine and trainer give the same probabilities?"""
+"""Checks, after new weights, that engine and trainer give the same probabilities."""
 
 from __future__ import annotations
 

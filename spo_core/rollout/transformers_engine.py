@@ -270,7 +270,7 @@ class TransformersEngine:
                 self._forget(prefix)
 
     def _cache(self, request: Request) -> Stored:
-        """Of its parent or its prefix."""
+        """Find the stored KV cache that the request continues: its parent's, else its prefix's."""
         if request.parent is None or request.parent not in self._kept:
             return self._prefixes[self._prefix(request)]
         tokens, kv = self._kept[request.parent]

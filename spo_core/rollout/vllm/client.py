@@ -40,7 +40,8 @@ class VllmClient:
         self._free: list[httpx.AsyncClient] = []
 
     async def healthy(self) -> bool | None:
-        """None where nothing answers, which may pass; False is the server's own word that its engine is dead."""
+        """Ask for the server's health: None where nothing answers, which may pass; False where it says its engine is
+        dead."""
         try:
             await self._call("GET", "/health", HEALTH_SECONDS)
         except Unanswered:
@@ -115,7 +116,7 @@ def _http(socket: Path) -> httpx.AsyncClient:
 
 
 def read_completion(request: Request, answer: dict[str, Any]) -> Completion:
-    """From the server's JSON. Raises an error of some kind where it does not fit the request."""
+    """Read a completion from the server's JSON. Raises an error of some kind where it does not fit the request."""
     choice, usage = answer["choices"][0], answer["usage"]
     tokens, entries = choice["token_ids"], choice["logprobs"]["content"]
     if choice["finish_reason"] not in ("stop", "length"):

@@ -175,7 +175,7 @@ def give_memory_back() -> None:
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """Its result, and None or what it raised, in words: an exception itself would keep a dead engine's memory alive.
+    """Call, and return (result, None) or (None, error text): the exception would keep a dead engine's memory alive.
 
     vLLM promises no narrower exceptions, and all of them are fatal to the engine.
     """
@@ -191,7 +191,7 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
 def completion(
     request_id: int, token_ids: Iterable[int], logprobs: Iterable[float], stopped: bool, cached: int
 ) -> Completion:
-    """From vLLM's lists. Raises EngineError unless there is one finite log-prob a token."""
+    """Build a completion from vLLM's lists. Raises EngineError unless each token has one finite log-prob."""
     tokens, values = np.asarray(token_ids, np.int32), np.asarray(logprobs, np.float32)
     if not len(tokens) or tokens.shape != values.shape or not np.isfinite(values).all():
         raise EngineError(f"vLLM gave {len(tokens)} tokens and {np.isfinite(values).sum()} log-probs for a request")

@@ -135,7 +135,7 @@ class VllmGroup:
         return result
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """In the loop, to its end."""
+        """Run the coroutine in the event loop until it ends."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             future.result()

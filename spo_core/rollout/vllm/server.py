@@ -79,7 +79,8 @@ class VllmServer:
         return f"vLLM server {self.index}"
 
     async def start(self) -> None:
-        """Until it answers and scales log-probs. Raises EngineError, with no process left, where it does not."""
+        """Start the server and wait until it answers and scales log-probs. Raises EngineError, with no process left, if
+        not."""
         seconds = self.params.start_seconds
         end = time.monotonic() + seconds
         try:
@@ -121,14 +122,14 @@ class VllmServer:
         return False
 
     def kill(self) -> None:
-        """Its whole process group, at once and without waiting."""
+        """Kill the server's whole process group at once, without waiting."""
         if self._group is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, signal.SIGKILL)
             self._group = None  # the number may become another's
 
     def wait(self, seconds: float) -> None:
-        """For the end of a killed process, so that it leaves no zombie; it is not started again."""
+        """Wait for the end of the killed process, so that it leaves no zombie; the server is not started again."""
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(max(seconds, 0.0))
@@ -201,7 +202,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def environment(index: int, params: VllmEngineParams, base: Mapping[str, str]) -> dict[str, str]:
-    """Of server ``index``: its GPUs, or its share of the cores; the project can be imported."""
+    """Environment of server ``index``: its GPUs, or its share of the cores, and a PYTHONPATH that has the project."""
     code = str(Path(spo_core.__file__).resolve().parents[1])
     inherited = {name: value for name, value in base.items() if name not in NOT_INHERITED}
     path = os.pathsep.join(filter(None, [code, base.get("PYTHONPATH")]))
@@ -234,7 +235,7 @@ def gpus(index: int, params: VllmEngineParams, names: list[str]) -> str:
 
 
 def last_words(text: str) -> list[str]:
-    """Of a log: the first exceptions, which are the cause of later ones, and the last lines; without vLLM's prefixes.
+    """Pick a log's first exceptions, which cause the later ones, and its last lines; without vLLM's prefixes.
 
     The cause may stand far above the end: vLLM's processes report it to each other, each with its own traceback.
     """

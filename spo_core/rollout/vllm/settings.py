@@ -32,7 +32,7 @@ class VllmSettings:
     top_p: float
     context_length: int
     noise: int | None = None
-    """None: every request is sampled with its own seed; else the seed of the engines' own generators."""
+    """Seed of the engines' own generators; None: every request is sampled with its own seed."""
 
     @property
     def sleeps(self) -> bool:

@@ -49,7 +49,7 @@ class CheckpointWeights:
 
 
 def checkpoint_shapes(folder: Path) -> Shapes:
-    """Of every tensor in the safetensors files of a folder."""
+    """Read the shape of every tensor in a folder's safetensors files."""
     shapes: Shapes = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -17,9 +17,10 @@ class PolicyWorker:
     reload_weights: Any
 
     def scale_logprobs(self, temperature: float | str) -> None:
-        """From now on they are of logits / temperature over the full vocabulary, float32 [requests, vocabulary].
+        """Make vLLM return log-probs of logits / temperature over the full vocabulary, float32 [requests, vocabulary].
 
-        vLLM offers those of the unscaled logits, or those left after top-p, which are renormalised over the nucleus.
+        vLLM itself offers log-probs of the unscaled logits, or those left after top-p, which are renormalised over the
+        nucleus.
         """
         divisor = float(temperature)
 
