@@ -21,7 +21,8 @@ from spo_core.tree import RolloutTree, parts, pruned, ragged
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Credit:
-    """Of one tree: ``values`` float64 [nodes]; per node ``advantages`` float32 [tokens] and ``masks`` bool [tokens]."""
+    """The credit of one tree: ``values`` float64 [nodes]; per node ``advantages`` float32 [tokens] and ``masks`` bool
+    [tokens]."""
 
     values: np.ndarray
     advantages: tuple[np.ndarray, ...]

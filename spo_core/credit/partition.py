@@ -56,7 +56,7 @@ def cutpoints(logprobs: Sequence[float] | np.ndarray, prob_threshold: float, int
 
 
 def entropy_cuts(entropies: Sequence[float] | np.ndarray, threshold: float, interval: int) -> list[int]:
-    """Like ``cutpoints``, with tokens sampled at an entropy strictly above ``threshold`` as candidates; nats, [n]."""
+    """Cut as ``cutpoints`` does, before tokens sampled at an entropy (nats, [n]) strictly above ``threshold``."""
     return _before(np.asarray(entropies) > threshold, interval)
 
 
