@@ -29,11 +29,11 @@ class Backend(Protocol):
     def device(self) -> torch.device: ...
 
     def logprobs(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """As TreePolicy.forward."""
+        """Log-probs of the trained policy, and entropies if asked for, as TreePolicy.forward returns them."""
         ...
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
-        """Of the reference policy, without gradient. Raises ValueError where there is none."""
+        """Log-probs of the reference policy, without gradient. Raises ValueError where there is no reference policy."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -19,8 +19,8 @@ BLOCK = 128  # tokens; FlexAttention's own
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Spans:
-    """Per token of a packed row, int64 [tokens] each: TreeBatch's ``first``, ``last`` and position, and ``reach``, the
-    first position that it sees on its path (0 without a window)."""
+    """What each token of a packed row sees, int64 [tokens] each: TreeBatch's ``first``, ``last`` and position, and
+    ``reach``, the first position that it sees on its path (0 without a window)."""
 
     first: Tensor
     last: Tensor
@@ -71,6 +71,7 @@ def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Per query block the number of key blocks, and their indices in front; int32 (1, 1, blocks) and (..., blocks)."""
+    """Count each query block's key blocks, int32 (1, 1, blocks), and sort their indices to the front, (1, 1, ...,
+    blocks)."""
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], indices.int()[None, None]

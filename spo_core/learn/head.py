@@ -82,7 +82,7 @@ def trunk(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Given(nn.Module):
-    """In the place of a trunk: hidden states in, hidden states out."""
+    """Stands in for a model's trunk: returns the hidden states it is given."""
 
     def forward(self, *args: Any, inputs_embeds: Any, **kwargs: Any) -> BaseModelOutputWithPast:
         return _Output(last_hidden_state=inputs_embeds)

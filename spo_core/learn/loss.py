@@ -26,9 +26,10 @@ class LossInputs:
     """All trained tokens of one forward pass, each [tokens]."""
 
     logprobs: Tensor
-    """Of the policy that is trained; has a gradient."""
+    """Log-probs by the policy that is trained; has a gradient."""
     old_logprobs: Tensor
-    """Of the policy that sampled, as the engine gave them; with ``learn.importance_cap`` the trainer's own."""
+    """Log-probs by the policy that sampled, as the engine gave them; with ``learn.importance_cap`` the trainer's
+    own."""
     advantages: Tensor
     segments: Tensor
     """int64: number of the token's segment within the pass, rising from 0."""

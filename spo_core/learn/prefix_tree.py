@@ -128,7 +128,7 @@ def stretches(tree: PrefixTree, wanted: np.ndarray) -> list[Stretch]:
 
 
 def _kept(tree: PrefixTree, wanted: np.ndarray) -> list[int]:
-    """Of every run the number of tokens, from its first on, that are wanted or stand before one that is."""
+    """Count, in every run, the tokens up to the last one that is wanted or that leads to a wanted one."""
     runs, order = tree.runs, [0]
     for run in order:  # grows as it is read
         order += runs[run].children.values()
@@ -143,7 +143,8 @@ def _kept(tree: PrefixTree, wanted: np.ndarray) -> list[int]:
 
 
 def prefix_tree(tree: RolloutTree, needed: Sequence[int]) -> tuple[PrefixTree, dict[int, np.ndarray]]:
-    """Of these nodes, in ascending order and with all their ancestors; and the numbers of each node's tokens."""
+    """Build the prefix tree of ``needed``, ascending and with all ancestors; also returns the numbers of each node's
+    tokens."""
     result = PrefixTree(sum(len(tree.nodes[i].token_ids) for i in needed))
     places: dict[int, np.ndarray] = {}
     for index in needed:

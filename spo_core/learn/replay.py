@@ -128,7 +128,7 @@ def _size(units: Sequence[Unit]) -> int:
 
 
 def _nodes(units: Sequence[Unit]) -> dict[int, set[int]]:
-    """By entry."""
+    """Group the units' nodes by entry."""
     found: dict[int, set[int]] = {}
     for entry, nodes in units:
         found.setdefault(entry, set()).update(nodes)

@@ -69,12 +69,12 @@ def row_blocks(trees: Sequence[Sequence[Stretch]], device: torch.device | str) -
 
 
 def _cost(width: int, length: int) -> int:
-    """Of a row, in scores."""
+    """The cost of a row, in attention scores."""
     return width * length + ROW + KEY * length
 
 
 def _rows(tree: Sequence[Stretch], start: int) -> list[_Row]:
-    """Of one tree whose tokens stand from ``start`` on: neighbours are joined where that is cheaper than apart."""
+    """Rows of one tree, whose tokens begin at ``start``: neighbours are joined where that is cheaper than apart."""
     sizes = [len(stretch.tokens) for stretch in tree]
     starts = start + np.cumsum([0, *sizes])
     ranges: list[tuple[int, int]] = []  # of stretches

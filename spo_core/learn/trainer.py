@@ -36,7 +36,7 @@ COUNTS = ("trained_tokens", "forwarded_tokens", "guarded_segments")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Tokens:
-    """Of one forward pass, each [trained tokens] in the batch's order."""
+    """Tensors of one forward pass, each [trained tokens] in the batch's order."""
 
     old: Tensor
     advantages: Tensor
@@ -64,7 +64,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next optimizer step."""
+        """Learning rate of the next optimizer step."""
         return learning_rate(self.step - self.schedule_start, self.params)
 
     def restart_learning_rate(self) -> None:
@@ -127,7 +127,7 @@ class Trainer:
         return counts | means | more | {"grad_norm": more["grad_norm"] / done, "optimizer_steps": done, "skipped": 0}
 
     def _reported(self, names: Sequence[str]) -> list[str]:
-        """Those that are measured with these params; the sums of the others are no measurement."""
+        """Keep the metrics that these params measure; the sums of the others mean nothing."""
         optional = {
             "kl": self.params.kl.type == "penalty",
             "entropy": self.params.report_entropy,

@@ -40,7 +40,7 @@ def _launcher(options: list[str], config: Path) -> list[str]:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """On this machine: CPU threads are shared among ranks, and what ranks tell each other stays here."""
+    """Environment of ranks on this machine: they share its CPU threads and communicate over loopback only."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
     env = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | launcher_environment()
     if not torch.cuda.is_available():
@@ -49,7 +49,7 @@ def environment(ranks: int) -> dict[str, str]:
 
 
 def visible_devices() -> dict[str, str]:
-    """Of ranks on this machine: the GPUs that this process may use, by number, UUID or MIG name, as they are given.
+    """Environment that names the GPUs of this machine's ranks: those this process may use, by number, UUID or MIG name.
 
     A rank sets it before torch looks: the launcher knows numbers alone, and has ranks see the machine's GPUs 0, 1, ...
     """
@@ -57,13 +57,14 @@ def visible_devices() -> dict[str, str]:
 
 
 def launcher_environment() -> dict[str, str]:
-    """Of the launcher, which hands PYTHONPATH on to other machines."""
+    """Environment of the launcher, which hands PYTHONPATH on to other machines."""
     code = str(Path(spo_core.__file__).resolve().parents[1])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))}
 
 
 def rank_environment(most: int) -> dict[str, str]:
-    """Of ranks on other machines, ``most`` on one of them: CPU threads, and networks where they are set."""
+    """Environment of ranks on other machines, at most ``most`` on one: CPU threads, and NCCL and Gloo settings if
+    any."""
     chosen = {name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "GLOO_"))}
     return chosen | {"OMP_NUM_THREADS": _threads(most)}
 

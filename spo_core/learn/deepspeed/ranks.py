@@ -81,7 +81,7 @@ class Ranks:
         return command, environment(self._ranks), more
 
     def _on_hosts(self, hostfile: Path, config: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
-        """As ``_here``, on the machines of a hostfile."""
+        """Do what ``_here`` does, on the machines of a hostfile."""
         hosts = read_hostfile(hostfile, self._ranks)
         if shutil.which("pdsh") is None:
             raise ConfigError("learn.backend.hostfile needs pdsh here, and ssh to its machines without a password")

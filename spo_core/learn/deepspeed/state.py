@@ -20,14 +20,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ShardedState:
-    """Of one engine. Every rank makes the same calls; only rank 0 writes."""
+    """Saves and restores the state of one DeepSpeed engine. Every rank makes the same calls; only rank 0 writes."""
 
     def __init__(self, engine: Any, model: PreTrainedModel, adam: torch.optim.Optimizer, stage: int) -> None:
         self.engine, self.model, self.adam, self.stage = engine, model, adam, stage
         self.parameters = dict(model.named_parameters())
 
     def save_optimizer(self, path: Path) -> None:
-        """As spo_core.learn.state does it."""
+        """Save the optimizer's state as spo_core.learn.state does."""
         if self.stage == 0:
             if self._writes:
                 save_optimizer(path, self.model, self.adam)

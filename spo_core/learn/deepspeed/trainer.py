@@ -77,7 +77,7 @@ class DeepSpeedTrainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next optimizer step."""
+        """Learning rate of the next optimizer step."""
         return self._state["learning_rate"]
 
     def restart_learning_rate(self) -> None:
@@ -86,7 +86,7 @@ class DeepSpeedTrainer:
     def train_iteration(
         self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
-        """As Trainer does it."""
+        """Train one iteration, as Trainer does; returns its metrics."""
         weights = self._new_weights()
         more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
         with room_at(self._folder):
