@@ -62,7 +62,7 @@ def fitting_questions(
 
 
 def _short_enough(rows: list[Question], split: str, fewest: int, most: int, tokenizer: Any) -> list[Question]:
-    """Those with at most ``most`` tokens, the template not counted."""
+    """Keep the questions of at most ``most`` tokens, the template not counted."""
     encoded = tokenizer([row.question for row in rows], add_special_tokens=False)["input_ids"]
     kept = [row for row, ids in zip(rows, encoded, strict=True) if len(ids) <= most]
     log.log(

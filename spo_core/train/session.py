@@ -28,9 +28,9 @@ class Best:
     """The policy with the highest validation accuracy so far, the first among equals; see ``RunDirectory.best``."""
 
     iteration: int
-    """After which it was measured."""
+    """Iteration after which the accuracy was measured."""
     accuracy: float
-    """Between 0 and 1."""
+    """Validation accuracy, between 0 and 1."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Session:
     best: Best | None = None
     recorded: Recorded | None = None
     max_logprob_gap: float = NO_LIMIT
-    """Of ``gap.gap_limit``; none where a replay's trees are of another policy."""
+    """Limit by ``gap.gap_limit``; no limit where a replay's trees are of another policy."""
     under_way: UnderWay | None = None
 
     @property

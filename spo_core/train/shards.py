@@ -242,7 +242,7 @@ def _opened(file: Path) -> _Open:
 
 
 def _load_weights(opened: _Open, path: Path, expected: str) -> None:
-    """Those of the file become the model's; raises RunError where the file has another digest."""
+    """Load the file's weights into the model; raises RunError where the file's digest is not ``expected``."""
     if opened.weights == expected:
         return
     began = time.monotonic()

@@ -131,7 +131,7 @@ def validate(session: Session, iteration: int) -> dict[str, float]:
 
 
 def warn_of_gap(session: Session, row: dict[str, Any]) -> None:
-    """Once an iteration, where engine and trainer are further apart than rounding makes likely, and not yet stopped."""
+    """Warn, once an iteration, where engine and trainer differ by more than rounding makes likely but may go on."""
     gap = max(row.get("sync/logprob_gap_mean", 0.0), row.get("train/logprob_gap", 0.0))
     if gap > WARNING * session.max_logprob_gap:
         log.warning(
@@ -154,7 +154,7 @@ def find_best(session: Session) -> Best:
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
-    """Of responses that are trained on; value rollouts count as generated tokens only."""
+    """Metrics of the responses that are trained on; value rollouts count as generated tokens only."""
     leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
     outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
     metrics: dict[str, float] = {

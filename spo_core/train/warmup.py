@@ -96,7 +96,7 @@ def check_warmup(params: Params, paths: Paths) -> None:
 
 
 def _pretrained_digest(init: ScratchPolicy | PretrainedPolicy) -> str | None:
-    """Of a local policy's files; a hub id is taken to mean what its revision names."""
+    """Digest of a local policy's files; None for a hub id, which is taken to mean what its revision names."""
     if init.type == "scratch" or not Path(init.path).is_dir():
         return None
     return folder_digest(Path(init.path))
