@@ -38,9 +38,9 @@ class Comparison:
     difference: float
     """b less a."""
     standard_error: float | None
-    """Of the paired difference, over questions; None for a single question."""
+    """Standard error of the paired difference, over questions; None for a single question."""
     interval: tuple[float, float] | None
-    """Of the difference, 95 %, by a bootstrap over questions; None for fewer than six."""
+    """95 % interval of the difference, by a bootstrap over questions; None for fewer than six."""
     p_value: float | None
     """McNemar's exact test; None where a question was asked more than once."""
     questions: int
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In a few words, and no more than the figures say."""
+        """Say in a few words what the figures allow: which of the two is higher, or that they are not told apart."""
         if self.forced_over:
             return "protocols differ"
         if self.told_apart:
@@ -152,7 +152,7 @@ COLUMNS = ("cell", "a", "b", "accuracy\nof a", "accuracy\nof b", "b − a", "95 
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """To print; below it what each number is, and what was forced."""
+    """Build the table to print; its notes say what each number is, and what was forced."""
     notes = ["Differences in points, ± standard error, paired by question; each interval holds for its row alone."]
     if any(row.p_value is not None for row in comparisons):
         notes.append("p: McNemar's exact test.")

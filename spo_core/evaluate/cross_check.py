@@ -63,9 +63,9 @@ class LightevalMetric:
 
 
 def summarize(questions: Sequence[Sequence[Sample]]) -> CrossCheck | None:
-    """Of graded samples, (questions, samples); None where lighteval graded none of them.
+    """Compare the two gradings of samples, (questions, samples); None where lighteval graded none of them.
 
-    Raises ValueError where it graded some only, or where they are empty or ragged.
+    Raises ValueError where lighteval graded only some of them, or where the samples are empty or ragged.
     """
     flat = [sample for row in questions for sample in row]
     graded = [sample for sample in flat if sample.lighteval is not None]

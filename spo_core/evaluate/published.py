@@ -24,7 +24,7 @@ class PublishedRow:
     published_error: float | None
     """Standard error; None where none was published."""
     ours: float
-    """By the published grader, on our completions: lighteval's metric, else our accuracy."""
+    """Our completions' score by the published grader: lighteval's metric, else our accuracy."""
     ours_error: float | None
     difference: float
     """Ours less the published one."""
@@ -36,7 +36,7 @@ class PublishedRow:
     note: str
     """What to know of all rows of this problem set."""
     hub: str | None
-    """Its id on the Hugging Face hub, where one is stated."""
+    """The published model's id on the Hugging Face hub, where one is stated."""
 
 
 class _Record(BaseModel):

@@ -35,9 +35,9 @@ class Protocol:
     engine: str
     """``transformers`` or ``vllm``."""
     dtype: str
-    """In which the engine computes."""
+    """Data type in which the engine computes."""
     versions: dict[str, str]
-    """Of what samples and what grades."""
+    """Versions of the libraries that sample and grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Tokens:
     p90: float
     most: int
     mean_correct: float | None
-    """Of the correct ones; None where none is."""
+    """Mean over correct completions; None where none is correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class CrossCheck:
     disagreements: int
     """Completions that one of the two calls correct and the other does not."""
     truncated_disagreements: int
-    """Those among them that were truncated: here never correct, by lighteval what their last number says."""
+    """Disagreements on truncated completions: never correct here; lighteval grades the last number in them."""
     timeouts: int
     """Completions that lighteval's metric did not finish with; they count as not correct there."""
 
@@ -71,19 +71,19 @@ class CellScore:
     """One checkpoint in one cell. Shares are of all completions, between 0 and 1."""
 
     model: str
-    """As it was named: warmup, final, best, a folder, a revision, a hub id."""
+    """Name under which the policy was asked for: warmup, final, best, a folder, a revision, a hub id."""
     model_digest: str
     """SHA-256 over the checkpoint's files."""
     suite: str
     cell: str
-    """Its name, ``<problem set>-<context>``."""
+    """Name of the cell, ``<problem set>-<context>``."""
     context: str
     accuracy: float
     """pass@1: mean over questions of the fraction of completions that are correct."""
     standard_error: float | None
-    """Of the accuracy, over questions; None where one question was asked."""
+    """Standard error of the accuracy, over questions; None where one question was asked."""
     interval: tuple[float, float] | None
-    """Of the accuracy, 95 %, by a bootstrap over the samples of each question, for these questions; None where one
+    """95 % interval of the accuracy on these questions, by a bootstrap over each question's samples; None where one
     completion of each was sampled."""
     majority: float
     """majority@n: fraction of questions whose most frequent answer is correct; a tie counts in parts."""
@@ -95,7 +95,7 @@ class CellScore:
     """Share whose answers took too long to compare."""
     tokens: Tokens
     cross_check: CrossCheck | None
-    """None where lighteval has no metric for the problem set's rule."""
+    """Comparison with lighteval's grading; None where lighteval has no metric for the problem set's rule."""
     protocol: Protocol
     lighteval_prompt_hash: str
     """lighteval's own hash of all prompts (``full_prompts`` in its results)."""

@@ -1,4 +1,4 @@
-"""From answers to graded samples, from samples to a score, and the checks that both must pass."""
+"""Turns answers into graded samples and samples into a score, and checks both."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As in ``metrics/evaluate/<checkpoint>/<name>.json``."""
+        """Name of the cell, as in ``metrics/evaluate/<checkpoint>/<name>.json``."""
         return f"{self.problem_set}-{self.context}"
 
 

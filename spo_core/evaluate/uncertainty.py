@@ -26,9 +26,9 @@ class Paired:
 
     difference: float
     standard_error: float | None
-    """Of the mean of the paired differences, over questions; None for a single question."""
+    """Standard error of the mean paired difference, over questions; None for a single question."""
     interval: tuple[float, float] | None
-    """Of the difference, 95 %, by a bootstrap over questions; None for fewer than six."""
+    """95 % interval of the difference, by a bootstrap over questions; None for fewer than six."""
 
 
 def question_means(rewards: ArrayLike) -> NDArray[np.float64]:
@@ -48,7 +48,8 @@ def mean(values: ArrayLike) -> float:
 
 
 def standard_error(means: ArrayLike) -> float | None:
-    """Of the mean over questions: standard deviation (ddof 1) / sqrt(questions); None for a single question."""
+    """Standard error of the mean over questions: standard deviation (ddof 1) / sqrt(questions); None for a single
+    question."""
     flat = np.asarray(means, np.float64).ravel()
     if flat.size < 2:
         return None

@@ -18,7 +18,7 @@ class Sample:
 
     question_id: str
     sample: int
-    """Its number among the completions of the question, from 0."""
+    """Number of the completion among those of its question, from 0."""
     completion: str
     gold: str
     """The right answer."""

@@ -8,7 +8,7 @@ from spo_core.rollout.stops import stop_at
 
 
 class Endings:
-    """Of a policy and a prompt template; ``tokenizer`` is the policy's."""
+    """Finds completions' ends for a policy and a prompt template; ``tokenizer`` is the policy's."""
 
     def __init__(self, tokenizer: Any, stop_ids: tuple[int, ...], strings: tuple[str, ...]) -> None:
         self.stop_ids, self.strings = frozenset(stop_ids), strings

@@ -96,7 +96,7 @@ class Report:
     stopped: float
     """Share of completions."""
     prompt_hash: str
-    """Of all prompts together."""
+    """Hash of all prompts together."""
     versions: dict[str, str]
 
 

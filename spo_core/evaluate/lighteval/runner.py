@@ -106,7 +106,7 @@ def measure_cell(
 
 
 def grading_versions() -> dict[str, str]:
-    """Of the libraries that verdicts depend on, here in the main environment."""
+    """Versions, in the main environment, of the libraries that verdicts depend on."""
     return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
 
 

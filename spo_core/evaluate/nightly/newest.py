@@ -39,7 +39,7 @@ class Found:
 
 
 def newest_checkpoint(work: Path, params: Params) -> Found | None:
-    """Of all training runs with the problem set and the prompts of ``params``, the checkpoint completed last."""
+    """Find the checkpoint completed last, of all training runs with the problem set and the prompts of ``params``."""
     problem = problem_set(params.data)
     trained_on = {
         "problem_set": params.data.problem_set,

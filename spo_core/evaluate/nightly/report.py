@@ -35,13 +35,13 @@ class NightlyCell:
 
     score: CellScore
     difference: float | None
-    """Of the accuracy: this less the one before, over the same questions; None where they do not compare."""
+    """This accuracy less the previous one, over the same questions; None where the two are not comparable."""
     standard_error: float | None
-    """Of the paired difference."""
+    """Standard error of the paired difference."""
     not_compared: str | None
     """Why nothing can be said of a difference."""
     fell: bool
-    """By more than ``evaluate.nightly.standard_errors`` of its standard errors."""
+    """Whether accuracy fell by more than ``evaluate.nightly.standard_errors`` standard errors of the difference."""
 
 
 @dataclass(frozen=True, slots=True)
