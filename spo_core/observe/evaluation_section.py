@@ -62,7 +62,7 @@ class Section:
     """Cells that lighteval has no metric for."""
     published: dict[str, list[PublishedRow]]
     source: str
-    """Of what was published."""
+    """Source of the published scores."""
     facts: list[Fact]
 
     @property
@@ -103,7 +103,7 @@ def table_rows(evaluations: Evaluations) -> list[tuple[str, str, CellScore]]:
 
 
 def disagreements(evaluations: Evaluations) -> list[Disagreements]:
-    """Of each cell that lighteval's metric graded too, in the order of ``table_rows``."""
+    """Disagreements of the two graders, for each cell that lighteval graded too, in the order of ``table_rows``."""
     found = []
     for name, checkpoint, _ in table_rows(evaluations):
         evaluated = evaluations[checkpoint][name]
@@ -147,7 +147,7 @@ _SPLITS: tuple[Callable[[Place], str], ...] = (
 
 
 def _grouped(name: str, values: Mapping[Place, Any]) -> Iterator[Fact]:
-    """By the coarsest split within whose groups all values are equal."""
+    """State ``values`` by the coarsest grouping of cells in which each group has a single value."""
     for split in _SPLITS:
         groups: dict[str, list[Any]] = {}
         for place, value in values.items():

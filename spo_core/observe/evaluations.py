@@ -30,7 +30,7 @@ class EvaluatedCell:
 
 
 Evaluations = Mapping[str, Mapping[str, EvaluatedCell]]
-"""By checkpoint, then by name of the cell, in the order of the suite."""
+"""Evaluated cells by checkpoint, then by the cell's name, in the order of the suite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class Compared:
 
 
 def read_evaluations(params: Params, paths: Paths) -> dict[str, dict[str, EvaluatedCell]]:
-    """Of the first and the final policy, and of the best one where ``checkpoints/best`` itself was evaluated.
+    """Read the evaluations of the first and the final policy, and of the best one if ``checkpoints/best`` was
+    evaluated.
 
     Raises DataError naming a file that no evaluation wrote, or that is of another policy or suite than the present one.
     """

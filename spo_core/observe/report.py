@@ -33,7 +33,7 @@ class ReportInputs:
     summary: dict[str, Any]
     """What ``summary.summarize`` gives: accuracies before and after and their difference, seconds a stage."""
     evaluations: Evaluations
-    """Of ``warmup``, ``final``, and ``best`` if it was evaluated."""
+    """Evaluations of ``warmup``, ``final``, and ``best`` if it was evaluated."""
     iterations: list[dict[str, Any]]
     """Rows of metrics.jsonl."""
     warmup: list[dict[str, Any]]

@@ -23,7 +23,7 @@ def number(value: float | None, places: int = 3) -> str:
 
 
 def signed(value: float | None, places: int = 3) -> str:
-    """With its sign; what rounds to zero has no sign."""
+    """Format a number with its sign; what rounds to zero has no sign."""
     if not known(value):
         return NOT_MEASURED
     text = number(abs(value), places)

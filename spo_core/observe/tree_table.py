@@ -40,7 +40,7 @@ class TreeTable:
 
 
 def tree_table(folder: Path, trees: int, decode: Decode) -> TreeTable:
-    """Of the first ``trees`` trees in an iteration's folder. Raises OSError where one of its files is missing."""
+    """Build the table of the first ``trees`` trees in an iteration's folder. Raises OSError where a file is missing."""
     sampled = pq.read_table(folder / "trees.parquet")
     starts = np.flatnonzero(pc.equal(sampled["node"], 0).to_numpy(zero_copy_only=False))
     stop = int(starts[trees]) if trees < len(starts) else sampled.num_rows
