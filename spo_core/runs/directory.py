@@ -51,7 +51,7 @@ class RunDirectory:
         return self.path / "checkpoints" / f"{number:06d}"
 
     def best(self, number: int) -> Path:
-        """Of the policy after that iteration, which was the best so far."""
+        """Folder of the policy after iteration ``number``, the best so far."""
         return self.path / "best" / f"{number:06d}"
 
     @property
@@ -181,7 +181,7 @@ STEPS = ("rollout", "advantage", "train", "validate")
 
 
 def step_seconds(row: Mapping[str, Any]) -> float:
-    """Of all steps of an iteration."""
+    """Sum the seconds of all steps of an iteration."""
     return sum(row.get(f"timing/{step}", 0.0) for step in STEPS)
 
 
@@ -191,7 +191,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def is_milestone(iteration: int, every: int | None) -> bool:
-    """By ``run.milestone_every``."""
+    """Whether an iteration's policy is published as a milestone; ``every`` is ``run.milestone_every``."""
     return every is not None and iteration % every == 0
 
 

@@ -166,7 +166,7 @@ def _trained(run: RunRecord) -> bool:
 
 
 def _params(run: RunRecord) -> dict[str, Any]:
-    """Those of the identity, under their names in params/."""
+    """The params in a run's identity, under their names in params/."""
     flat = flatten(run.identity)
     if _trained(run):
         del flat["policy"]

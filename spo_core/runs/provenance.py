@@ -73,7 +73,7 @@ class Policy:
     name: str
     """``warmup``, ``final``, ``best``, or a milestone's folder."""
     iteration: int
-    """After which it was taken."""
+    """Iteration after which the policy was taken."""
     digest: str
 
 
@@ -149,7 +149,7 @@ def record_policy(run: Path, name: str, iteration: int, folder: Path) -> Policy:
 
 
 def known_policies(run: Path) -> tuple[Policy, ...]:
-    """Those of a run directory's policies.jsonl, the oldest first."""
+    """Read the policies in a run directory's policies.jsonl, the oldest first."""
     return tuple(Policy(**row) for row in _rows(run / POLICIES, Policy))
 
 
@@ -186,7 +186,7 @@ def read_published(path: Path) -> RunRecord | None:
 
 
 def work_runs(work: Path, pattern: str = "*") -> Iterator[RunRecord]:
-    """Of all working directories, in the order of their names."""
+    """Yield the run records of all working directories, in the order of their names."""
     for manifest in sorted(work.glob(f"{pattern}/manifest.json")):
         if (record := read_run(manifest.parent)) is not None:
             yield record
