@@ -105,19 +105,19 @@ def _sentence(text: str) -> str | None:
 
 
 def _first_clause(text: str) -> str:
-    """Up to the end of the sentence, or of the clause that says the answer."""
+    """Cut the text at the end of the sentence, or of the clause that says the answer."""
     end = _SENTENCE_END.search(text)
     return (text[: end.start()] if end else text).strip()
 
 
 def _balanced(answer: str) -> str:
-    r"""Without a brace that closes what began before it, as in ``\textbf{Answer: } 5``."""
+    r"""Remove a brace that closes what began before the answer, as in ``\textbf{Answer: } 5``."""
     if answer.count("}") > answer.count("{"):
         return (answer[1:] if answer.startswith("}") else answer.removesuffix("}")).strip()
     return answer
 
 
 def _without_hope(answer: str) -> str:
-    """Without the "I hope it is correct" that templates ask for, and what stands after it."""
+    """Remove the "I hope it is correct" that templates ask for, and what stands after it."""
     hope = _HOPE.search(answer)
     return (answer[: hope.start()].rstrip(" .\n") if hope else answer).strip()

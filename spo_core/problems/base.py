@@ -105,7 +105,7 @@ class Generated:
             raise ConfigError(f"data.template {self.data.template}: {self.name} has its own; set it to null")
 
     def check_source(self) -> None:
-        """There is none."""
+        """Do nothing: this problem set has no source to check."""
 
     def build(self) -> Splits:
         raise NotImplementedError

@@ -126,7 +126,7 @@ def encode_prompt(template: Template, tokenizer: Any, question: str) -> list[int
 
 
 def encode_prompts(template: Template, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
-    """As :func:`encode_prompt`, with one call of the tokenizer."""
+    """Encode many prompts as :func:`encode_prompt` does one, with one call of the tokenizer."""
     if not questions:
         return []
     encoded = tokenizer([template.fill(question) for question in questions], add_special_tokens=False)["input_ids"]
