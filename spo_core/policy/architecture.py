@@ -103,7 +103,7 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
-    """Its decoder layers; none where they cannot be told."""
+    """Find the model's decoder layers; empty where they cannot be told."""
     count = model.config.get_text_config().num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return list(lists[0]) if lists else []
@@ -154,7 +154,8 @@ T = TypeVar("T")
 
 
 def attempted(attempt: Callable[[], T]) -> tuple[T | None, str]:
-    """Its result, or None and in one line what it failed at: whatever a model of another kind stumbles over."""
+    """Call ``attempt``: its result and "", or None and one line about the error that an unforeseen kind of model
+    raised."""
     try:
         return attempt(), ""
     except torch.OutOfMemoryError:

@@ -100,8 +100,8 @@ def _say(path: str, differs: str) -> None:
 
 
 def difference(tokenizer: Any, own: Tokenizer) -> str | None:
-    """In what a transformers tokenizer first differs from a file's own, over TEXTS and the file's added tokens; None
-    where it does not. Special tokens that the file lacks may be added to it."""
+    """Say in what a transformers tokenizer first differs from a file's own, over TEXTS and the file's added tokens;
+    None where it does not. Special tokens that the file lacks may be added to it."""
     vocabulary = tokenizer.get_vocab()
     for token, index in own.get_vocab(with_added_tokens=True).items():
         if vocabulary.get(token) != index:
