@@ -27,11 +27,12 @@ class DaskRunner(Namespace):
     workers: int = Field(default=2, ge=1)
     """Parts that an iteration's questions are divided into; also the processes of a cluster that is started here."""
     address: str | None = None
-    """Of a scheduler, as tcp://host:8786; null starts a cluster on this machine for the length of the flow."""
+    """Address of a Dask scheduler, as tcp://host:8786; null starts a cluster on this machine for the length of the
+    flow."""
 
     @property
     def parts(self) -> int:
-        """As ``workers`` says."""
+        """The number of parts that questions are divided into: ``workers``."""
         return self.workers
 
 
@@ -42,7 +43,8 @@ class RayRunner(Namespace):
     workers: int = Field(default=2, ge=1)
     """Parts that an iteration's questions are divided into; also the CPUs of a cluster that is started here."""
     address: str | None = None
-    """Of a cluster, as ray://host:10001 or auto; null starts one on this machine for the length of the flow."""
+    """Address of a Ray cluster, as ray://host:10001 or auto; null starts one on this machine for the length of the
+    flow."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that one part of the work reserves."""
 

@@ -93,7 +93,7 @@ class AdaptiveMonteCarlo(Namespace):
     max_rollouts: int = Field(default=9, ge=1)
     """No more are begun at a state once this many count for it."""
     prompt: Literal["always", "cut"] = "cut"
-    """As of monte_carlo."""
+    """The same choice as ``prompt`` of monte_carlo."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AdaptiveMonteCarlo:
@@ -133,7 +133,7 @@ class BestOfKProgress(Namespace):
     k: int = Field(default=4, ge=1)
     """The prover's success is that of the best of k samples of the policy: 1 - (1 - V)^k."""
     weight: float = Field(default=5.0, ge=0)
-    """Of the prover's progress."""
+    """Weight of the prover's progress."""
     baseline: Literal["none", "parent"] = "none"
     """Subtracted from the policy's own value: nothing, or V(parent)."""
 
@@ -145,7 +145,7 @@ class AllTokens(Namespace):
 
 
 class LowProbability(Namespace):
-    """Only tokens at which something was decided."""
+    """Train only tokens at which the policy decided something: those it sampled with a low probability."""
 
     type: Literal["low_probability"]
     threshold: Share = 0.9

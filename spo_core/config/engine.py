@@ -53,7 +53,7 @@ class VllmEngineParams(Namespace):
     """The servers take GPUs from this one on, ``tensor_parallel`` each, of those that ``CUDA_VISIBLE_DEVICES`` names by
     number, UUID or MIG slice; unused on CPUs and in the flow's process, which takes the first."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of weights and cache; null: ``learn.dtype``, in an evaluation that of the checkpoint."""
+    """Data type of weights and KV cache; null: ``learn.dtype``, and in an evaluation the checkpoint's."""
     gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
     """Share of a GPU's memory for weights and cache; the rest is the trainer's unless the engine sleeps."""
     cache_gib: float | None = Field(default=None, gt=0)
@@ -66,7 +66,7 @@ class VllmEngineParams(Namespace):
     with a seed, faster. Then no tokens come twice: not in a second run, nor a resumed one, nor, in an evaluation, at a
     longer context."""
     enforce_eager: bool = False
-    """Without CUDA graphs and compilation; always so on CPUs."""
+    """Run without CUDA graphs and compilation; always so on CPUs."""
     sleep: bool = True
     """Leave a GPU's memory to the trainer during the update; the engine wakes with the new weights only."""
     start_seconds: float = Field(default=600.0, gt=0)

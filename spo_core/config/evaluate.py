@@ -14,7 +14,7 @@ SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class NightlyParams(Namespace):
-    """Of the scheduled evaluation of the newest checkpoint (``flows/nightly.py``)."""
+    """Settings of the scheduled evaluation of the newest checkpoint (``flows/nightly.py``)."""
 
     max_late_hours: float = Field(default=6.0, gt=0)
     """A run that starts later than this after its scheduled time drops itself."""
@@ -40,11 +40,11 @@ class EvaluateParams(Namespace):
     samples: int = Field(default=4, ge=1)
     """Completions sampled for each question."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of sampling; the training temperature unless there is a reason."""
+    """Sampling temperature; leave it at the training temperature unless there is a reason."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of sampling."""
     seed: int = Field(default=0, ge=0)
-    """Of sampling, and of the bootstrap intervals."""
+    """Seed of sampling, and of the bootstrap intervals."""
     questions: int | None = Field(default=None, ge=1)
     """Questions of each test split that are asked, from its beginning; null: all."""
     engine: EngineParams = TransformersEngineParams(type="transformers")

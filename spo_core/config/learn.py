@@ -46,13 +46,14 @@ class KLPenalty(Namespace):
 
     type: Literal["penalty"]
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """With d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1."""
+    """Estimator of the KL divergence, with d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d -
+    1."""
     where: Literal["loss", "reward"] = "loss"
     """Added to the loss, or taken from the advantage of each token (of the sampling policy, without gradient)."""
     coefficient: float = Field(default=1e-4, gt=0)
-    """Its weight; the first one where it is adaptive."""
+    """Weight of the penalty; its initial weight where it is adaptive."""
     aggregation: Literal["token", "sequence"] = "token"
-    """In the loss: normalised as the policy loss, or a sum over each episode and a mean of them (reference)."""
+    """How the penalty is summed in the loss: normalised as the policy loss, or per episode and averaged (reference)."""
     max: float | None = Field(default=None, gt=0)
     """Largest estimate of one token; null: no limit (the reference limits at 1e9, which is none)."""
     adaptive: AdaptiveKL | None = None
@@ -160,8 +161,8 @@ class LearnParams(Namespace):
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping what it computed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations in training. The optimizer updates float32 weights, which are the ones saved;
-    gradients are summed in float32."""
+    """Data type of weights and activations in training. The optimizer updates float32 weights, which are the ones
+    saved; gradients are summed in float32."""
     replay: ReplayParams = ReplayParams()
     backend: Annotated[TorchBackendParams | DeepSpeedBackendParams, Field(discriminator="type")] = TorchBackendParams(
         type="torch"

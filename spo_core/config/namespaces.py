@@ -64,7 +64,7 @@ class RunParams(Namespace):
     """Who is told each iteration's metrics, several at once: ``wandb``, ``tensorboard``, ``none``, or a class of the
     project's own. A single one need not be a list."""
     wandb: WandbParams = WandbParams()
-    """Of tracker ``wandb``; the tables of trees are of all."""
+    """Settings of tracker ``wandb``; its tables of trees apply to every tracker."""
 
     @field_validator("trackers", mode="before")
     @classmethod
@@ -122,9 +122,9 @@ class PretrainedPolicy(Namespace):
     path: str
     """Folder or hub id."""
     revision: str | None = None
-    """Of a hub id."""
+    """Revision of a hub id."""
     shape: PolicyShape | None = None
-    """For estimates where the policy's own config.json is not at hand."""
+    """Shape to estimate with where the policy's own config.json is not at hand."""
 
 
 class WarmupParams(Namespace):
@@ -194,10 +194,10 @@ class RolloutParams(Namespace):
 
     @property
     def longest_context(self) -> int:
-        """Of all iterations."""
+        """The longest context length of all iterations, in tokens."""
         return max([self.context_length, *(stage.context_length for stage in self.context_schedule)])
 
     @property
     def shortest_context(self) -> int:
-        """Of all iterations."""
+        """The shortest context length of all iterations, in tokens."""
         return min([self.context_length, *(stage.context_length for stage in self.context_schedule)])
