@@ -30,7 +30,7 @@ _loaded: dict[tuple[str, str, str], Any] = {}
 
 
 def open_project(root: Path) -> None:
-    """From now on paths are those of this project, and its modules are read anew."""
+    """Resolve project paths against ``root`` from now on, and import the project's modules anew."""
     global _project
     _project = root.resolve()
     place = str(_project)
@@ -133,7 +133,7 @@ def _kind(found: Any) -> str:
 
 
 def _check_parameters(where: str, found: Any, like: Any) -> None:
-    """Same names in the same order; more may follow only where they have a default. ``like`` is a method."""
+    """Check that ``found`` takes the parameters of method ``like``, in order; further ones need a default."""
     wanted = [n for n in inspect.signature(like).parameters if n != "self"]
     signature = _signature(where, found)
     if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found):
