@@ -17,8 +17,8 @@ LAID_OUT_ALIKE = ("llama", "mistral", "qwen2")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one rank. A rough sum: no fragmentation, no workspace of kernels, and no communication buffers, of which
-    DeepSpeed has one of 5e8 numbers with stage 3, with offload at stage 1, and in float32 at stage 1."""
+    """Memory of one rank. A rough sum: no fragmentation, no workspace of kernels, and no communication buffers, of
+    which DeepSpeed has one of 5e8 numbers with stage 3, with offload at stage 1, and in float32 at stage 1."""
 
     parameters: int
     """A number, not bytes."""
@@ -34,7 +34,7 @@ class Memory:
     activations: int
     """Kept for the backward pass of ``learn.max_tokens_per_forward`` tokens, or of the longest path if it is longer."""
     logits: int
-    """Of one chunk of positions, float32, and their gradient."""
+    """Logits of one chunk of positions, float32, and their gradient."""
     engine_cache: int
     """Keys and values of ``rollout.max_concurrency`` requests at the longest context; 0 with vLLM, which takes
     ``rollout.engine.gpu_memory_utilization`` of a device for weights and cache of its own."""

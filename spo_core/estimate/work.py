@@ -40,7 +40,8 @@ class Work:
     episodes: int
     """What a batch counts, trained in one epoch: segments of SPO-tree, responses of every other algorithm."""
     forwarded_tokens: int
-    """In one epoch, each shared prefix once; more where the token budget or micro-batches split trees."""
+    """Tokens forwarded in one epoch, each shared prefix once; more where the token budget or micro-batches split
+    trees."""
     flat_tokens: int
     """The same with each episode a sequence of its own, prompt and all, without padding."""
 
@@ -53,7 +54,7 @@ class Estimate:
     most: Work
     expected: Work
     optimizer_steps: int
-    """Of all epochs, at most."""
+    """Upper bound of the optimizer steps, over all epochs."""
     rollouts_a_state: tuple[int, int]
     """Fewest and most value rollouts of one cutpoint; (0, 0) where nothing is valued by them."""
 
