@@ -24,7 +24,7 @@ _MARKDOWN = re.compile(r"(\*\*\*|\*\*|\*|__|`+)(?![\s*_`])(.*[^\s*_`])\1[.!]?", 
 
 
 def printable(text: str) -> str:
-    """Without controls, marks of direction and variation; digits of every script as ASCII."""
+    """Remove control characters and marks of direction and variation; write digits of every script in ASCII."""
     if text.isascii() and text.isprintable():
         return text
     shown = []
@@ -57,7 +57,7 @@ def _root(match: re.Match[str]) -> str:
 
 
 def without_markup(text: str) -> str:
-    """Without HTML and Markdown around what is shown."""
+    """Remove HTML and Markdown around what is shown."""
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match.group()).replace("\xa0", " "), text)
     if "<" in text:

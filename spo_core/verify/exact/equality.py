@@ -20,7 +20,8 @@ _MOST_UNKNOWNS = 12
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Both are a ``Fraction`` or a sympy expression. No tolerance: 0.333 is not 1/3, and 3.14159 is not pi.
+    """Whether two values, each a ``Fraction`` or a sympy expression, are equal. No tolerance: 0.333 is not 1/3, and
+    3.14159 is not pi.
 
     Functions are the same if they are wherever both are defined: at random points, positive and negative.
     """

@@ -181,7 +181,7 @@ class _Evaluator:
         return product
 
     def _unknown_function(self, name: str, arguments: list[Any]) -> Any:
-        """Of a function that is only named: the value of one that obeys no law."""
+        """Evaluate a function of which only the name is known, as one that obeys no law."""
         total = self.context.mpf(sum(ord(letter) * 31**place for place, letter in enumerate(name)) % 1009)
         for place, argument in enumerate(arguments):
             total = self.context.cos(total + (place + 2) * self.number(argument)) + self.number(argument) / (7 + place)
@@ -281,7 +281,7 @@ def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _divisors(name: str) -> Callable[..., Any]:
-    """Of whole numbers."""
+    """Make a function of whole numbers."""
 
     def evaluate(evaluator: _Evaluator, *arguments: Any) -> Any:
         import math

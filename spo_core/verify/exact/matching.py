@@ -36,7 +36,7 @@ _CHOICES = "ABCDEFGHIJabcdefghij"
 
 
 def same_answer(one: Answer, other: Answer) -> bool:
-    """As ``same``, but for the letter case of one letter, or of a list of choices, that is the whole answer."""
+    """Compare as ``same`` does, ignoring case where the whole answer is one letter or a list of choices."""
     return same(_folded(one), _folded(other))
 
 

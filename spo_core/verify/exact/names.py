@@ -62,7 +62,7 @@ def is_measured(text: str) -> bool:
 
 
 def _plainer(name: str) -> str:
-    r"""Without what tells nothing apart: ``\Pr[A]`` is ``P(A)``, ``\det(A)`` is ``\det A``."""
+    r"""Drop notation that distinguishes nothing: ``\Pr[A]`` is ``P(A)``, ``\det(A)`` is ``\det A``."""
     name = re.sub(r"\\Pr|\\mathbb\{P\}", "P", name.replace(r"\mathbb{E}", "E").replace(" ", "")).removeprefix(
         "m\\angle"
     )

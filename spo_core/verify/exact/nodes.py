@@ -114,7 +114,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Inequality:
-    """In several unknowns: ``difference`` is positive, or not negative."""
+    """An inequality in several unknowns: ``difference`` is positive, or not negative."""
 
     difference: Any
     strict: bool

@@ -75,12 +75,12 @@ def normalise(text: str) -> str:
 
 
 def _exclaimed(text: str) -> str:
-    """Without the mark behind "The answer is 5!", which says no factorial."""
+    """Remove the exclamation mark of "The answer is 5!", which is no factorial."""
     return _EXCLAIMED.sub(r"\1", text)
 
 
 def _dollars(text: str) -> str:
-    r"""Without ``$`` as a delimiter of mathematics; money keeps it, as ``\$``."""
+    r"""Remove ``$`` as a delimiter of mathematics; money keeps it, as ``\$``."""
     bare = [match.start() for match in re.finditer(r"(?<!\\)\$", text)]
     if not bare:
         return text
@@ -237,7 +237,7 @@ def _spaces(text: str) -> str:
 
 
 def _ends(text: str) -> str:
-    """Only the answer: no "The answer is", no quotes, no full stop, no empty pairs at either end."""
+    """Strip what surrounds the answer: "The answer is", quotes, the full stop, empty pairs at either end."""
     text = text.strip().removeprefix("{}").removesuffix("{}").strip()
     while prefix := _PREFIXES.match(text):
         text = text[prefix.end() :]

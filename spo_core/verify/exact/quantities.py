@@ -21,7 +21,7 @@ _MONEY = re.compile(
 )
 _CURRENCY_UNITS = {"Rs": "rupee", "Rs.": "rupee", "INR": "rupee", "EUR": "euro", "GBP": "sterling", "JPY": "yen"}
 _OF_A = re.compile(r"^ (?:of )?an? (?=[a-z]{2})")
-"""As in "half an hour", "two thirds of a mile"."""
+"""Matches " an " or " of a " before a unit, as in "half an hour", "two thirds of a mile"."""
 _DOLLARS_AND = re.compile(r"^\\\$ ?(\d[\d,]*) (?=(?:and )?\d+(?: |\\text\{) ?cents?)")
 _ORDINAL = re.compile(r"(.*\d) ?(?:\^\{|\\text\{ ?)?(st|nd|rd|th)\}?")
 _TRIGONOMETRY = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|cis)")

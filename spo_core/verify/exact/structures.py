@@ -326,4 +326,4 @@ _READERS: tuple[Callable[[str, Read], Answer | None], ...] = (
     _read_sets,
     _read_one,
 )
-"""In this order: the first that can read a text says what it is."""
+"""Readers, tried in this order: the first that can read a text says what it is."""

@@ -22,7 +22,7 @@ _SPLITTER = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\[a-zA-Z]+|\\.|[()\[
 
 
 class Unreadable(Exception):
-    """Not one whole expression, or one too large to work out."""
+    """Raised for a text that is not one whole expression, or is one too large to work out."""
 
 
 def plain_number(text: str) -> Fraction | None:

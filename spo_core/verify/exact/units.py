@@ -149,7 +149,7 @@ class _Parser:
         return Unit(powers, words, frozenset(map(singular, self.per)), sure)
 
     def _is_amount_of(self, words: list[str]) -> bool:
-        """Of money or a percentage, as in "20 percent discount"."""
+        """Whether the words say what money or a percentage is of, as in "20 percent discount"."""
         return len(words) == 1 and words[0] in _AMOUNT_OF and (self.money or not {"$", "%"}.isdisjoint(self.powers))
 
     def _factor(self, sign: int) -> None:

@@ -26,7 +26,7 @@ def closing(text: str, begin: int) -> int | None:
 
 
 def without_wrapper(text: str) -> str:
-    """Without one command that has arguments and shows but one of them, or nothing."""
+    """Remove one command that has arguments and shows only one of them, or nothing."""
     match = _WRAPPER.search(text)
     while match:
         name = match[1]

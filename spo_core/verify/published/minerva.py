@@ -157,7 +157,8 @@ def _same_matrices(given: str, gold: str, depth: int) -> bool:
 
 
 def _same_equations(given: str, gold: str, depth: int) -> bool:
-    """Both equations: compared with everything on one side. One of them "x = ...": its right side is the answer."""
+    """Compare two equations with all terms on one side; if only one side is an equation "x = ...", its right side
+    counts."""
     sides, gold_sides = given.split("="), gold.split("=")
     if len(sides) == len(gold_sides) == 2:
         moved, gold_moved = (f"{left}-({right})" for left, right in (sides, gold_sides))

@@ -85,7 +85,7 @@ def _normal(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without braces, to compare as text and to judge whether sympy may be asked."""
+    """Remove braces, to compare as text and to judge whether sympy may be asked."""
     return re.sub(r"\\?[{}]", "", text)
 
 
