@@ -43,7 +43,8 @@ class Paths:
         return self.output / "metrics" / "evaluate" / checkpoint / f"{cell}.json"
 
     def foreign_evaluation(self, label: str, suite: str, cell: str) -> Path:
-        """Of a policy that is no checkpoint of this run, or of one in another suite than the run's own."""
+        """Path of a cell evaluated for a policy that is no checkpoint of this run, or in a suite that is not the run's
+        own."""
         return self.root / "outputs" / "evaluations" / label / suite / f"{cell}.json"
 
     def nightly(self, date: str) -> Path:
