@@ -25,7 +25,7 @@ FIRST_WORKER = 60.0  # seconds in which a Dask cluster that is not ours must hav
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where tasks are mapped: ``runner`` of Prefect's, started; None maps nothing.
+    """A started Prefect task runner, ``runner``, that tasks are mapped over; None: nothing is mapped.
 
     ``lost``: what the runner raises where workers died too often.
     """

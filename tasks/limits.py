@@ -58,7 +58,7 @@ def concurrency_slot(limit: str | None, timeout: float | None = None) -> Iterato
 
 
 def give_way(limit: str | None) -> None:
-    """Between two holds: leave others the time to take the slot, GIVE_WAY seconds where any flow runs beside this one.
+    """Leave others time to take the slot between two holds: GIVE_WAY seconds where any flow runs beside this one.
 
     Without this, whoever waits would never get a slot from one who takes it again at once.
     """

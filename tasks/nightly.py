@@ -29,11 +29,12 @@ FELL = "spo.evaluation.fell"
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """When a run started: ``date`` is that of the schedule's timezone, or of this machine's for runs without one."""
+    """The start of a nightly run: ``date`` is that of the schedule's timezone, or of this machine's for runs without
+    one."""
 
     started: datetime
     hours_late: float
-    """After its scheduled time; 0 for a run that no schedule made, or that was retried by hand."""
+    """Hours from the scheduled time to the start; 0 for a run that no schedule made, or that was retried by hand."""
 
     @property
     def date(self) -> str:
@@ -41,7 +42,7 @@ class Night:
 
 
 def this_night() -> Night:
-    """Of the present flow run."""
+    """Read the start of the present flow run."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     started = datetime.now(_timezone(run)) if run else datetime.now().astimezone()
@@ -51,7 +52,7 @@ def this_night() -> Night:
 
 
 def _timezone(run: FlowRun) -> tzinfo | None:
-    """That of the schedule which made the run, else of its deployment's first schedule; None where there is none."""
+    """Timezone of the schedule that made the run, else of its deployment's first schedule; None where there is none."""
     if run.deployment_id is None:
         return datetime.now().astimezone().tzinfo
     with get_client(sync_client=True) as client:

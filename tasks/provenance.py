@@ -26,7 +26,7 @@ def caller(spec: RunSpec) -> Caller:
 
 
 def _deployment() -> str | None:
-    """Of the present flow run, or of the one at the root of those that called it."""
+    """Name the deployment of the present flow run, or of the root flow run that led to it."""
     try:
         root = flow_run.root_flow_run_id
         if root is None:
