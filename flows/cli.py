@@ -39,10 +39,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all params and an
 
 @contextmanager
 def served() -> Iterator[None]:
-    """For the flows of one command: the server that Prefect is set to, else one of our own.
+    """Give the flows of one command a Prefect server: the one that Prefect is set to, else one started here.
 
-    Prefect's ephemeral one is in reach of an interrupt from the keyboard, after which a flow waits for it for minutes,
-    and outlives a flow that is killed.
+    Prefect's ephemeral server is in reach of an interrupt from the keyboard, after which a flow waits for it for
+    minutes, and outlives a flow that is killed.
     """
     if PREFECT_API_URL.value() is not None:
         yield

@@ -122,7 +122,8 @@ def create_pool(client: SyncPrefectClient, pool: Pool) -> None:
 
 
 def create_limit(client: SyncPrefectClient, name: str | None) -> None:
-    """Of one slot; a limit that is there keeps its number of slots."""
+    """Create a global concurrency limit of one slot; one that exists keeps its number of slots. None: no limit is
+    wanted."""
     if name is None:
         return
     try:
@@ -191,7 +192,7 @@ def _unheeded(given: Any, read: Any) -> str | None:
 
 
 def block_id(client: SyncPrefectClient, name: str) -> str | None:
-    """Of the notification block of that name, whatever its type."""
+    """The id of the notification block of that name, whatever the block's type; None where there is none."""
     for document in client.read_block_documents(include_secrets=False):
         notifies = document.block_schema is not None and "notify" in document.block_schema.capabilities
         if document.name == name and notifies:

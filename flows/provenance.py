@@ -31,7 +31,8 @@ def asked(name: str, spec: RunSpec) -> Asked:
 
 
 def page(flow_run_id: str) -> str | None:
-    """Of a flow run, where a server is set; whether it still has the run is not asked."""
+    """The address of a flow run's page, None where no server is set; the server is not asked whether it still has the
+    run."""
     known = PREFECT_UI_URL.value() or PREFECT_API_URL.value()
     return url_for("flow-run", obj_id=flow_run_id) if known else None
 
