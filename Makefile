@@ -26,7 +26,7 @@ test-all: install .venv/.test lint   ## further engines, clusters and kills: as 
 	python -m pytest $(PARALLEL)
 
 test-fast: .venv/.test
-	python -m pytest $(PARALLEL) -m "not slow"
+	python -m pytest $(PARALLEL) -m "not slow and not exhaustive"
 
 lint: .venv/.test
 	python -m ruff check .
