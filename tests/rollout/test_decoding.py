@@ -13,7 +13,7 @@ from spo_core.config import DataParams
 from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.decoding import make_decode
-from tests.test_tokenizer import FILES, NAMED, QUESTION, file_of
+from tests.policy.test_tokenizer import FILES, NAMED, QUESTION, file_of
 
 OWN = ("bytes", "characters")
 JOINED = [*OWN, *(name for name in FILES if name.startswith(("bytes", "sentencepiece")))]

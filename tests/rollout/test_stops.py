@@ -15,8 +15,8 @@ from spo_core.rollout.stops import stop_at
 from spo_core.rollout.token_texts import token_texts
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.tree import FinishReason
+from tests.policy.test_tokenizer import FILES, NAMED, file_of
 from tests.rollout.test_sampler import CHAIN, GRPO, PROMPTS, TREE
-from tests.test_tokenizer import FILES, NAMED, file_of
 
 BYTES = make_tokenizer("bytes", problem_set(DataParams()))
 
