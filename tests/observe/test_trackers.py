@@ -144,7 +144,6 @@ def test_a_package_that_is_missing_is_asked_for(monkeypatch):
 
 
 def test_tensorboard_has_each_iteration_once_across_starts(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     params, folder = chosen("tensorboard"), tmp_path / "outputs" / "tensorboard" / "train-a"

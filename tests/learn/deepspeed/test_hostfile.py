@@ -26,7 +26,7 @@ from spo_core.learn.deepspeed.ranks import Ranks
 from spo_core.learn.deepspeed.trainer import PREFIX, DeepSpeedTrainer
 from spo_core.policy.checkpoint import load_policy
 from tests.conftest import ROOT
-from tests.learn.deepspeed.test_training import SMALL, flow_command, folder, params_of, saved, set_weights, weights  # noqa: F401
+from tests.learn.deepspeed.test_training import SMALL, flow_command, params_of, saved, set_weights, weights
 from tests.learn.test_trainer import make_trainer, relative, sample
 from tests.system.test_processes import gone, until
 
@@ -79,7 +79,7 @@ def far(params: LearnParams, hostfile: Path) -> LearnParams:
 
 @needs_deepspeed
 @pytest.mark.slow
-def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, hostfile):  # noqa: F811
+def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, hostfile):
     """One rank on each of two machines: the weights of two ranks here, bit by bit, and of one device, to rounding;
     closing the trainer ends them, though nothing but the socket ties them to it. What is exchanged lies in the run's
     directory, which may have a long name; what a killed flow left there goes."""
@@ -150,7 +150,7 @@ def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, h
 @needs_deepspeed
 @pytest.mark.exhaustive
 @pytest.mark.slow
-def test_ranks_on_other_machines_die_with_a_killed_flow(policy, folder, told, hostfile):  # noqa: F811
+def test_ranks_on_other_machines_die_with_a_killed_flow(policy, folder, told, hostfile):
     with subprocess.Popen(
         flow_command(far(params_of({}), hostfile)),
         cwd=folder,

@@ -25,7 +25,7 @@ from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
 from spo_core.learn.loss import LossInputs, ppo_clip
 from spo_core.learn.objective import counted_masks
 from spo_core.learn.tree_batch import TrainedSegments
-from spo_core.policy.checkpoint import load_policy, save_policy
+from spo_core.policy.checkpoint import load_policy
 from spo_core.system.plugins import open_project, project
 from tests.conftest import ROOT
 from tests.learn.naive import flat_logprobs
@@ -73,12 +73,6 @@ trainer = DeepSpeedTrainer(
 print("ready", flush=True); sys.stdin.read()
 """
     return [sys.executable, "-c", script]
-
-
-@pytest.fixture
-def folder(policy, tokenizer, tmp_path):
-    save_policy(policy, tokenizer, tmp_path / "policy")
-    return tmp_path
 
 
 @contextmanager
