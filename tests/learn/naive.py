@@ -26,7 +26,7 @@ def flat_logprobs(model, items: list[TrainedSegments], temperature: float) -> tu
     batch = torch.zeros(len(sequences), width, dtype=torch.long)
     for row, (ids, _) in enumerate(sequences):
         batch[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    logprobs = torch.log_softmax(model(input_ids=batch).logits / temperature, -1)
+    logprobs = torch.log_softmax(model(input_ids=batch, use_cache=False).logits / temperature, -1)
     parts = []
     for row, (ids, positions) in enumerate(sequences):
         targets = torch.from_numpy(ids[positions].astype(np.int64))
