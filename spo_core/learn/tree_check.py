@@ -21,6 +21,7 @@ from spo_core.policy.architecture import (
     random_ids,
     recorded,
     refusal,
+    refuse_positions_of_its_own,
     refuse_stretched_positions,
     tolerance,
 )
@@ -37,6 +38,7 @@ def check_policy(policy: TreePolicy, context_length: int) -> None:
     """
     model, use = policy.model, "be trained on trees"
     refuse_stretched_positions(model, context_length)
+    refuse_positions_of_its_own(model, use)
     tree = _tree(model, path_length(model, context_length))
     masks = tuple(np.full(len(node.token_ids), node.trainable) for node in tree.nodes)
     batch = layout([TrainedSegments(tree, masks)], model.device)

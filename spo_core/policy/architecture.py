@@ -95,6 +95,34 @@ def refuse_stretched_positions(model: PreTrainedModel, context_length: int) -> N
                 )
 
 
+def refuse_positions_of_its_own(model: PreTrainedModel, use: str) -> None:
+    """Raise ConfigError where what enters the first layer depends on a token's place in its row although all places
+    are given one position id: such a model numbers tokens itself, and tokens are not always packed in their order.
+
+    Log-probs alone may hide it: a policy with random weights can forget where its tokens stood.
+    """
+    layers = layers_of(model)
+    if not layers:
+        return
+    entered: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = args[0] if args else kwargs["hidden_states"]
+        entered.append(tensor.detach().reshape(-1, tensor.shape[-1]))
+
+    handle = layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    ids = torch.full((1, 2), int(random_ids(model, 1, np.random.default_rng(0))[0]), device=model.device)
+    try:
+        with torch.no_grad():
+            _, failure = attempted(lambda: model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False))
+    finally:
+        handle.remove()
+    if failure:
+        raise refusal(model, use, f"{kinds_of(model)}: {failure}")
+    if not torch.equal(entered[0][0], entered[0][1]):
+        raise refusal(model, use, "it numbers the tokens of a row itself and ignores position_ids")
+
+
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
@@ -104,7 +132,8 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
     """Find the model's decoder layers; empty where they cannot be told."""
-    count = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    count = getattr(config, "decoder_layers", None) or config.num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return list(lists[0]) if lists else []
 

@@ -17,6 +17,7 @@ from spo_core.policy.architecture import (
     plain_logprobs,
     random_ids,
     refusal,
+    refuse_positions_of_its_own,
     refuse_stretched_positions,
     tolerance,
 )
@@ -33,6 +34,7 @@ def checked_engine(model: PreTrainedModel, *, context_length: int, **options: An
     """
     use = "be sampled by the transformers engine"
     refuse_stretched_positions(model, context_length)
+    refuse_positions_of_its_own(model, use)
     engine, failure = attempted(lambda: TransformersEngine(model, context_length=context_length, **options))
     texts, failure = (None, failure) if engine is None else attempted(lambda: _sampled(engine))
     if engine is None or texts is None:

@@ -107,6 +107,12 @@ def tiny_config(model_type: str, **more: Any) -> PreTrainedConfig:
     return config_class(**(sizes | SPECIAL.get(model_type, {}) | more))
 
 
+def parameters(config: PreTrainedConfig) -> int:
+    """Numbers in a model's weights; none is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
 def dropouts(config: PreTrainedConfig, value: float) -> dict[str, float]:
     """Every key of a dropout, set to ``value``."""
     return {k: value for k, v in vars(config).items() if ("drop" in k or "jitter" in k) and isinstance(v, int | float)}

@@ -18,7 +18,7 @@ from spo_core.rollout.engine import Request
 from spo_core.rollout.engine_check import checked_engine
 from spo_core.rollout.transformers_engine import TransformersEngine
 from tests.conftest import random_tree
-from tests.learn.architectures import VOCABULARY, WINDOW, dropouts, model_types, tiny_config, tiny_model
+from tests.learn.architectures import VOCABULARY, WINDOW, dropouts, model_types, parameters, tiny_config, tiny_model
 from tests.learn.naive import flat_logprobs
 from tests.learn.test_tree_forward import masked, relative_error
 
@@ -41,6 +41,9 @@ REFUSED = {  # and the words for the layers
     "gptj": "GPTJAttention",
     "deepseek_v32": "layers of kind",
     "inkling_text": "position_bias",
+    "bart": "it numbers the tokens of a row itself and ignores position_ids",
+    "pegasus": "it numbers the tokens of a row itself and ignores position_ids",
+    "cpmant": "it numbers the tokens of a row itself and ignores position_ids",
 }
 
 
@@ -202,11 +205,12 @@ def test_without_a_tree_softcap_and_sinks_are_kept(family):
 def test_every_causal_model_is_right_or_refused(model_type):
     """The check has seen one tree; here are others, of what it lets pass."""
     try:
-        model = tiny_model(tiny_config(model_type))
+        config = tiny_config(model_type)
+        if parameters(config) > 5e6:
+            pytest.skip("no small one can be made")
+        model = tiny_model(config)
     except Exception as error:
         pytest.skip(f"no small one can be made: {error!r}"[:200])
-    if sum(p.numel() for p in model.parameters()) > 5e6:
-        pytest.skip("no small one can be made")
     try:
         policy = TreePolicy(copy.deepcopy(model))
         check_policy(policy, 64)
@@ -215,6 +219,10 @@ def test_every_causal_model_is_right_or_refused(model_type):
     for seed in range(3):
         items = sampled_trees(seed, 7)
         with torch.no_grad():
+            model.set_attn_implementation("eager")
             expected, _ = flat_logprobs(model, items, 1.0)
+            model.set_attn_implementation(NAME)
+            otherwise, _ = flat_logprobs(model, items, 1.0)
             found, _ = policy(layout(items), 1.0)
-        assert architecture.difference(found, expected) <= 1e-3
+        rounding = architecture.difference(otherwise, expected)  # recurrent ones with random weights blow it up
+        assert architecture.difference(found, expected) <= max(1e-3, 4 * rounding)
