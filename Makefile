@@ -20,7 +20,7 @@ compare: install             ## SPO-tree, SPO-chain and GRPO at one budget, thre
 install: .venv/.main .venv-evaluate/.complete
 
 test: install .venv/.test lint   ## what every change must pass, slow tests too
-	python -m pytest $(PARALLEL) -m "not exhaustive"
+	python -m pytest $(PARALLEL) --durations=25 -m "not exhaustive"
 
 test-all: install .venv/.test lint   ## further engines, clusters and kills: as long again
 	python -m pytest $(PARALLEL)

@@ -237,6 +237,7 @@ class TestRealServer:
         check_score(score, cut, SHORT)
         assert all(s.completion.startswith(c.completion) for s, c in zip(long[1], cut, strict=True))
 
+    @pytest.mark.exhaustive
     def test_the_most_probable_completions_are_those_of_lighteval_s_own_backend(self, checkpoint, tmp_path):
         """A nucleus of one token leaves nothing to chance."""
         scores, details = {}, {}
