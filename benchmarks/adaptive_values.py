@@ -83,12 +83,9 @@ class Bench:
             seed=0,
             iteration=1,
             version=0,
-            reward=self.reward,
+            grade=lambda ended: [(self.reward(*response), "") for response in ended],
         )
-        return [
-            t.with_rewards({i: (self.reward(t.question_id, t.completion(i), t.nodes[i].finish), "") for i in t.leaves})
-            for t in sampler.grow(self.prompts)
-        ]
+        return sampler.grow(self.prompts)
 
     def truth(self, states: list[State], rollouts: int) -> Values:
         """Mean reward of ``rollouts`` from every state."""

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +35,9 @@ from spo_core.learn.backend import TorchBackend
 from spo_core.learn.trainer import Trainer
 from spo_core.policy.checkpoint import load_policy, make_policy, make_tokenizer, stop_ids
 from spo_core.problems import problem_set
-from spo_core.rollout.sampler import Prompt, Sampler
+from spo_core.rollout.sampler import Ended, Prompt, Sampler
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.system.files import write_json
-from spo_core.tree import RolloutTree
 
 
 @dataclass
@@ -72,9 +71,10 @@ def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: P
         iteration += 1
         started = time.perf_counter()
         engine.policy_changed(1)
-        sampler = Sampler(engine, params.rollout, params.credit, seed=0, iteration=iteration, version=trainer.step)
-        trees = [graded(tree) for tree in sampler.grow(prompts)]
-        pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]
+        sampler = Sampler(
+            engine, params.rollout, params.credit, seed=0, iteration=iteration, version=trainer.step, grade=grade
+        )
+        pairs = [(tree, assign_credit(tree, params.credit)) for tree in sampler.grow(prompts)]
         sampled = time.perf_counter()
         metrics = trainer.train_iteration(pairs, iteration=iteration)
         into.rollout.append(sampled - started)
@@ -84,8 +84,8 @@ def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: P
         yield sampler.generated_tokens
 
 
-def graded(tree: RolloutTree) -> RolloutTree:
-    return tree.with_rewards({leaf: (reward(tree.completion(leaf).tolist()), "correct") for leaf in tree.leaves})
+def grade(ended: Sequence[Ended]) -> list[tuple[float, str]]:
+    return [(reward(token_ids.tolist()), "correct") for _, token_ids, _ in ended]
 
 
 def trl_trainer(

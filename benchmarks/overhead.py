@@ -42,6 +42,7 @@ from spo_core.rollout.sampler import Sampler
 from spo_core.system.files import write_json
 from spo_core.train import sampling, steps
 from spo_core.train.opening import open_session
+from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
 
 NOT_COUNTED = ("engine", "model", "start of ranks")
@@ -211,8 +212,8 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
         spans.replace(owner, name, function)
     spans.wrap("engine", InstantEngine, "step")
     spans.wrap("requests", Sampler, "grow")
-    spans.wrap("model", sampling, "sync_policy")
-    spans.wrap("grading", sampling, "grade_trees")
+    spans.wrap("model", RolloutWorker, "sync")
+    spans.wrap("grading", RolloutWorker, "grade")
     spans.wrap("grading", steps, "check_graded")
     spans.wrap("records", steps, "write_trees", "write_credits")
     spans.wrap("metrics", steps, "rollout_metrics")

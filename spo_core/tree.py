@@ -60,6 +60,10 @@ class Node:
         """The same segment below another node; replace() would take three times as long."""
         return Node(parent, self.token_ids, self.logprobs, self.finish, self.trainable, self.reward, self.outcome)
 
+    def graded(self, reward: float, outcome: str) -> Node:
+        """The same segment, which ends a response, with that response's reward and outcome."""
+        return Node(self.parent, self.token_ids, self.logprobs, self.finish, self.trainable, reward, outcome)
+
 
 @dataclass(frozen=True, eq=False)
 class RolloutTree:
@@ -141,14 +145,6 @@ class RolloutTree:
     @property
     def generated_tokens(self) -> int:
         return int(self.lengths[1:].sum())
-
-    def with_rewards(self, graded: dict[int, tuple[float, str]]) -> RolloutTree:
-        """The same tree with (reward, outcome) set on the given leaves."""
-        nodes = list(self.nodes)
-        for index, (reward, outcome) in graded.items():
-            n = nodes[index]  # replace() would take three times as long
-            nodes[index] = Node(n.parent, n.token_ids, n.logprobs, n.finish, n.trainable, float(reward), outcome)
-        return replace(self, nodes=tuple(nodes))
 
 
 def validate(tree: RolloutTree) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,8 @@ def random_tree(
             nodes.append(Node.sampled(index, ids, logprobs, FinishReason.SEGMENT))
             open_nodes.append((len(nodes) - 1, level + 1))
     return RolloutTree("q", tuple(nodes))
+
+
+def with_rewards(tree: RolloutTree, rewards: dict[int, float]) -> RolloutTree:
+    """The same tree with other rewards of some leaves."""
+    return replace(tree, nodes=tuple(n.graded(rewards.get(i, n.reward), n.outcome) for i, n in enumerate(tree.nodes)))

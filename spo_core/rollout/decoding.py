@@ -1,6 +1,7 @@
 """The text of sampled tokens, joined from the bytes of each one where a tokenizer's own decoder does just that.
 
-A call of the tokenizer costs some 2 us a token, and an iteration of the published size decodes 14 million tokens twice.
+A call of the tokenizer costs some 2 us a token, and an iteration of the published size decodes 14 million tokens
+twice: to look for stop strings, and to grade.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class GrowingTree:
     """Nodes of one tree while it grows, in the order in which they finished; ``places`` are theirs among siblings.
 
     ``ends`` are the nodes that end in a state with one fan for all of them, by the state's tokens; the fan hangs off
-    the first while the tree grows.
+    the first while the tree grows. ``ended`` are the responses not graded yet: their last node, how many tokens their
+    last request continued, and all their tokens (int32 [n]), the prompt included in both.
     """
 
     prompt: Prompt
@@ -30,6 +31,7 @@ class GrowingTree:
     places: list[tuple[bool, int]] = field(default_factory=list)
     open: int = 0  # requests under way
     ends: dict[bytes, list[int]] = field(default_factory=dict)
+    ended: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
     group: ValueGroup = field(default_factory=ValueGroup)
 
     def add(self, node: Node, place: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -21,15 +22,17 @@ from spo_core.system.progress import Progress
 from spo_core.tree import FinishReason, Node, RolloutTree
 
 TokenTexts = Callable[[np.ndarray], Sequence[str]]  # token ids of a response -> the text each of them adds
-Reward = Callable[[str, np.ndarray, FinishReason], float]  # (question id, token ids of a completion, its finish)
+Ended = tuple[str, np.ndarray, FinishReason]  # question id, token ids of a completion, its finish
+Grade = Callable[[Sequence[Ended]], Sequence[tuple[float, str]]]  # reward and outcome of each
 
 
 class Sampler:
     """Grows one tree a question over an engine; one instance serves one iteration.
 
-    ``pieces`` is needed by partition ``delimiter``, ``reward`` by value ``adaptive_monte_carlo``, and an engine that
+    ``pieces`` is needed by partition ``delimiter``, ``grade`` by value ``adaptive_monte_carlo``, and an engine that
     gives entropies by partition ``entropy``; ConfigError where one is missing. ``stop`` says where stop strings end a
-    response.
+    response. ``grade`` is asked once about every response, when no request of its question is under way; without it
+    the trees are not graded.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Sampler:
         iteration: int,
         version: int,
         pieces: TokenTexts | None = None,
-        reward: Reward | None = None,
+        grade: Grade | None = None,
         stop: Stop | None = None,
     ) -> None:
         partition, value = credit.partition.type, credit.value.type
@@ -50,17 +53,18 @@ class Sampler:
             raise ConfigError("credit.partition entropy: this engine was not asked for entropies, or has none to give")
         if partition == "delimiter" and pieces is None:
             raise ConfigError("credit.partition delimiter: the sampler was not told the text of tokens")
-        if value == "adaptive_monte_carlo" and reward is None:
+        if value == "adaptive_monte_carlo" and grade is None:
             raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
         self.engine, self.rollout, self.credit = engine, rollout, credit
         self.seed, self.iteration, self.version = seed, iteration, version
-        self.pieces, self.reward, self.stop = pieces, reward, stop
+        self.pieces, self.grade, self.stop = pieces, grade, stop
         self._open: dict[int, OpenRequest] = {}
         self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
         self.generated_tokens = 0
         self.prefix_tokens = 0  # of all requests
         self.cached_tokens = 0  # of them, not computed again
+        self.grading_seconds = 0.0
 
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
         """One tree a prompt, in order."""
@@ -76,10 +80,18 @@ class Sampler:
                 self._value(tree, [tree.prompt_state()])
         responses = 0
         while self.engine.busy:
+            settled = []
             for completion in self.engine.step():
+                request = self._open.pop(completion.request_id)
                 self.generated_tokens += len(completion.token_ids)
                 self.cached_tokens += completion.cached_tokens
-                responses += self._finished(completion)
+                responses += self._finished(request, completion)
+                if not request.tree.open:
+                    settled.append(request.tree)
+            self._grade(settled)
+            if isinstance(self._valued, AdaptiveMonteCarlo):
+                for tree in settled:
+                    self._next_round(tree, self._valued)
             if progress:
                 progress(responses, self.generated_tokens)
         return [
@@ -87,9 +99,8 @@ class Sampler:
             for t in trees
         ]
 
-    def _finished(self, completion: Completion) -> int:
+    def _finished(self, request: OpenRequest, completion: Completion) -> int:
         """Add what finished to its tree and ask for what follows; the number of responses that ended."""
-        request = self._open.pop(completion.request_id)
         tree = request.tree
         tree.open -= 1
         path, prompt = np.concatenate([request.prefix, completion.token_ids]), len(tree.prompt.token_ids)
@@ -98,18 +109,16 @@ class Sampler:
             completion = completion.cut(len(path) - len(request.prefix))
         ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth
         finish = FinishReason.STOP if completion.stopped else FinishReason.LENGTH if ended else FinishReason.SEGMENT
-        if isinstance(self._valued, AdaptiveMonteCarlo):
-            self._record(request, path, finish)
         if self.credit.partition.type in CUT_TYPES and request.trainable:
-            self._cut(request, completion, path, finish)
+            index = self._cut(request, completion, path, finish)
         else:
             ids, logprobs = completion.token_ids, completion.logprobs
             node = Node.sampled(request.parent, ids, logprobs, finish, trainable=request.trainable)
             index = tree.add(node, request.place)
             if not ended:
                 self._branch(tree, index, path, request.path, parent_request=completion.request_id)
-        if isinstance(self._valued, AdaptiveMonteCarlo) and not tree.open:
-            self._next_round(tree, self._valued)
+        if ended and self.grade:
+            tree.ended.append((index, len(request.prefix), path))
         self._release(completion.request_id)
         self._let_go(request.parent_request)
         return int(ended)
@@ -145,8 +154,8 @@ class Sampler:
         ]
         self._submit(children, keep=not last or partition.type in CUT_TYPES)
 
-    def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: FinishReason) -> None:
-        """Turn a response into a spine of segments, and have the state at every cutpoint valued."""
+    def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: FinishReason) -> int:
+        """Turn a response into a spine of segments, and have the state at every cutpoint valued; the last segment."""
         partition, tree = self.credit.partition, request.tree
         assert isinstance(partition, CutPartition)
         ids, logprobs = completion.token_ids, completion.logprobs
@@ -162,6 +171,7 @@ class Sampler:
                 prefix = path[: len(request.prefix) + stop]
                 states.append(State(parent, prefix, (*request.path, f"cut{stop}"), completion.request_id))
         self._value(tree, states)
+        return parent
 
     def _value(self, tree: GrowingTree, states: list[State]) -> None:
         """A fan of value rollouts at every state of the question, one for states with equal token ids.
@@ -181,15 +191,25 @@ class Sampler:
             if state.parent_request is not None:
                 self._children[state.parent_request] += 1  # its cache stays until the group is decided
 
-    def _record(self, request: OpenRequest, path: np.ndarray, finish: FinishReason) -> None:
-        """Grade what finished and let it count in the question's group of states."""
-        assert self.reward
-        tree, prompt = request.tree, len(request.tree.prompt.token_ids)
-        reward = self.reward(tree.prompt.question_id, path[prompt:], finish)
-        if request.trainable:
-            tree.group.rewards.append(reward)
-        else:
-            tree.group.record(len(request.prefix), path, reward)
+    def _grade(self, trees: Sequence[GrowingTree]) -> None:
+        """Grade the responses of these trees that were not graded before, and note their rewards; all at once, so that
+        the grader's workers share them."""
+        if self.grade is None or not trees:
+            return
+        started = time.perf_counter()
+        ended = [(tree, *response) for tree in trees for response in tree.ended]
+        found = self.grade(
+            [
+                (tree.prompt.question_id, path[len(tree.prompt.token_ids) :], tree.nodes[index].finish)
+                for tree, index, _, path in ended
+            ]
+        )
+        for (tree, index, start, path), (reward, outcome) in zip(ended, found, strict=True):
+            tree.nodes[index] = tree.nodes[index].graded(reward, outcome)
+            tree.group.record(start, path, reward)
+        for tree in trees:
+            tree.ended.clear()
+        self.grading_seconds += time.perf_counter() - started
 
     def _next_round(self, tree: GrowingTree, value: AdaptiveMonteCarlo) -> None:
         for state in tree.group.share():

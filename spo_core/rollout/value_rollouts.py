@@ -55,10 +55,12 @@ class ValueGroup:
         return dropped
 
     def record(self, start: int, tokens: np.ndarray, reward: float) -> None:
-        """A value rollout began after ``start`` tokens and ended as ``tokens``, int32 [n], the prompt included.
+        """Count the reward of what was sampled behind ``start`` tokens and ended as ``tokens``, int32 [n], the prompt
+        included.
 
-        It counts for every state that it came through: what it sampled from there is a sample of that state's policy,
-        because the states were fixed before it was drawn.
+        A value rollout counts for every state that it came through: what it sampled from there is a sample of that
+        state's policy, because the states were fixed before it was drawn. A response counts for none: its states are
+        cut from it, and shared when all responses have ended.
         """
         self.rewards.append(reward)
         for states in self.along.values():

@@ -1,9 +1,9 @@
-"""Questions sampled and graded with one policy: in the flow's process, or in a worker's (see parts)."""
+"""Questions sampled and graded with one policy, in the flow's process or in that of a shard's worker."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,7 +36,7 @@ VALIDATION = CreditParams(  # whole responses
 
 @dataclass(slots=True)
 class RolloutWorker:
-    """Where questions are sampled: the policy and the engine that serves it, and what grades."""
+    """Samples and grades in this process: the policy, the engine that serves it, and the verifier."""
 
     params: Params
     problem: ProblemSet
@@ -53,11 +53,6 @@ class RolloutWorker:
             self.prompts[row.question] = encode_prompt(self.problem.template, self.tokenizer, row.question)
         return Prompt(row.question_id, tuple(self.prompts[row.question]))
 
-    def rollout_params(self, iteration: int) -> RolloutParams:
-        """Those of an iteration: its context length."""
-        rollout = self.params.rollout
-        return rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
-
     def sample(
         self,
         rows: Sequence[Question],
@@ -67,8 +62,89 @@ class RolloutWorker:
         validation: bool = False,
         progress: Progress | None = None,
     ) -> Sampled:
-        """As :func:`sample`."""
-        return sample(self, rows, iteration=iteration, version=version, validation=validation, progress=progress)
+        """Sample and grade one tree a question with the weights of ``model``, which are number ``version``; with
+        ``validation`` one whole response a question, whose reward is that of its outcome. Raises EngineError where a
+        probe says that the engine serves other weights."""
+        prompts = [self.prompt(row) for row in rows]
+        gap, sync_seconds, probe_seconds = self.sync(prompts, version)
+        rollout, credit = self.params.rollout, self.params.credit
+        rollout = rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
+        if validation:
+            rollout, credit = rollout.model_copy(update={"branch_factors": (1,)}), VALIDATION
+        by_id = {row.question_id: row for row in rows}
+        sampler = Sampler(
+            self.engine,
+            rollout,
+            credit,
+            seed=self.params.run.seed,
+            iteration=-iteration if validation else iteration,
+            version=version,
+            pieces=lambda ids: token_texts(self.tokenizer, ids),
+            grade=lambda ended: self.grade([(by_id[q], ids, f) for q, ids, f in ended], rollout, validation=validation),
+            stop=stop_at(self.tokenizer, self.problem.template.stop),
+        )
+        trees = sampler.grow(prompts, progress)
+        self.engine.sleep()
+        counts = Counts(
+            gap.mean,
+            gap.largest,
+            gap.tokens,
+            self.engine.restarts,
+            sampler.generated_tokens,
+            sampler.prefix_tokens,
+            sampler.cached_tokens,
+            sync_seconds,
+            probe_seconds,
+            sampler.grading_seconds,
+        )
+        return Sampled(trees, counts)
+
+    def sync(self, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
+        """Have the engine serve the present weights, and raise EngineError where a probe says that it does not; the
+        gap, and the seconds of both."""
+        started = time.perf_counter()
+        rollout = self.params.rollout
+        self.engine.policy_changed(version)
+        synced = time.perf_counter()
+        gap = probe(
+            self.engine,
+            self.model,
+            prompts,
+            context_length=rollout.shortest_context,
+            temperature=rollout.temperature,
+            seed=self.params.run.seed,
+        )
+        check_gap(gap, gap_limit(self.params), version)
+        return gap, synced - started, time.perf_counter() - synced
+
+    def grade(
+        self,
+        responses: Sequence[tuple[Question, np.ndarray, FinishReason]],
+        rollout: RolloutParams,
+        *,
+        validation: bool = False,
+    ) -> list[tuple[float, str]]:
+        """Reward and outcome of responses, each decoded here and graded on its completion alone; one that a limit cut
+        off as ``rollout.truncated`` says. With ``validation`` the reward is that of the outcome."""
+        decode, rewards = make_decode(self.tokenizer), self.verifier.rewards
+        skipped = [rollout.truncated == "zero" and finish is FinishReason.LENGTH for _, _, finish in responses]
+        texts = [
+            "" if skip and not rewards.reads_texts else decode(ids)
+            for (_, ids, _), skip in zip(responses, skipped, strict=True)
+        ]
+        asked = [
+            (text, row.answer) for text, (row, *_), skip in zip(texts, responses, skipped, strict=True) if not skip
+        ]
+        verdicts = iter(self.verifier.grade(self.problem, asked))
+        outcomes = [Outcome.TRUNCATED if skip else next(verdicts).outcome for skip in skipped]
+        if validation:
+            return [(rewards.of_outcome(outcome), str(outcome)) for outcome in outcomes]
+        found = []
+        for text, (row, ids, finish), outcome in zip(texts, responses, outcomes, strict=True):
+            room = rollout.context_length - len(self.prompts[row.question])
+            limit = min(room, rollout.max_completion_tokens or room)
+            found.append(Response(text, row, outcome, finish, len(ids), limit))
+        return [(reward, str(outcome)) for reward, outcome in rewards(found)]
 
     def close(self) -> None:
         """End the engine and the processes that grade."""
@@ -79,7 +155,7 @@ class RolloutWorker:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one call of ``sample``: how far engine and trainer were apart, tokens, and seconds of each step."""
+    """What one call of ``sample`` took: how far engine and trainer were apart, tokens, and seconds of each step."""
 
     gap_mean: float
     gap_max: float
@@ -101,61 +177,8 @@ class Sampled:
     counts: Counts
 
 
-def sample(
-    worker: RolloutWorker,
-    rows: Sequence[Question],
-    *,
-    iteration: int,
-    version: int,
-    validation: bool = False,
-    progress: Progress | None = None,
-) -> Sampled:
-    """One graded tree a question, with the weights of ``worker.model``, whose version is named; with ``validation`` one
-    whole response a question. Raises EngineError where a probe says that the engine serves other weights."""
-    prompts = [worker.prompt(row) for row in rows]
-    asked = {row.question_id: (row, len(p.token_ids)) for row, p in zip(rows, prompts, strict=True)}
-    gap, sync_seconds, probe_seconds = sync_policy(worker, prompts, version)
-    rollout = worker.rollout_params(iteration)
-    stop = stop_at(worker.tokenizer, worker.problem.template.stop)
-    seed = worker.params.run.seed
-    if validation:
-        rollout = rollout.model_copy(update={"branch_factors": (1,)})
-        sampler = Sampler(
-            worker.engine, rollout, VALIDATION, seed=seed, iteration=-iteration, version=iteration, stop=stop
-        )
-    else:
-        sampler = Sampler(
-            worker.engine,
-            rollout,
-            worker.params.credit,
-            seed=seed,
-            iteration=iteration,
-            version=version,
-            pieces=lambda ids: token_texts(worker.tokenizer, ids),
-            reward=lambda question, ids, finish: _grade(worker, [(ids, finish, *asked[question])], rollout)[0][0],
-            stop=stop,
-        )
-    grown = sampler.grow(prompts, progress)
-    worker.engine.sleep()
-    started = time.perf_counter()
-    trees = grade_trees(worker, grown, rows, rollout, validation=validation)
-    counts = Counts(
-        gap.mean,
-        gap.largest,
-        gap.tokens,
-        worker.engine.restarts,
-        sampler.generated_tokens,
-        sampler.prefix_tokens,
-        sampler.cached_tokens,
-        sync_seconds,
-        probe_seconds,
-        time.perf_counter() - started,
-    )
-    return Sampled(trees, counts)
-
-
 def merge_counts(parts: Sequence[Counts]) -> Counts:
-    """Of parts that were sampled side by side: sums, the largest gap, and the seconds of the slowest."""
+    """Sum the counts of shards that were sampled side by side; the largest gap, and the seconds of the slowest."""
     tokens = sum(part.gap_tokens for part in parts)
     mean = sum(part.gap_mean * part.gap_tokens for part in parts) / tokens
     values = [asdict(part) for part in parts]
@@ -165,72 +188,3 @@ def merge_counts(parts: Sequence[Counts]) -> Counts:
         for key in ("engine_restarts", "generated_tokens", "prefix_tokens", "cached_tokens")
     }
     return Counts(gap_mean=mean, gap_tokens=tokens, **largest, **totals)
-
-
-def sync_policy(worker: RolloutWorker, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
-    """Have the engine serve the present weights, and raise EngineError where a probe says that it does not; the gap,
-    and the seconds of both."""
-    started = time.perf_counter()
-    rollout = worker.params.rollout
-    worker.engine.policy_changed(version)
-    synced = time.perf_counter()
-    gap = probe(
-        worker.engine,
-        worker.model,
-        prompts,
-        context_length=rollout.shortest_context,
-        temperature=rollout.temperature,
-        seed=worker.params.run.seed,
-    )
-    check_gap(gap, gap_limit(worker.params), version)
-    return gap, synced - started, time.perf_counter() - synced
-
-
-def grade_trees(
-    worker: RolloutWorker,
-    trees: Sequence[RolloutTree],
-    rows: Sequence[Question],
-    rollout: RolloutParams,
-    *,
-    validation: bool = False,
-) -> list[RolloutTree]:
-    """Grade every leaf on its completion alone; a response cut off by a limit as ``rollout.truncated`` says. With
-    ``validation`` the reward is that of the outcome."""
-    ended = (
-        (tokens, tree.nodes[index].finish, row, len(tree.nodes[0].token_ids))
-        for tree, row in zip(trees, rows, strict=True)
-        for index, tokens in tree.completions()
-        if not tree.children[index]
-    )
-    graded = iter(_grade(worker, ended, rollout, validation=validation))
-    rewarded = []
-    for tree in trees:
-        found = {i: next(graded) for i in tree.depth_first if not tree.children[i]}
-        rewarded.append(tree.with_rewards({i: (reward, str(outcome)) for i, (reward, outcome) in found.items()}))
-    return rewarded
-
-
-def _grade(
-    worker: RolloutWorker,
-    completions: Iterable[tuple[np.ndarray, FinishReason, Question, int]],
-    rollout: RolloutParams,
-    *,
-    validation: bool = False,
-) -> list[tuple[float, Outcome]]:
-    """Reward and outcome of completions with their prompts' lengths; all at once, so that workers share them."""
-    skip, decode = rollout.truncated == "zero", make_decode(worker.tokenizer)
-    verifier = worker.verifier
-    found: list[tuple[str, FinishReason, Question, int, int]] = []
-    for ids, finish, row, prompt in completions:  # decoded now: the tokens may be a view that the next overwrites
-        read = verifier.rewards.reads_texts or not (skip and finish is FinishReason.LENGTH)
-        limit = min(rollout.context_length - prompt, rollout.max_completion_tokens or rollout.context_length)
-        found.append((decode(ids) if read else "", finish, row, len(ids), limit))
-    asked = [(text, row.answer) for text, finish, row, *_ in found if not (skip and finish is FinishReason.LENGTH)]
-    verdicts = iter(verifier.grade(worker.problem, asked))
-    outcomes = [
-        Outcome.TRUNCATED if skip and f is FinishReason.LENGTH else next(verdicts).outcome for _, f, *_ in found
-    ]
-    if validation:
-        return [(verifier.rewards.of_outcome(outcome), outcome) for outcome in outcomes]
-    pairs = zip(found, outcomes, strict=True)
-    return verifier.rewards([Response(text, row, o, finish, n, limit) for (text, finish, row, n, limit), o in pairs])

@@ -42,7 +42,7 @@ from spo_core.system.plugins import open_project, project
 from spo_core.system.progress import Progress
 from spo_core.train.doors import sources
 from spo_core.train.identity import policy_device
-from spo_core.train.sampling import Counts, RolloutWorker, Sampled, merge_counts, sample
+from spo_core.train.sampling import Counts, RolloutWorker, Sampled, merge_counts
 from spo_core.tree import read_trees, write_trees
 from spo_core.verify.verifier import Verifier
 
@@ -102,7 +102,7 @@ class Shards:
         validation: bool = False,
         progress: Progress | None = None,
     ) -> Sampled:
-        """Trees of the model, which is at ``version``, as :func:`sampling.sample` gives them. Raises RunError where a
+        """Have the questions sampled in parts, as ``RolloutWorker.sample`` samples them all. Raises RunError where a
         worker left trees of other questions than it was asked."""
         weights, found = self._hand_over(version)
         folder = self.folder / secrets.token_hex(4)  # a worker that outlived its flow writes elsewhere
@@ -188,9 +188,7 @@ def sample_shard(part: QuestionShard) -> ShardDone:
         _load_weights(opened, Path(part.worker).parent / part.weights, part.digest)
         folder = Path(part.folder)
         rows = [Question(**row) for row in read_json(folder.with_suffix(".json"))]
-        sampled = sample(
-            opened.worker, rows, iteration=part.iteration, version=part.version, validation=part.validation
-        )
+        sampled = opened.worker.sample(rows, iteration=part.iteration, version=part.version, validation=part.validation)
         with atomic_directory(folder) as target:
             write_trees(target / "trees.parquet", sampled.trees)
             write_json(target / "sampled.json", asdict(sampled.counts))

@@ -14,7 +14,7 @@ from spo_core.credit.mask import token_mask
 from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
 from spo_core.errors import DataError, TrainingError
 from spo_core.tree import FinishReason, Node, RolloutTree
-from tests.conftest import random_tree
+from tests.conftest import random_tree, with_rewards
 
 TREE = CreditParams(
     partition={"type": "fixed_tokens", "tokens": 4},
@@ -258,7 +258,7 @@ def test_an_ungraded_response_is_named(shape, value):
     leaf = next(i for i in reversed(tree.leaves) if tree.nodes[i].trainable)
     params = CreditParams.model_validate(TREE.model_dump() | {"value": {"type": value}})
     with pytest.raises(TrainingError, match=f"^tree of question 'q', node {leaf} ends a response and has no reward"):
-        assign_credit(tree.with_rewards({leaf: (math.nan, "")}), params)
+        assign_credit(with_rewards(tree, {leaf: math.nan}), params)
 
 
 @pytest.mark.parametrize("value", ["tree_mean", "monte_carlo", "adaptive_monte_carlo"])
@@ -267,7 +267,7 @@ def test_an_ungraded_value_rollout_is_named(value):
     tree = chain(first_cut_at_prompt=True)
     params = CreditParams.model_validate(TREE.model_dump() | {"value": {"type": value}})
     with pytest.raises(TrainingError, match="node 1 ends a response and has no reward"):
-        assign_credit(tree.with_rewards({1: (math.nan, "")}), params)
+        assign_credit(with_rewards(tree, {1: math.nan}), params)
 
 
 def test_credit_round_trip_and_mismatch(tmp_path):

@@ -155,7 +155,13 @@ class Instant:
 @pytest.mark.parametrize("value", VALUES[1:], ids=["monte_carlo", "adaptive_monte_carlo"])
 def test_growing(value):
     rollout = RolloutParams(questions=1, branch_factors=(1,), context_length=2 * SEGMENTS)
-    options = {"seed": 0, "iteration": 1, "version": 0, "reward": lambda *_: 1.0, "stop": lambda ids, known=0: None}
+    options = {
+        "seed": 0,
+        "iteration": 1,
+        "version": 0,
+        "grade": lambda ended: [(1.0, "")] * len(ended),
+        "stop": lambda ids, known=0: None,
+    }
     with soon("growing"):
         (tree,) = Sampler(Instant(), rollout, credit(value), **options).grow([Prompt("q", (4,))])
     assert sum(node.trainable for node in tree.nodes) == SEGMENTS

@@ -12,7 +12,7 @@ from spo_core.credit import Credit, assign_credit, pruned_pair
 from spo_core.learn.objective import counted_masks, episodes_of
 from spo_core.learn.replay import ReplayBuffer, segments
 from spo_core.tree import FinishReason, Node, RolloutTree
-from tests.conftest import random_tree
+from tests.conftest import random_tree, with_rewards
 
 CREDIT = CreditParams(
     partition={"type": "fixed_tokens", "tokens": 4},
@@ -233,7 +233,7 @@ def test_ages_are_those_of_the_published_rule_or_fresher(cap):
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_segments_without_advantage_wait_only_where_they_count(keep):
     trees, _ = sample(np.random.default_rng(4), 1)
-    equal = [t.with_rewards({leaf: (1.0, "correct") for leaf in t.leaves}) for t in trees]
+    equal = [with_rewards(t, dict.fromkeys(t.leaves, 1.0)) for t in trees]
     replay = ReplayBuffer(LearnParams(learning_rate=1e-3, zero_advantage=keep))
     added = replay.add(equal, [assign_credit(t, CREDIT) for t in equal])
     assert (added > 0) == (keep == "keep")

@@ -16,7 +16,7 @@ from spo_core.learn.objective import counted_masks
 from spo_core.learn.trainer import Trainer
 from spo_core.learn.tree_batch import TrainedSegments
 from spo_core.tree import Node, RolloutTree
-from tests.conftest import random_tree
+from tests.conftest import random_tree, with_rewards
 from tests.learn.naive import flat_logprobs
 
 CREDIT = CreditParams(
@@ -139,7 +139,7 @@ def test_divided_and_checkpointed_trajectories_are_one(policy, options):
 
 
 def test_zero_advantage_trains_nothing_and_says_so(policy):
-    equal = [t.with_rewards({leaf: (1.0, "correct") for leaf in t.leaves}) for t, _ in sample()]
+    equal = [with_rewards(t, dict.fromkeys(t.leaves, 1.0)) for t, _ in sample()]
     for zero in ("drop", "keep"):
         model, metrics, _ = train(policy, [(t, assign_credit(t, CREDIT)) for t in equal], zero_advantage=zero)
         assert metrics["skipped"] == 1 and distance(policy, model) == 0
@@ -289,6 +289,6 @@ def test_one_trained_token_is_not_nan(policy):
 
 def test_trees_without_nodes_to_train_are_harmless(policy):
     pairs = sample(count=1)
-    only_prompt = RolloutTree("q", pairs[0][0].nodes[:1]).with_rewards({0: (1.0, "correct")})
+    only_prompt = RolloutTree("q", (pairs[0][0].nodes[0].graded(1.0, "correct"),))
     model, _, _ = train(policy, [*pairs, (only_prompt, assign_credit(only_prompt, CREDIT))])
     assert distance(model, train(policy, pairs)[0]) < 1e-6

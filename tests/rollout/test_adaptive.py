@@ -65,7 +65,9 @@ def test_a_rollout_counts_for_the_states_it_came_through():
 def adaptive(policy, reward, **options):
     value = {"type": "adaptive_monte_carlo", "tolerance": 0.5, "min_rollouts": 4, "max_rollouts": 8, "prompt": "always"}
     credit = {"partition": {"type": "cutpoints", "interval": 3}, "value": value}
-    return grow(policy, credit, (3,), known={"reward": reward}, **options)
+    return grow(
+        policy, credit, (3,), known={"grade": lambda ended: [(reward(*response), "") for response in ended]}, **options
+    )
 
 
 def parity(question, token_ids, finish):
@@ -96,6 +98,8 @@ def test_certain_rewards_are_sampled_no_further_than_at_first(policy):
 
 def test_every_state_of_an_adaptive_tree_is_valued(policy):
     for tree in adaptive(policy, parity):
-        rewards = {i: (parity("", tree.completion(i), None), "") for i in tree.leaves}
-        values = shared_monte_carlo(tree.with_rewards(rewards))
+        assert [tree.nodes[i].reward for i in tree.leaves] == [
+            parity("", tree.completion(i), None) for i in tree.leaves
+        ]
+        values = shared_monte_carlo(tree)
         assert np.isfinite(values).all() and (values >= 0).all() and (values <= 1).all()

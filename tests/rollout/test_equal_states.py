@@ -11,6 +11,7 @@ from spo_core.config import CreditParams, RolloutParams
 from spo_core.credit.value import monte_carlo
 from spo_core.rollout.engine import Completion
 from spo_core.rollout.sampler import Prompt, Sampler
+from tests.conftest import with_rewards
 from tests.rollout.test_sampler import fan, fans, flat, grow, spines
 
 STOP = 2
@@ -141,7 +142,7 @@ def test_a_fan_is_asked_for_when_the_first_response_with_its_state_has_finished(
 def test_nodes_have_the_value_of_their_states_fan(partition):
     rng = np.random.default_rng(0)
     for tree in sampled(4, partition)[0]:
-        graded = tree.with_rewards({leaf: (float(rng.integers(2)), "") for leaf in tree.leaves})
+        graded = with_rewards(tree, {leaf: float(rng.integers(2)) for leaf in tree.leaves})
         values, rollouts = monte_carlo(graded), fans(graded)
         for nodes, _, _ in spines(graded):
             for node in nodes[:-1]:
