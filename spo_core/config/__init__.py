@@ -20,7 +20,7 @@ from spo_core.config.credit import (
     TreeMean,
     Whole,
 )
-from spo_core.config.custom import CustomParams
+from spo_core.config.custom import OURS, CustomParams
 from spo_core.config.data import DataParams, JsonlParams
 from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
 from spo_core.config.evaluate import EvaluateParams, NightlyParams
@@ -33,16 +33,10 @@ from spo_core.config.learn import (
     with_fidelity,
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
-from spo_core.config.namespaces import (
-    PolicyParams,
-    PolicyShape,
-    PretrainedPolicy,
-    RolloutParams,
-    ScratchPolicy,
-    WandbParams,
-    WarmupParams,
-)
 from spo_core.config.params import Params
+from spo_core.config.policy import PolicyParams, PolicyShape, PretrainedPolicy, ScratchPolicy, WarmupParams
+from spo_core.config.rollout import RolloutParams
+from spo_core.config.run import WandbParams
 from spo_core.config.verify import (
     FormatReward,
     GraderName,
@@ -55,6 +49,7 @@ from spo_core.config.verify import (
 __all__ = [
     "CUT_TYPES",
     "NAMESPACES",
+    "OURS",
     "RESOURCES",
     "AdaptiveMonteCarlo",
     "AllTokens",

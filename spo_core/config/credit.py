@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.base import Namespace, Share
-from spo_core.config.custom import CustomParams
+from spo_core.config.custom import CustomParams, named
 
 
 class FixedTokens(Namespace):
@@ -162,6 +162,6 @@ Mask = AllTokens | LowProbability
 
 class CreditParams(Namespace):
     partition: Annotated[Partition, Field(discriminator="type")]
-    value: Annotated[Value, Field(discriminator="type")]
-    advantage: Annotated[Advantage, Field(discriminator="type")]
+    value: Annotated[Value, Field(discriminator="type"), named("credit.value")]
+    advantage: Annotated[Advantage, Field(discriminator="type"), named("credit.advantage")]
     mask: Annotated[Mask, Field(discriminator="type")]

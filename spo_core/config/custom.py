@@ -1,13 +1,21 @@
-"""``{type: custom, path: "module:name", options: {...}}``: what a project brings itself; see docs/extending.md."""
+"""``{type: custom, path: "module:name", options: {...}}``: what a project brings itself, and names of ours for paths.
+
+docs/extending.md describes both.
+"""
 
 from __future__ import annotations
 
 from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from spo_core.config.base import Namespace
+
+OURS = {  # key and name of what is ours -> its path
+    "run.trackers.wandb": "spo_core.observe.trackers.wandb:WandbTracker",
+    "run.trackers.tensorboard": "spo_core.observe.trackers.tensorboard:TensorBoardTracker",
+}
 
 
 def _well_formed(path: str) -> str:
@@ -26,3 +34,15 @@ class CustomParams(Namespace):
     """``my_module:name``."""
     options: dict[str, Any] = {}
     """What it is given as ``options``; validated where it declares a pydantic model for them."""
+
+
+def named(key: str) -> BeforeValidator:
+    """Reads ``{type: <name in OURS>, ...}`` as the custom choice that it stands for, with its other keys as options."""
+
+    def read(given: Any) -> Any:
+        if not isinstance(given, dict) or f"{key}.{given.get('type')}" not in OURS:
+            return given
+        options = {name: value for name, value in given.items() if name != "type"}
+        return {"type": "custom", "path": OURS[f"{key}.{given['type']}"], "options": options}
+
+    return BeforeValidator(read)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.base import Decay, Namespace
-from spo_core.config.custom import CustomParams
+from spo_core.config.custom import CustomParams, named
 
 # What the published code does beside the paper's loss (docs/reference.md 2); a key that is given wins.
 FIDELITY: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ class LearnParams(Namespace):
     """Advantages less their mean, divided by their standard deviation, over the trained tokens of a micro-batch."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Episodes in a micro-batch, drawn at random; needed where normalization or whitening are by micro-batch."""
-    loss: Annotated[PPOClip | CustomParams, Field(discriminator="type")] = PPOClip(type="ppo_clip")
+    loss: Annotated[PPOClip | CustomParams, Field(discriminator="type"), named("learn.loss")] = PPOClip(type="ppo_clip")
     """Policy loss of each trained token; weights, KL and averages are the same for all."""
     clip_low: float = Field(default=0.2, gt=0)
     """See clip_high."""

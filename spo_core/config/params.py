@@ -9,7 +9,9 @@ from spo_core.config.credit import CUT_TYPES, CreditParams
 from spo_core.config.data import DataParams
 from spo_core.config.evaluate import EvaluateParams
 from spo_core.config.learn import LearnParams
-from spo_core.config.namespaces import PolicyParams, RolloutParams, RunParams
+from spo_core.config.policy import PolicyParams
+from spo_core.config.rollout import RolloutParams
+from spo_core.config.run import RunParams
 from spo_core.config.verify import VerifyParams
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from spo_core.config.base import Namespace, Share
-from spo_core.config.custom import CustomParams
+from spo_core.config.custom import CustomParams, named
 
 MOST_WORKERS = 128
 GraderName = Literal["exact", "minerva", "prm800k", "gsm8k_strict"]
@@ -89,7 +89,7 @@ class VerifyParams(Namespace):
     grader: Annotated[GraderName, BeforeValidator(_accepted)] = "exact"
     """``exact``: the problem set's own rule. The others give the verdicts of the published graders."""
     rewards: RewardParams = RewardParams()
-    reward: tuple[Annotated[Reward, Field(discriminator="type")], ...] = Field(
+    reward: tuple[Annotated[Reward, Field(discriminator="type"), named("verify.reward")], ...] = Field(
         default=(OutcomeReward(type="outcome"),), min_length=1
     )
     """A response's reward is the sum of these. Validation and evaluation count outcomes."""

@@ -129,8 +129,10 @@ PLUMBING = {
             "evaluate",
             "learn",
             "load",
-            "namespaces",
             "params",
+            "policy",
+            "rollout",
+            "run",
             "verify",
         )
     ),
@@ -148,7 +150,7 @@ PLUMBING = {
     "spo_core/estimate/dry_run.py",
     "spo_core/observe/progress.py",
     "spo_core/observe/scores.py",
-    *(f"spo_core/observe/trackers/{name}.py" for name in ("protocol", "tensorboard", "wandb")),
+    *(f"spo_core/observe/trackers/{name}.py" for name in ("protocol", "tensorboard", "thread", "wandb")),
     "spo_core/observe/tree_table.py",
 }
 

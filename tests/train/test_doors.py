@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,7 +92,7 @@ VALUE = "import numpy as np\nfrom spo_core.credit.value import tree_mean\ndef f(
 
 
 def test_every_door_has_an_example():
-    assert EXAMPLES == ["Advantage", "Value", "Loss", "Reward", "Tracker"]
+    assert re.findall(r"^\| \[(\w+)\]\(#", PAGE, re.MULTILINE) == EXAMPLES, "in the order of the table"
     for key in re.findall(r"^\| \[.*?\| `([\w.]+)`", PAGE, re.MULTILINE):
         assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
 
@@ -117,6 +120,58 @@ def test_the_tracker_of_the_page_is_told_a_training(mine, monkeypatch):
     told = [line.split() for line in (path / "lines.txt").read_text().splitlines()]
     assert told == [[str(row["iteration"]), str(row["rollout/reward"])] for row in rows]
     assert training_identity(params, paths) == training_identity(small("run.iterations=2"), paths)
+
+
+OURS = """
+import json, sys
+from pathlib import Path
+from spo_core.config import load_params
+from spo_core.errors import ConfigError
+from spo_core.observe.trackers import check_trackers
+from spo_core.system.plugins import open_project
+from spo_core.train.doors import sources
+open_project(Path.cwd())
+named, by_path, wrong = (tuple(given) for given in json.loads(sys.argv[1]))
+params = load_params(Path.cwd(), None, named)
+check_trackers(params)
+assert len(sources(params)) == 4 and params.run.trackers == ("lines",)
+other = load_params(Path.cwd(), None, by_path)
+assert (params.credit, params.learn, params.verify) == (other.credit, other.learn, other.verify)
+try:
+    sources(load_params(Path.cwd(), None, wrong))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_one_of_ours_is_a_module_and_a_line(tmp_path):
+    """The page's examples as modules of the core, each with its line in OURS."""
+    for folder in ("spo_core", "params"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    lines, named, by_path = [], [], []
+    rooms = {"Advantage": "credit", "Value": "credit", "Loss": "learn", "Reward": "verify"}
+    for section in EXAMPLES:
+        room = rooms.get(section, "observe/trackers")
+        (override,) = example(section, tmp_path / "spo_core" / room)
+        key, _, chosen = override.partition("=")
+        choice = json.loads(chosen)
+        one = choice if isinstance(choice, dict) else choice[-1]
+        path, name = f"spo_core.{room.replace('/', '.')}.{one['path']}", one["path"].partition(":")[2].lower()
+        lines.append(f'    "{key}.{name}": "{path}",\n')
+        options = one.get("options", {})
+        for given, member in ((named, {"type": name, **options}), (by_path, {**one, "path": path})):
+            member = name if section == "Tracker" and given is named else member
+            given.append(f"{key}={json.dumps(member if isinstance(choice, dict) else [*choice[:-1], member])}")
+    named[-1] = "run.trackers=lines"
+    config = tmp_path / "spo_core" / "config" / "custom.py"
+    config.write_text(config.read_text().replace("OURS = {", "OURS = {\n" + "".join(lines)))
+    wrong = [f"credit.advantage={json.dumps({'type': 'decayed', 'half': 1})}"]
+    command = [sys.executable, "-c", OURS, json.dumps([named, by_path, wrong])]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert not done.stderr, done.stderr
+    assert "takes no option half; it takes decay" in done.stdout
 
 
 @pytest.mark.parametrize("preset", [None, "grpo"])

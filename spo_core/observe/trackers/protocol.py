@@ -23,7 +23,8 @@ class TrackedRun:
 class Tracker(Protocol):
     """What ``run.trackers``' paths name: a class, made without arguments or with its options.
 
-    All is called in the training's process, between iterations. What is raised ends the tracker, not the training.
+    Its methods are called from one thread of the training's process (``thread.TrackerThread``). A call that raises or
+    hangs ends the tracker, not the training.
     """
 
     def start(self, run: TrackedRun) -> int | None:

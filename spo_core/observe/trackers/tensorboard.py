@@ -13,6 +13,8 @@ from spo_core.observe.trackers.protocol import TrackedRun
 class TensorBoardTracker:
     """Each start writes a file with the whole run, and has TensorBoard forget those before it."""
 
+    extra = "tensorboard"  # of pyproject.toml, by the name of its package
+
     def start(self, run: TrackedRun) -> int:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -1,0 +1,76 @@
+"""``params/policy.yaml``: the policy that training begins with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Namespace
+
+
+class ScratchPolicy(Namespace):
+    """A randomly initialised Llama with its own tokenizer."""
+
+    type: Literal["scratch"]
+    tokenizer: Literal["characters", "bytes"]
+    """``characters``: those of the problem set; ``bytes``: byte-level, any text."""
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=8)
+    max_positions: int = Field(ge=8)
+    """Longest prompt plus completion the architecture is declared for, in tokens."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ScratchPolicy:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of twice heads (rotary positions)")
+        return self
+
+
+class PolicyShape(Namespace):
+    """Architecture of a Llama-like policy."""
+
+    layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    tied: bool = False
+    """Whether embedding and head share weights."""
+    attention_bias: bool = False
+    """Whether query, key and value projections have a bias, as in Qwen2."""
+
+
+class PretrainedPolicy(Namespace):
+    """A policy in Hugging Face format: a local folder or a hub id."""
+
+    type: Literal["pretrained"]
+    path: str
+    """Folder or hub id."""
+    revision: str | None = None
+    """Revision of a hub id."""
+    shape: PolicyShape | None = None
+    """Shape to estimate with where the policy's own config.json is not at hand."""
+
+
+class WarmupParams(Namespace):
+    """Supervised warm-up on the problem set's demonstrations, from which reinforcement learning starts."""
+
+    steps: int = Field(ge=0)
+    """Optimizer steps; 0 saves the policy as it is."""
+    batch_size: int = Field(default=64, ge=1)
+    """Demonstrations in an optimizer step."""
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon, which updates the weight matrices inside the layers."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of AdamW, which updates embeddings, norms and head."""
+
+
+class PolicyParams(Namespace):
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the warm-up batches."""
+    init: Annotated[ScratchPolicy | PretrainedPolicy, Field(discriminator="type")]
+    warmup: WarmupParams

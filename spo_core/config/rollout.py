@@ -1,0 +1,66 @@
+"""``params/rollout.yaml``: how many responses are sampled, by what, and how long they may be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from spo_core.config.base import Namespace
+from spo_core.config.engine import EngineParams, TransformersEngineParams
+
+
+class ContextStage(Namespace):
+    """A context length that holds from an iteration on."""
+
+    from_iteration: int = Field(ge=2)
+    """First iteration with it."""
+    context_length: int = Field(ge=2)
+    """Tokens of prompt and completion together."""
+    restart_learning_rate: bool = False
+    """Begin the learning rate's warm-up and decay anew, as a new run from the same weights would."""
+
+
+class RolloutParams(Namespace):
+    engine: EngineParams = TransformersEngineParams(type="transformers")
+    questions: int = Field(ge=1)
+    """Questions in an iteration, drawn without replacement until the split is used up."""
+    branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """Children of a node, by the node's depth; one number is the number of whole responses a question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits wherever the policy is sampled or its log-probs are computed in training."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of sampling. Log-probs are of the full distribution (as in the reference implementation)."""
+    context_length: int = Field(ge=2)
+    """Tokens of prompt and completion together."""
+    context_schedule: tuple[ContextStage, ...] = ()
+    """Later context lengths, as 2K at first and 4K from iteration 400 on."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one completion; null: as the context allows."""
+    truncated: Literal["zero", "grade"] = "zero"
+    """A response cut off by a limit: reward 0 for every algorithm, or graded as it is (reference GRPO and tree)."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Requests decoded at once, by every replica of the engine."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> RolloutParams:
+        starts = [stage.from_iteration for stage in self.context_schedule]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"context_schedule: from_iteration must rise from stage to stage, not {starts}")
+        return self
+
+    def context_at(self, iteration: int) -> int:
+        """Context length of an iteration (counted from 1)."""
+        return (
+            [self.context_length] + [s.context_length for s in self.context_schedule if s.from_iteration <= iteration]
+        )[-1]
+
+    @property
+    def longest_context(self) -> int:
+        """The longest context length of all iterations, in tokens."""
+        return max([self.context_length, *(stage.context_length for stage in self.context_schedule)])
+
+    @property
+    def shortest_context(self) -> int:
+        """The shortest context length of all iterations, in tokens."""
+        return min([self.context_length, *(stage.context_length for stage in self.context_schedule)])
