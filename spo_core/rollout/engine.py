@@ -58,7 +58,7 @@ class Engine(Protocol):
     between two versions; whoever uses it notices neither. On the second death ``step`` raises EngineError.
 
     ``gives_entropies``: whether completions come with entropies; an engine that can give them is asked when it is made.
-    ``version``: of the policy served; None before the first one and while the engine sleeps.
+    ``version``: policy version served; None before the first ``policy_changed`` and while the engine sleeps.
     ``restarts``: how often it was started again, in all.
     """
 

@@ -62,9 +62,9 @@ class RolloutWorker:
         validation: bool = False,
         progress: Progress | None = None,
     ) -> Sampled:
-        """Sample and grade one tree a question with the weights of ``model``, which are number ``version``; with
-        ``validation`` one whole response a question, whose reward is that of its outcome. Raises EngineError where a
-        probe says that the engine serves other weights."""
+        """Sample and grade one tree a question with the weights of ``model``, which are at policy version ``version``;
+        with ``validation`` one whole response a question, whose reward is that of its outcome. Raises EngineError where
+        a probe says that the engine serves other weights."""
         prompts = [self.prompt(row) for row in rows]
         gap, sync_seconds, probe_seconds = self.sync(prompts, version)
         rollout, credit = self.params.rollout, self.params.credit

@@ -9,7 +9,7 @@ import pytest
 from spo_core.rollout.decoding import make_decode
 from spo_core.train import sampling
 from spo_core.train.opening import open_session
-from spo_core.train.steps import rollout_step, validate
+from spo_core.train.steps import credit_step, rollout_step, train_step, validate
 from spo_core.verify.reward import Rewards
 from tests.invariants.test_training_runs import GRADE, grade_by_length, prepared, small
 
@@ -70,3 +70,15 @@ def test_a_response_that_was_cut_off_is_not_decoded_where_it_is_not_graded(tmp_p
         outcomes = Counter(tree.nodes[leaf].outcome for tree in session.under_way.trees for leaf in tree.leaves)
     assert outcomes["truncated"] and outcomes.total() > outcomes["truncated"]
     assert len(decoded) == outcomes.total() - outcomes["truncated"]
+
+
+def test_the_policy_version_of_all_trees_counts_optimizer_steps(tmp_path, policy, tokenizer, monkeypatch):
+    with open_session(small(), prepared(tmp_path, policy, tokenizer, monkeypatch)) as session:
+        for iteration in (1, 2):
+            assert session.trainer.step == 2 * (iteration - 1)
+            rollout_step(session, iteration)
+            assert session.under_way
+            validated = session.sample(session.validation, iteration, validation=True).trees
+            assert {tree.policy_version for tree in (*session.under_way.trees, *validated)} == {session.trainer.step}
+            credit_step(session, iteration)
+            train_step(session, iteration)
