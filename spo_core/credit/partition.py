@@ -1,8 +1,8 @@
-"""Where a sampled response is cut. Cutting while sampling (fixed tokens) is ``rollout/sampler.py``.
+"""Cuts a sampled response into segments. Segments of fixed length are cut while sampling, in ``rollout/sampler.py``.
 
 A cutpoint c means the state after tokens 0..c of the response, so the prefix is ``y[:c+1]``; c = -1 is the prompt.
-Cutpoints rise, and none lies at the last token: the last segment's value is its true reward, which an estimate must not
-replace. Every function returns such a list, the ``reference_`` one excepted.
+Functions return rising cutpoints. None but ``reference_equal_parts`` cuts behind the last token: the last segment's
+value is its true reward, which an estimate must not replace.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from spo_core.config import Cutpoints, Delimiter, Entropy, EqualParts
 from spo_core.config.credit import CutPartition
 from spo_core.credit.mask import is_low
 
-Pieces = Sequence[str]  # the text that each token of a response adds; concatenated, the response's text
-
 
 def cut(
     params: CutPartition,
     logprobs: np.ndarray,
     *,
     entropies: np.ndarray | None = None,
-    pieces: Pieces | None = None,
+    texts: Sequence[str] | None = None,
 ) -> list[int]:
-    """Cutpoints of one response by the partition chosen.
+    """Cutpoints of one response by the partition chosen, from its sampling log-probs [n].
 
-    ``logprobs`` [n]; ``entropies`` [n] in nats is needed by ``entropy`` and ``pieces`` (n texts) by ``delimiter``:
-    ValueError where it is missing.
+    ``entropy`` needs ``entropies`` [n] in nats, ``delimiter`` needs ``texts``, the text that each token adds;
+    ValueError where they are missing.
     """
     match params:
         case Cutpoints():
@@ -37,9 +35,9 @@ def cut(
         case EqualParts():
             return equal_parts(len(logprobs), params.parts)
         case Delimiter():
-            if pieces is None:
+            if texts is None:
                 raise ValueError("partition delimiter needs the text of every token")
-            return delimiter(pieces, params.text, params.max_cuts)
+            return delimiter(texts, params.text, params.max_cuts)
         case Entropy():
             if entropies is None:
                 raise ValueError("partition entropy needs the entropy at every token")
@@ -82,15 +80,15 @@ def reference_equal_parts(length: int, parts: int) -> list[int]:
     return [int(end) - 1 for end in np.cumsum([whole + (i < longer) for i in range(parts)])[:-1]]
 
 
-def delimiter(pieces: Pieces, text: str, max_cuts: int | None = None) -> list[int]:
-    """Cutpoints behind tokens that complete an occurrence of ``text``, which may span tokens.
+def delimiter(texts: Sequence[str], text: str, max_cuts: int | None = None) -> list[int]:
+    """Cutpoints behind tokens that complete an occurrence of ``text``, which may span tokens (VinePPO,
+    docs/reference.md 1.4).
 
-    VinePPO, docs/reference.md 1.4. Occurrences do not overlap. None lies where no text follows, be it for an
-    end-of-sequence token: that is the end of the last step, whose value is the response's reward. ``max_cuts`` keeps
-    the first ones.
+    Occurrences do not overlap. There is no cut where no text follows, though an end-of-sequence token may: the value
+    at the end of the last step is the response's reward. ``max_cuts`` keeps the first ones.
     """
-    whole = "".join(pieces)
-    ends = np.cumsum([len(piece) for piece in pieces])
+    whole = "".join(texts)
+    ends = np.cumsum([len(own) for own in texts])
     cuts: list[int] = []
     at = whole.find(text)
     while at >= 0:
@@ -103,9 +101,10 @@ def delimiter(pieces: Pieces, text: str, max_cuts: int | None = None) -> list[in
 
 
 def segment_bounds(length: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    """Half-open token ranges of the segments that cutpoints leave, covering 0..length without a gap.
+    """Half-open token ranges of the segments between cutpoints; they cover 0..length without a gap.
 
-    The cut at -1 (the prompt state) starts the first segment and makes none of its own.
+    A cut at -1, the prompt, is where the first segment begins anyway. Raises ValueError unless cuts rise within
+    ``length``.
     """
     if length < 1:
         raise ValueError(f"a trajectory has at least one token, not {length}")

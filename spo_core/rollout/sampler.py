@@ -29,9 +29,9 @@ Grade = Callable[[Sequence[Ended]], Sequence[tuple[float, str]]]  # reward and o
 class Sampler:
     """Grows one tree a question over an engine; one instance serves one iteration.
 
-    ``pieces`` is needed by partition ``delimiter``, ``grade`` by value ``adaptive_monte_carlo``, and an engine that
-    gives entropies by partition ``entropy``; ConfigError where one is missing. ``stop`` says where stop strings end a
-    response. ``grade`` is asked once about every response, when no request of its question is under way; without it
+    Partition ``delimiter`` needs ``token_texts``, value ``adaptive_monte_carlo`` needs ``grade``, and partition
+    ``entropy`` an engine that gives entropies; ConfigError where one is missing. ``version`` is the policy version that
+    the engine serves. ``stop`` says where stop strings end a response. ``grade`` is asked once about every response, when no request of its question is under way; without it
     the trees are not graded.
     """
 
@@ -44,20 +44,20 @@ class Sampler:
         seed: int,
         iteration: int,
         version: int,
-        pieces: TokenTexts | None = None,
+        token_texts: TokenTexts | None = None,
         grade: Grade | None = None,
         stop: Stop | None = None,
     ) -> None:
         partition, value = credit.partition.type, credit.value.type
         if partition == "entropy" and not engine.gives_entropies:
             raise ConfigError("credit.partition entropy: this engine was not asked for entropies, or has none to give")
-        if partition == "delimiter" and pieces is None:
+        if partition == "delimiter" and token_texts is None:
             raise ConfigError("credit.partition delimiter: the sampler was not told the text of tokens")
         if value == "adaptive_monte_carlo" and grade is None:
             raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
         self.engine, self.rollout, self.credit = engine, rollout, credit
         self.seed, self.iteration, self.version = seed, iteration, version
-        self.pieces, self.grade, self.stop = pieces, grade, stop
+        self.token_texts, self.grade, self.stop = token_texts, grade, stop
         self._open: dict[int, OpenRequest] = {}
         self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
@@ -159,8 +159,8 @@ class Sampler:
         partition, tree = self.credit.partition, request.tree
         assert isinstance(partition, CutPartition)
         ids, logprobs = completion.token_ids, completion.logprobs
-        pieces = self.pieces(ids) if self.pieces and partition.type == "delimiter" else None
-        cuts = cut(partition, logprobs, entropies=completion.entropies, pieces=pieces)
+        texts = self.token_texts(ids) if self.token_texts and partition.type == "delimiter" else None
+        cuts = cut(partition, logprobs, entropies=completion.entropies, texts=texts)
         states = [tree.prompt_state()] if -1 in cuts else []
         parent, place = request.parent, request.place
         for start, stop in segment_bounds(len(ids), cuts):

@@ -79,7 +79,7 @@ class RolloutWorker:
             seed=self.params.run.seed,
             iteration=-iteration if validation else iteration,
             version=version,
-            pieces=lambda ids: token_texts(self.tokenizer, ids),
+            token_texts=lambda ids: token_texts(self.tokenizer, ids),
             grade=lambda ended: self.grade([(by_id[q], ids, f) for q, ids, f in ended], rollout, validation=validation),
             stop=stop_at(self.tokenizer, self.problem.template.stop),
         )

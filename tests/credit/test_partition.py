@@ -75,7 +75,7 @@ def test_equal_parts_differ_by_one_token_at_most(length, parts):
 
 
 @pytest.mark.parametrize(
-    ("pieces", "text", "cuts"),
+    ("texts", "text", "cuts"),
     [
         (["a", "\n", "b", "\n", "c"], "\n", [1, 3]),
         (["a", "\n", "b", "\n"], "\n", [1]),  # the end of the last step is the response's own
@@ -89,9 +89,9 @@ def test_equal_parts_differ_by_one_token_at_most(length, parts):
         (["\n"], "\n", []),
     ],
 )
-def test_delimiter_cuts_behind_the_token_that_completes_it(pieces, text, cuts):
-    assert delimiter(pieces, text) == cuts
-    assert delimiter(pieces, text, max_cuts=1) == cuts[:1]
+def test_delimiter_cuts_behind_the_token_that_completes_it(texts, text, cuts):
+    assert delimiter(texts, text) == cuts
+    assert delimiter(texts, text, max_cuts=1) == cuts[:1]
 
 
 def test_entropy_cuts_before_tokens_strictly_above_the_threshold():
@@ -120,8 +120,8 @@ PARTITIONS = st.one_of(
     st.lists(st.tuples(st.floats(0.01, 1.0), st.floats(0, 3), st.sampled_from(["", "a", "b", "ab"])), min_size=1),
 )
 def test_every_partition_covers_the_response_and_leaves_its_last_token_uncut(partition, tokens):
-    probabilities, entropies, pieces = zip(*tokens, strict=True)
-    cuts = cut(partition, np.log(probabilities), entropies=np.array(entropies), pieces=pieces)
+    probabilities, entropies, texts = zip(*tokens, strict=True)
+    cuts = cut(partition, np.log(probabilities), entropies=np.array(entropies), texts=texts)
     bounds = segment_bounds(len(tokens), cuts)
     assert [t for a, b in bounds for t in range(a, b)] == list(range(len(tokens)))
     assert all(-1 <= c < len(tokens) - 1 for c in cuts)

@@ -78,9 +78,9 @@ def sampled(order, partition, prompt="cut", seed=1):
         "mask": {"type": "all"},
     }
     params = RolloutParams(questions=2, branch_factors=(8,), context_length=16)
-    pieces = {"pieces": lambda ids: [str(i) for i in ids]} if partition["type"] == "delimiter" else {}
+    texts = {"token_texts": lambda ids: [str(i) for i in ids]} if partition["type"] == "delimiter" else {}
     credit = CreditParams.model_validate(credit)
-    sampler = Sampler(engine, params, credit, seed=seed, iteration=1, version=0, **pieces)
+    sampler = Sampler(engine, params, credit, seed=seed, iteration=1, version=0, **texts)
     trees = sampler.grow(PROMPTS)
     assert not engine.kept, "a cache was kept after its last child"
     return trees, engine

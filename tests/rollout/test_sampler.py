@@ -193,12 +193,12 @@ def test_delimiter_cuts_by_the_text_of_tokens(policy):
         "value": {"type": "monte_carlo", "rollouts": 1},
     }
 
-    def pieces(ids):
+    def texts(ids):
         return [str(i % 7) for i in ids.tolist()]  # so that the delimiter always spans two tokens
 
-    trees = grow(policy, credit, (8,), known={"pieces": pieces}, context_length=60)
+    trees = grow(policy, credit, (8,), known={"token_texts": texts}, context_length=60)
     found = [(tokens, cuts) for tree in trees for _, tokens, cuts in spines(tree)]
-    assert all(cuts == [c + 1 for c in delimiter(pieces(tokens), "55", 2)] for tokens, cuts in found)
+    assert all(cuts == [c + 1 for c in delimiter(texts(tokens), "55", 2)] for tokens, cuts in found)
     assert any(cuts for _, cuts in found), "a response of this test should hold the delimiter"
 
 
