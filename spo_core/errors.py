@@ -1,4 +1,4 @@
-"""The errors a user can cause. Their message says which file, key or value is wrong, and what to do."""
+"""Errors that a user can cause. Each message says which file, key or value is wrong, and what to do."""
 
 
 class SPOError(Exception):

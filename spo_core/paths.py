@@ -1,4 +1,4 @@
-"""Every path the pipeline reads and publishes; ``dvc.yaml`` names the same ones (tests hold the two together)."""
+"""Every path that the pipeline reads and publishes; a test holds them to those of ``dvc.yaml``."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ class Paths:
         return self.output / "data" / problem_set
 
     def checkpoint(self, name: str) -> Path:
-        """``warmup``, ``final``, or ``best`` by validation accuracy."""
+        """Folder of a policy: ``warmup``, ``final``, or ``best`` by validation accuracy."""
         return self.output / "checkpoints" / name
 
     def milestone(self, run: str, iteration: int) -> Path:
-        """Policy of a milestone, by the name of its run's working directory; outside every stage's outputs, so that DVC
-        can version it while the stage runs."""
+        """Folder of a milestone's policy; ``run`` is the name of the working directory. It lies outside every stage's
+        outputs, so that DVC can version it while the stage runs."""
         return self.root / "outputs" / "milestones" / run / f"{iteration:06d}"
 
     def metrics(self, name: str) -> Path:
         return self.output / "metrics" / f"{name}.json"
 
     def evaluation(self, checkpoint: str, cell: str) -> Path:
-        """Score of a cell; the Parquet file beside it has every completion."""
+        """Path of a cell's score; the Parquet file beside it has every completion."""
         return self.output / "metrics" / "evaluate" / checkpoint / f"{cell}.json"
 
     def foreign_evaluation(self, label: str, suite: str, cell: str) -> Path:
-        """Path of a cell evaluated for a policy that is no checkpoint of this run, or in a suite that is not the run's
-        own."""
+        """Path of a cell's score for a policy that is no checkpoint of this run, or in another suite than the run's."""
         return self.root / "outputs" / "evaluations" / label / suite / f"{cell}.json"
 
     def nightly(self, date: str) -> Path:
@@ -55,7 +54,7 @@ class Paths:
 
     @property
     def training(self) -> Path:
-        """What a finished training run leaves to read: manifest, metrics of every iteration, the last one's trees."""
+        """Folder of what a finished training leaves to read: manifest, metrics, and the last iteration's trees."""
         return self.output / "metrics" / "train"
 
     @property

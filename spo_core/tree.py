@@ -37,7 +37,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One segment. ``token_ids`` int32 [n], ``logprobs`` float32 [n]: of the sampling (temperature-scaled) policy."""
+    """One segment: ``token_ids`` int32 [n], ``logprobs`` float32 [n] under the sampling policy at its temperature.
+
+    ``parent`` is a node's index, -1 for the root. ``reward`` is NaN and ``outcome`` empty unless graded: leaves only.
+    """
 
     parent: int
     token_ids: np.ndarray
@@ -57,7 +60,7 @@ class Node:
         return cls(-1, ids, np.zeros(len(ids), np.float32), FinishReason.PROMPT, trainable=False)
 
     def under(self, parent: int) -> Node:
-        """The same segment below another node; replace() would take three times as long."""
+        """The same segment below another node. Fields by hand: replace() would take three times as long."""
         return Node(parent, self.token_ids, self.logprobs, self.finish, self.trainable, self.reward, self.outcome)
 
     def graded(self, reward: float, outcome: str) -> Node:
@@ -72,6 +75,7 @@ class RolloutTree:
     question_id: str
     nodes: tuple[Node, ...]
     policy_version: int = 0
+    """Optimizer steps that the weights which sampled the tree had made, as ``Trainer.step`` counts them."""
     iteration: int = 0
 
     def __post_init__(self) -> None:
@@ -131,10 +135,7 @@ class RolloutTree:
         return tuple(order)
 
     def completions(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Every node with its ``completion``, depth first, at the cost of its own tokens alone.
-
-        The tokens are a view that the next step overwrites.
-        """
+        """Every node's index and ``completion``, depth first. The tokens are a view that the next step overwrites."""
         ends, response = self.completion_lengths, np.zeros(max(self.completion_lengths), np.int32)
         for index in self.depth_first:
             end, node = ends[index], self.nodes[index]
@@ -148,7 +149,7 @@ class RolloutTree:
 
 
 def validate(tree: RolloutTree) -> None:
-    """Raise DataError where a tree breaks an invariant; cheap enough to run on every tree."""
+    """Raise DataError, naming question and node, where a tree breaks an invariant. Cheap: every new tree runs it."""
 
     def refuse(index: int, why: str) -> None:
         raise DataError(f"tree of question {tree.question_id!r}, node {index}: {why}")
@@ -182,17 +183,17 @@ _NO_LOGPROBS = np.zeros(0, np.float32)
 
 
 def pruned(tree: RolloutTree, needed: np.ndarray) -> tuple[RolloutTree, np.ndarray]:
-    """The tree without what its ``needed`` nodes (bool [nodes]) do not hang from, and the indices of the nodes kept.
+    """Prune a tree to its ``needed`` nodes (bool [nodes]) and their ancestors; returns it and the kept nodes' indices.
 
-    Siblings of needed nodes stay too, as their first token: how many continuations a state had is part of what their
-    advantages and episodes mean. The same tree where that leaves nothing out.
+    Trainable siblings of these nodes stay too, cut to their first token: how many continuations a state had is part of
+    what advantages and episodes mean.
     """
     inside, nodes = needed.copy(), tree.nodes
     inside[0] = True
     for index in range(len(nodes) - 1, 0, -1):
         if inside[index]:
             inside[nodes[index].parent] = True
-    beside = np.zeros(len(nodes), bool)  # trainable siblings of what is inside
+    beside = np.zeros(len(nodes), bool)
     for children in tree.children:
         trainable = [c for c in children if nodes[c].trainable]
         if inside[trainable].any():

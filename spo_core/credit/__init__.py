@@ -21,8 +21,8 @@ from spo_core.tree import RolloutTree, parts, pruned, ragged
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Credit:
-    """The credit of one tree: ``values`` float64 [nodes]; per node ``advantages`` float32 [tokens] and ``masks`` bool
-    [tokens]."""
+    """The credit of one tree: ``values`` float64 [nodes]; per node, ``advantages`` float32 and ``masks`` bool, both
+    [tokens of the node]."""
 
     values: np.ndarray
     advantages: tuple[np.ndarray, ...]
@@ -34,7 +34,7 @@ class Credit:
 
 
 def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
-    """Value, advantage and mask of every node. Raises TrainingError as :func:`segment_credit`."""
+    """Value, advantage and mask of every node. Raises TrainingError where :func:`segment_credit` does."""
     values, of_nodes = segment_credit(tree, params)
     logprobs, lengths = np.concatenate([node.logprobs for node in tree.nodes]), tree.lengths
     advantages = np.repeat(of_nodes.astype(np.float32), lengths)
@@ -46,15 +46,15 @@ def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
 
 
 def by_node(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Values of all tokens of a tree, [tokens], as one view a node."""
+    """Split an array over all tokens of a tree, [tokens], into one view per node, [tokens of the node]."""
     return tuple(values[start:stop] for start, stop in pairwise([0, *np.cumsum(lengths).tolist()]))
 
 
 def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
     """Values (NaN where not estimated) and advantages of all nodes, both float64 [nodes].
 
-    Raises TrainingError where a value that counts is missing (see ``value.check_values``), and where an estimator of
-    the project's own fails or gives something else than an advantage a node.
+    Raises TrainingError where an advantage needs a value that is missing (see ``value.check_values``), and where an
+    estimator of the project's own fails or does not give one finite number per node.
     """
     values = node_values(tree, params.value)
     check_values(tree, values, params.value)
@@ -70,7 +70,7 @@ def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray,
 
 
 def pruned_pair(tree: RolloutTree, credit: Credit, nodes: Iterable[int]) -> tuple[RolloutTree, Credit]:
-    """What training needs of these nodes: the tree ``pruned`` to them, and its credit with only their masks."""
+    """The tree and credit that training ``nodes`` needs: ``tree.pruned`` to them, with no other node in the masks."""
     trained = np.zeros(len(tree.nodes), bool)
     trained[list(nodes)] = True
     smaller, kept = pruned(tree, trained)
@@ -83,7 +83,7 @@ def pruned_pair(tree: RolloutTree, credit: Credit, nodes: Iterable[int]) -> tupl
 
 
 def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Credit]) -> None:
-    """One Parquet row per node, in the order of ``tree.write_trees``."""
+    """Write credits to one Parquet file, a row per node in the order of ``tree.write_trees``."""
     trees, credits = list(trees), list(credits)
     counts = [len(tree.nodes) for tree in trees]
     columns = {
@@ -97,7 +97,7 @@ def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Cr
 
 
 def read_credits(path: Path, trees: Iterable[RolloutTree]) -> list[Credit]:
-    """Read what ``write_credits`` wrote; raises DataError where the rows are not those trees' nodes."""
+    """Read what ``write_credits`` wrote. Raises DataError where the rows are not the nodes of ``trees``."""
     table = pq.read_table(path)
     questions, values = table["question_id"].to_pylist(), table["value"].to_numpy()
     advantages, masks = parts(table["advantages"]), parts(table["mask"])

@@ -1,4 +1,4 @@
-"""Advantage of every trainable node; 0 for the others. One number a segment, float64 [nodes]."""
+"""Advantage estimators: one number per segment, float64 [nodes], 0 for nodes that are not trained."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STD_EPSILON = 1e-8
 
 
 class AdvantageEstimator(Protocol):
-    """What ``credit.advantage.path`` names."""
+    """The signature of the function that ``credit.advantage.path`` names."""
 
     def __call__(self, tree: RolloutTree, values: np.ndarray) -> np.ndarray:
-        """One number a node, finite for those that are trained; [nodes]. The others' do not count.
+        """Return one number per node, [nodes]: finite for trained nodes, ignored for others.
 
         ``values`` float64 [nodes] are those of ``credit.value``, NaN where not estimated.
         """
@@ -30,9 +30,9 @@ class AdvantageEstimator(Protocol):
 
 
 def node_advantages(tree: RolloutTree, values: np.ndarray, params: Advantage) -> np.ndarray:
-    """The advantage chosen, of every node; ``values`` float64 [nodes], NaN where not estimated.
+    """Advantages of all nodes, float64 [nodes], by the estimator chosen; ``values`` float64 [nodes], NaN: none.
 
-    Raises TrainingError where an estimator of the project's own gives none.
+    Raises TrainingError where an estimator of the project's own fails or gives a trained node no finite number.
     """
     match params:
         case Difference():
@@ -100,8 +100,8 @@ def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: fl
 
 
 def custom(tree: RolloutTree, values: np.ndarray, params: CustomParams) -> np.ndarray:
-    """What the project's own estimator gives the nodes that are trained, and 0 for the others; float64 [nodes]."""
-    own = values.copy()  # not ours to be changed
+    """Advantages by the project's own estimator, 0 for nodes that are not trained; float64 [nodes]."""
+    own = values.copy()  # the estimator may write into it
     advantages = estimated("credit.advantage", params, AdvantageEstimator, tree, own)
     trained = np.array([node.trainable for node in tree.nodes])
     wrong = np.flatnonzero(trained & ~np.isfinite(advantages))

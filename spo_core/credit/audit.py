@@ -1,4 +1,4 @@
-"""Trees as nested JSON, one a line: read into a RolloutTree whose nodes stand in depth-first order."""
+"""Reads trees from nested JSON, one a line, with nodes in depth-first order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOO_DEEP = f"more than {DEEPEST} segments one behind the other; join some, or cu
 
 
 def read_tree(text: str, where: str) -> RolloutTree:
-    """One tree from its JSON. Raises DataError, beginning with ``where`` and naming the node, for anything else.
+    """Read one tree from its JSON. Raises DataError, which begins with ``where`` and names the node, where it is none.
 
     The root is the prompt: it needs ``token_ids`` alone, and may have ``question_id``. Every other node needs
     ``logprobs``, one a token, and every leaf ``reward``. Nodes count from 0 in depth-first order.

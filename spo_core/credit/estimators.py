@@ -1,4 +1,4 @@
-"""Calls an estimator of the project's own on a tree, and takes nothing from it but a number a node."""
+"""Calls a value or advantage estimator of the project's own on a tree, and checks what it returns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spo_core.tree import RolloutTree
 
 
 def estimated(key: str, params: CustomParams, door: type, tree: RolloutTree, *more: Any) -> np.ndarray:
-    """What the function at ``params.path`` gives the nodes of a tree; float64 [nodes].
+    """Result of the function at ``params.path`` for a tree, float64 [nodes]; ``door`` is its protocol.
 
-    Raises TrainingError, naming ``key``, where it fails or gives something else.
+    Raises TrainingError, naming ``key``, where it fails, or gives another shape or an infinite number.
     """
     where, question = f"{key}: {params.path}", f"the tree of question {tree.question_id!r}"
     function = load(key, params.path, params.options, door)

@@ -1,4 +1,4 @@
-"""Which tokens of a segment the update reaches; a token sampled with certainty decided nothing."""
+"""The probability mask: which tokens of a segment are trained. A token sampled with certainty decided nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ Logprobs = Sequence[float] | np.ndarray
 
 
 def token_mask(logprobs: Logprobs, params: AllTokens | LowProbability) -> np.ndarray:
-    """Bool [n]: all tokens, or those with sampling probability strictly below the threshold (paper section 4.3).
-
-    ``logprobs`` [n] of one segment.
-    """
+    """Bool [n], from sampling log-probs [n]: all tokens, or those with probability strictly below the threshold (paper
+    section 4.3)."""
     if params.type == "all":
         return np.ones(len(logprobs), bool)
     return is_low(logprobs, params.threshold)
@@ -27,10 +25,11 @@ def is_low(logprobs: Logprobs, threshold: float) -> np.ndarray:
 
 
 def is_certain(logprobs: Logprobs, threshold: float) -> np.ndarray:
-    """Bool [n]: probability strictly above. A token at exactly the threshold is neither (docs/reference.md 1.1 step 7).
+    """Bool [n]: probability strictly above the threshold; at exactly the threshold a token is neither low nor certain
+    (docs/reference.md 1.1 step 7).
 
-    Compared as float32 log-probs, the form in which they are kept: there "exactly 0.9" is one number, while its
-    exponential would fall to either side by rounding.
+    Both compare float32 log-probs, as these are kept: "exactly 0.9" is one number there, while its exponential would
+    round to either side.
     """
     return np.asarray(logprobs, np.float32) > _log(threshold)
 

@@ -1,4 +1,4 @@
-"""Value of every state (the end of every node), from rewards at the leaves. NaN: not estimated."""
+"""Value estimators: V of the state at the end of every node, from rewards at the leaves; NaN where not estimated."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from spo_core.tree import RolloutTree
 
 
 class ValueEstimator(Protocol):
-    """What ``credit.value.path`` names."""
+    """The signature of the function that ``credit.value.path`` names."""
 
     def __call__(self, tree: RolloutTree) -> np.ndarray:
-        """Value of the state at the end of every node of a tree whose leaves have rewards; [nodes].
+        """Return the value of the state at the end of every node, [nodes]; all leaves have rewards.
 
-        NaN where there is none: refused above or below a node that is trained, but for the prompt. Nothing is sampled
-        for it: responses that ``credit.partition`` cuts have no value rollouts.
+        NaN says that there is none, which is refused at both ends of a trained node, unless one is the prompt. No value
+        rollouts are sampled for it.
         """
         ...
 
 
 def node_values(tree: RolloutTree, params: Value) -> np.ndarray:
-    """The value chosen, of every node; float64 [nodes]. Raises TrainingError where one of the project's own fails."""
+    """Values of all nodes, float64 [nodes], by the estimator chosen. Raises TrainingError where a custom one fails."""
     match params:
         case TreeMean():
             return tree_mean(tree)
@@ -43,10 +43,10 @@ def node_values(tree: RolloutTree, params: Value) -> np.ndarray:
 
 
 def check_values(tree: RolloutTree, values: np.ndarray, params: Value) -> None:
-    """Raise TrainingError, saying what to do, for the first node whose value an advantage needs and that has none.
+    """Raise TrainingError, saying what to do, for the first node without a value that an advantage needs.
 
-    Responses without a reward are named first: values above them are missing for their sake. The prompt may go without
-    a value (docs/reference.md 1.1 step 7).
+    Responses without a reward are named first, as values above them are missing because of them. The prompt needs no
+    value (docs/reference.md 1.1 step 7).
     """
     whole, nodes, children = isinstance(params, NoValue), tree.nodes, tree.children
     missing = [i for i in np.flatnonzero(~np.isfinite(values)).tolist() if i]
@@ -88,8 +88,8 @@ def monte_carlo(tree: RolloutTree) -> np.ndarray:
     """V(state) = mean reward of its value rollouts (children that are not trained); float64 [nodes].
 
     Nodes that end in equal states, by token ids, share the value rollouts of all of them. The last segment of a
-    trajectory has its true reward. A state without value rollouts is NaN: the prompt is valued only where a cutpoint
-    lies right behind it. SPO-chain, docs/reference.md 1.1 step 6 and 1.1 step 7; the reference compares states by text.
+    trajectory has its true reward, a state without value rollouts NaN: the prompt is valued only where a cutpoint
+    lies right behind it. SPO-chain, docs/reference.md 1.1 step 6 and 1.1 step 7; the published code compares texts.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
     states = {i: tokens.tobytes() for i, tokens in tree.completions() if tree.children[i]}
@@ -103,18 +103,18 @@ def monte_carlo(tree: RolloutTree) -> np.ndarray:
 
 
 def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
-    """V(state) from all value rollouts of the question that came through it, not only its own fan; float64 [nodes].
+    """V(state) from all value rollouts of the question that pass through it, not only its own fan; float64 [nodes].
 
-    A rollout that began at an earlier state and sampled the very tokens up to this one is a sample from this one too,
-    and equal states of several trajectories are one state. V(state) is the mean over these rollouts of what each met
-    next: the value of the next state on its way, or, where there is none, its reward. This is the maximum-likelihood
-    value of the prefix tree that states and rollouts form, as ``tree_mean`` is of a sampled tree. Neither the paper nor
-    the reference shares rollouts beyond equal states; ``benchmarks/adaptive_values.py`` measures what it gives.
+    A rollout that began at an earlier state and sampled exactly the tokens up to this one is a sample from this one
+    too, and equal states of several trajectories are one state. V(state) is the mean over these rollouts of what each
+    meets next: the value of the next state on its path or, where there is none, its reward. That is the
+    maximum-likelihood value in the prefix tree of states and rollouts, as ``tree_mean`` is in a sampled tree. Neither
+    the paper nor its code shares rollouts beyond equal states; ``benchmarks/adaptive_values.py`` measures the gain.
 
-    Last segments, and a prompt that was not valued, are as in ``monte_carlo``.
+    Last segments, and a prompt that was not valued, are treated as in ``monte_carlo``.
     """
     values = np.array([node.reward for node in tree.nodes], np.float64)
-    responses = {i: tokens.astype(">i4").tobytes() for i, tokens in tree.completions()}  # their order is the tokens'
+    responses = {i: tokens.astype(">i4").tobytes() for i, tokens in tree.completions()}  # big-endian sorts by token
     states: dict[bytes, list[int]] = {}  # tokens of a response so far -> the nodes that end there
     rollouts: list[int] = []
     for index, (node, children) in enumerate(zip(tree.nodes, tree.children, strict=True)):
@@ -124,13 +124,13 @@ def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
                 states.setdefault(responses[index], []).append(index)
         elif index and not node.trainable:
             rollouts.append(index)
-    next_met = values[rollouts]  # of every rollout, while states are gone through from the last to the first
+    next_met = values[rollouts]  # what each rollout meets next; states are visited from the longest to the shortest
     lengths = np.array([len(responses[i]) for i in rollouts], np.int64)
     begins = lengths - 4 * tree.lengths[rollouts]
     order = np.array(sorted(range(len(rollouts)), key=lambda k: responses[rollouts[k]]), np.int64)
     ordered = [responses[rollouts[k]] for k in order.tolist()]
     for state in sorted(states, key=len, reverse=True):
-        alike = order[bisect_left(ordered, state) : bisect_left(ordered, state + b"\xff")]  # they begin with it
+        alike = order[bisect_left(ordered, state) : bisect_left(ordered, state + b"\xff")]  # that begin with it
         through = np.sort(alike[(begins[alike] <= len(state)) & (lengths[alike] > len(state))])
         if len(through):
             values[states[state]] = next_met[through] = np.mean(next_met[through])
@@ -138,5 +138,5 @@ def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
 
 
 def rewards_only(tree: RolloutTree) -> np.ndarray:
-    """Rewards at the leaves, NaN above: for advantages that compare responses (GRPO, RLOO); float64 [nodes]."""
+    """Rewards at the leaves, NaN above, for advantages that compare whole responses (GRPO, RLOO); float64 [nodes]."""
     return np.array([node.reward for node in tree.nodes], np.float64)

@@ -1,1 +1,1 @@
-"""What a run would need, foretold from params alone. Not here: measurements; loading a policy."""
+"""Estimates of what a run will need, from params alone. Not here: measurements; loading a policy."""

@@ -1,4 +1,4 @@
-"""What a run would do, printed before it is started: every resolved param, and an estimate of one iteration."""
+"""Prints what a run would do before it is started: every resolved param, and an estimate of one iteration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SPLIT = "where learn.max_tokens_per_forward or micro-batches split trees"
 
 
 def print_dry_run(params: Params, console: Console | None = None) -> None:
-    """All params, an estimate for each context length, and memory; nothing is read or made.
+    """Print all params, estimates for each context length, and memory; no policy and no dataset is loaded.
 
-    Raises ConfigError for a problem set that there is not.
+    Raises ConfigError for an unknown problem set.
     """
-    problem_set(params.data)  # refuses a name that there is not
+    problem_set(params.data)
     console = console or Console(width=None if sys.stdout.isatty() else LINE, highlight=False, markup=False)
     for namespace, content in params.model_dump(mode="json").items():
         console.print(namespace, style="bold")

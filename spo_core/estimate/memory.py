@@ -1,4 +1,4 @@
-"""What a policy's training and sampling hold in memory, foretold from its architecture. All sizes in bytes."""
+"""Estimates, in bytes, of the memory that training and sampling a policy take, from its architecture."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from spo_core.problems import problem_set
 from spo_core.system.files import read_json
 
 SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
-LOGITS = 2**26  # of one chunk of trained positions, as in learn/head.py, which imports torch
-LAID_OUT_ALIKE = ("llama", "mistral", "qwen2")
+LOGITS = 2**26  # in one chunk of positions; learn/head.py has the same, but imports torch
+LLAMA_LIKE = ("llama", "mistral", "qwen2")  # model types whose parameters ``count_parameters`` counts
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of one rank. A rough sum: no fragmentation, no workspace of kernels, and no communication buffers, of
-    which DeepSpeed has one of 5e8 numbers with stage 3, with offload at stage 1, and in float32 at stage 1."""
+    """Memory of one rank, without fragmentation, workspace of kernels and communication buffers. DeepSpeed has one of
+    5e8 numbers at stage 3, and at stage 1 with offload or in float32."""
 
     parameters: int
-    """A number, not bytes."""
+    """Number of parameters, not bytes."""
     weights: int
     gradients: int
-    """At the end of the last backward pass of a step but one."""
+    """Gradients in the last backward pass of a step, with those summed before it."""
     optimizer: int
-    """AdamW's two float32 moments, and float32 weights of its own: beside those of the model in bfloat16, and in
-    DeepSpeed from stage 1 beside any."""
+    """AdamW's two float32 moments, and its own float32 weights where the model's are bfloat16 or DeepSpeed shards."""
     optimizer_on_cpu: bool
     reference: int
     """Weights of the reference policy; 0 without a KL penalty."""
@@ -47,7 +46,7 @@ class Memory:
 
 
 def architecture(params: Params) -> PolicyShape | None:
-    """The policy's shape: from params, from its folder's config.json, else ``policy.init.shape``; None: unknown.
+    """The policy's shape, from params, its folder's config.json or ``policy.init.shape``; None where unknown.
 
     Raises DataError for a config.json that is not JSON.
     """
@@ -78,7 +77,7 @@ def _from_config(config: dict) -> PolicyShape | None:
     """Shape of a Hugging Face configuration; None for an architecture whose parameters are laid out otherwise."""
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        if config["model_type"] not in LAID_OUT_ALIKE or (config.get("head_dim") or hidden // heads) * heads != hidden:
+        if config["model_type"] not in LLAMA_LIKE or (config.get("head_dim") or hidden // heads) * heads != hidden:
             return None
         return PolicyShape(
             layers=config["num_hidden_layers"],
@@ -95,7 +94,7 @@ def _from_config(config: dict) -> PolicyShape | None:
 
 
 def count_parameters(shape: PolicyShape) -> int:
-    """Weights of a Llama (or Qwen2, with ``attention_bias``) of this shape."""
+    """Number of parameters of a Llama (or Qwen2, with ``attention_bias``) of this shape."""
     hidden, keys = shape.hidden_size, shape.kv_heads * (shape.hidden_size // shape.heads)
     attention = 2 * hidden * hidden + 2 * hidden * keys + shape.attention_bias * (hidden + 2 * keys)
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
@@ -104,16 +103,16 @@ def count_parameters(shape: PolicyShape) -> int:
 
 
 def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
-    """What training and sampling with this architecture hold.
+    """Memory of one rank that trains and samples a policy of this shape.
 
     With T tokens in a forward pass, h hidden, k = kv_heads x head size, i intermediate and b bytes of a number, a
     layer keeps about T b (8 h + 2 k + 4 i): inputs and outputs of both norms, queries, attention's output and both
-    residuals (8 h), keys and values (2 k), gate, up, its activation and their product (4 i). Attention is taken to
-    keep no T x T matrix. Recomputing layers (``gradient_checkpointing``) keeps T b h of every layer and all of one.
-    ZeRO divides optimizer state from stage 1, gradients from 2 and weights from 3 among ranks. Gradients are summed in
-    float32; at stage 1 in bfloat16 (what stage 0 then means) those of a pass stand beside a buffer of their sums, both
-    whole on every rank, unless the optimizer is on the CPU, where stage 1 keeps the sums alone. From stage 2 on an
-    optimizer on the CPU takes them over one by one; they are counted all the same.
+    residuals (8 h), keys and values (2 k), gate, up, its activation and their product (4 i). Attention is assumed to
+    keep no T x T matrix. With ``gradient_checkpointing`` T b h of every layer is kept, and all of one layer. ZeRO
+    divides optimizer state from stage 1 on, gradients from 2 and weights from 3. Gradients are summed in float32. At
+    stage 1 in bfloat16 (which stage 0 becomes there), every rank has the gradients of a pass beside their sums, both
+    whole; with the optimizer on the CPU it has the sums alone. From stage 2 on such an optimizer takes gradients over
+    one by one; they are counted all the same.
     """
     learn = params.learn
     backend = learn.backend

@@ -1,7 +1,6 @@
-"""What one iteration samples and trains, foretold from params alone: limits, and expectations under assumptions.
+"""Estimates what one iteration samples and trains from params alone: limits, and expectations under assumptions.
 
-Nothing is loaded and nothing is measured; measuring accuracy on the validation split is not counted. Memory is in
-``memory.py``.
+Validation is not counted. Memory is in ``memory.py``.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Any
 from spo_core.config import CUT_TYPES, Params
 from spo_core.problems import problem_set
 
-# What expectations assume and no param says; a run's own metrics are better.
+# assumptions of expectations, which no param states; a run's own metrics are better
 PROMPT = 100  # tokens of a prompt: GSM8K has about as many, MATH with its instruction more
-USE = 0.5  # part of the longest possible response that is used
-CUTTABLE = 0.2  # share of tokens at which the policy is unsure
+USE = 0.5  # mean length of a response, as a share of the longest possible
+CUTTABLE = 0.2  # share of tokens below the probability or above the entropy threshold
 STEP = 20  # tokens from one delimiter to the next
 ASSUMPTIONS = (
     f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
@@ -27,23 +26,23 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Counts of one iteration. Tokens are of prompts and completions where *forwarded*, else of completions."""
+    """Counts of one iteration. Generated tokens are of completions, forwarded ones of prompts too."""
 
     responses: int
-    """Paths from a prompt to an end."""
+    """Paths from a prompt to the end of a response."""
     segments: int
-    """Sampled segments that may be trained: edges of trees, parts of responses that are cut."""
+    """Sampled segments that may be trained: edges of a tree, or what lies between the cuts of a response."""
     value_rollouts: int
     """Completions sampled only to value a state; fewer where responses have equal states, which share them."""
     generated_tokens: int
-    """Sampled, value rollouts included."""
+    """Tokens sampled, value rollouts included."""
     episodes: int
-    """What a batch counts, trained in one epoch: segments of SPO-tree, responses of every other algorithm."""
+    """Episodes trained in one epoch: segments of SPO-tree, responses of every other algorithm."""
     forwarded_tokens: int
     """Tokens forwarded in one epoch, each shared prefix once; more where the token budget or micro-batches split
     trees."""
     flat_tokens: int
-    """The same with each episode a sequence of its own, prompt and all, without padding."""
+    """Tokens forwarded in one epoch if each episode were a sequence with its prompt, without padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +53,13 @@ class Estimate:
     most: Work
     expected: Work
     optimizer_steps: int
-    """Upper bound of the optimizer steps, over all epochs."""
+    """Most optimizer steps, over all epochs."""
     rollouts_a_state: tuple[int, int]
-    """Fewest and most value rollouts of one cutpoint; (0, 0) where nothing is valued by them."""
+    """Fewest and most value rollouts of one cutpoint; (0, 0) where the value estimator uses none."""
 
 
 def estimate(params: Params, context_length: int) -> Estimate:
-    """What an iteration at this context length (tokens of prompt and completion) samples and trains."""
+    """Estimate an iteration at this context length, in tokens of prompt and completion together."""
     rollout = params.rollout
     limit = rollout.max_completion_tokens or context_length
     longest = min(limit, context_length - 1)  # behind a prompt of one token
@@ -77,13 +76,13 @@ def estimate(params: Params, context_length: int) -> Estimate:
 
 
 def _longest_prompt(params: Params) -> int | None:
-    """Tokens of the longest question that is kept and of its template, at a token a byte; None where all are kept."""
+    """Most tokens of a prompt: the longest question kept, and its template at a token a byte; None: no limit."""
     most = params.data.max_question_tokens
     return None if most is None else most + len(problem_set(params.data).template.fill("").encode())
 
 
 def _work(params: Params, prompt: int, length: int, context: int, *, most: bool) -> Work:
-    """Counts where all prompts have ``prompt`` tokens and all responses ``length``."""
+    """Counts if all prompts have ``prompt`` tokens and all responses ``length``; ``most``: upper bounds."""
     questions = params.rollout.questions
     levels = _levels(params, length)
     responses, sampled = levels[-1][0], sum(nodes * tokens for nodes, tokens in levels)
@@ -101,7 +100,7 @@ def _work(params: Params, prompt: int, length: int, context: int, *, most: bool)
         forwarded += share * questions * (nodes * tokens + families * before)
         flat += share * questions * nodes * (before + tokens)
         before += tokens
-    if most:  # which segments are drawn is not known: all may be of the last depth, each from another parent
+    if most:  # the segments drawn may all be of the last depth, each below another parent
         episodes = min(questions * sum(nodes for nodes, _ in levels) * params.learn.replay.max_age, drawn)
         forwarded = flat = episodes * min(prompt + length, context)
     return Work(
@@ -116,7 +115,7 @@ def _work(params: Params, prompt: int, length: int, context: int, *, most: bool)
 
 
 def _levels(params: Params, length: int) -> list[tuple[int, int]]:
-    """Nodes of each depth below one prompt, and the tokens of each node."""
+    """(Nodes, tokens of each) at every depth below one prompt."""
     partition, factors = params.credit.partition, params.rollout.branch_factors
     levels: list[tuple[int, int]] = []
     nodes, left = 1, length
@@ -132,10 +131,10 @@ def _levels(params: Params, length: int) -> list[tuple[int, int]]:
 
 
 def _valued(params: Params, length: int, *, most: bool) -> tuple[int, int, int]:
-    """Cuts of a response behind its first token; value rollouts of a question, and the tokens they sample.
+    """Number of cuts in a response behind its first token; of value rollouts of a question; of the tokens they sample.
 
-    A continuation is as long as what it replaces: at most what the limit leaves behind the cut. Every cut is taken to
-    have value rollouts of its own. Equal states share theirs, so this is an upper bound.
+    A value rollout is as long as the rest of the response that it replaces. Every cut is assumed to have its own; equal
+    states share theirs, so this is an upper bound.
     """
     partition: Any = params.credit.partition
     if partition.type not in CUT_TYPES:

@@ -1,4 +1,4 @@
-"""Where a policy is trained: one device, or several ranks; the trainer knows only this protocol."""
+"""The protocol through which the trainer reaches a policy on one device or several ranks, and the one-device form."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ class Backend(Protocol):
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a loss's gradient; ``last`` in this optimizer step. Gradients are summed over calls and ranks."""
+        """Add the gradient of ``loss``, summed over calls and ranks; ``last`` marks an optimizer step's last call."""
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradient; its norm before clipping, over all ranks. Not finite: no update."""
+        """Clip the gradient, update the weights, zero the gradient; returns its norm before clipping, over all ranks.
+
+        Where the norm is not finite, the weights stay as they are.
+        """
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -51,12 +54,12 @@ class Backend(Protocol):
     def save_optimizer(self, path: Path) -> None: ...
 
     def load_optimizer(self, path: Path) -> None:
-        """Read what any backend saved, and go on from the weights that the model has now."""
+        """Read the state that any backend saved; the weights stay those that the model has now."""
         ...
 
 
 class TrainerHandle(Protocol):
-    """What a training run holds: a Trainer in its own process, or the flow's side of one whose ranks are others."""
+    """A trainer as a run holds it: a Trainer in this process, or a DeepSpeedTrainer whose ranks are other processes."""
 
     @property
     def step(self) -> int: ...
@@ -75,7 +78,7 @@ class TrainerHandle(Protocol):
     ) -> dict[str, float]: ...
 
     def close(self) -> None:
-        """End whatever runs beside this process."""
+        """End the processes of the ranks, if there are any."""
         ...
 
 
@@ -88,10 +91,10 @@ def without_gradient(reference: TreePolicy | None, batch: TreeBatch, temperature
 
 
 class TorchBackend:
-    """One device, plain torch.
+    """A Backend on one device, in plain torch.
 
-    ``model`` has the float32 weights that the optimizer updates. ``working`` computes: see precision.working_copy,
-    which makes it where none is given.
+    ``model`` has the float32 weights that the optimizer updates. ``working`` computes log-probs and gradients; where it
+    is not given, precision.working_copy makes it.
     """
 
     rank, ranks = 0, 1
@@ -141,7 +144,7 @@ class TorchBackend:
             self.optimizer.step()
             self.masters.round()
         self.optimizer.zero_grad(set_to_none=True)
-        self.working.eval()  # the engine shares it, and checkpointing in training mode would drop its cache
+        self.working.eval()  # the engine shares it, and gradient checkpointing in training mode drops its cache
         return norm
 
     def total(self, values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""FlexAttention's mask of a packed tree, made from its intervals; the tokens x tokens mask is never written.
+"""FlexAttention's mask of a packed tree, block by block; no tokens x tokens mask is ever made.
 
-A block of 128 x 128 is *full* where every query sees every key, which four comparisons of extreme values say exactly;
-it is left out where the extreme values exclude that any does; else FlexAttention asks ``ancestor_mask`` of each pair.
+Blocks of 128 x 128 pairs are told apart by the least and greatest values of their spans: in a *full* block every query
+sees every key, and a block where none can see any is left out. In the others FlexAttention asks ``ancestor_mask``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Log-probs from hidden states, chunk by chunk of positions, by whatever a model does behind its last hidden states.
+"""Log-probs from last hidden states, computed in chunks of positions.
 
-That is the model's own forward with its trunk replaced by one that returns given hidden states: output layer, scaling
-and softcap as they are. ZeRO-3 gathers parameters whenever a module that has some is called; here that is ``Head``,
-once in either direction of a pass, however many chunks this rank has: modules within are copies that DeepSpeed does
-not see.
+``Head`` runs the model's own forward with its trunk (what computes the last hidden states) replaced by a stub that
+returns given ones, so output layer, scaling and softcap are the model's. ZeRO-3 gathers parameters when a module that
+holds them is called. Only ``Head`` holds them here, as the modules inside are copies without DeepSpeed's hooks: they
+are gathered once in a forward and once in a backward pass, however many chunks this rank has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from spo_core.policy.architecture import refusal
 
-LOGITS = 2**26  # of one chunk of trained positions; 256 MB in float32
+LOGITS = 2**26  # in one chunk of positions: 256 MB in float32
 
 
 class Head(nn.Module):
@@ -43,7 +43,7 @@ class Head(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [positions].
 
-        Log-probs of ``measured`` hidden states and what follows them are behind the others, without gradient.
+        ``measured``: further hidden states and targets; their log-probs stand behind the others, without gradient.
         """
         rows = max(1, LOGITS // self.vocabulary)
         parts = zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -72,7 +72,7 @@ class Head(nn.Module):
 
 
 def trunk(model: PreTrainedModel) -> PreTrainedModel:
-    """What computes a causal model's last hidden states. Raises ConfigError where no part of the model is that."""
+    """The part of a causal model that computes its last hidden states. Raises ConfigError where there is none."""
     found = model.get_decoder()
     if found is model or not isinstance(found, PreTrainedModel):
         found = next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
@@ -97,7 +97,7 @@ class _Output(BaseModelOutputWithPast):
 
 
 def _bare(module: nn.Module, without: nn.Module) -> Any:
-    """The same module for the same parameters and buffers, without ``without`` and hooks that are registered later."""
+    """A copy of ``module`` with the same parameters and buffers, and a stub for ``without``; it gets no later hooks."""
     if module is without:
         return _Given()
     result = copy.copy(module)

@@ -18,7 +18,8 @@ LOG_RATIO_LIMIT = 10.0  # as in the reference implementation: exp() of a log-rat
 MADE_UP = 4  # tokens that a loss is tried with before training
 SUMS = {"policy_loss", "kl", "nll", "entropy", "importance_weight", "loss", "gap", "fresh"}
 COUNTS = {"trained_tokens", "forwarded_tokens", "guarded_segments", "optimizer_steps", "skipped"}
-TAKEN = SUMS | COUNTS | {"kl_coefficient", "grad_norm", "learning_rate", "logprob_gap"}  # by what a trainer reports
+# names of the trainer's own sums and metrics, which a loss's metrics may not take
+RESERVED = SUMS | COUNTS | {"kl_coefficient", "grad_norm", "learning_rate", "logprob_gap"}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,10 +27,10 @@ class LossInputs:
     """All trained tokens of one forward pass, each [tokens]."""
 
     logprobs: Tensor
-    """Log-probs by the policy that is trained; has a gradient."""
+    """Log-probs under the policy that is trained; has a gradient."""
     old_logprobs: Tensor
-    """Log-probs by the policy that sampled, as the engine gave them; with ``learn.importance_cap`` the trainer's
-    own."""
+    """Log-probs under the policy that sampled, as its engine gave them; with ``learn.importance_cap`` those that the
+    trainer computes before the iteration's first step."""
     advantages: Tensor
     segments: Tensor
     """int64: number of the token's segment within the pass, rising from 0."""
@@ -37,22 +38,22 @@ class LossInputs:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LossOutputs:
-    """``loss`` [tokens], not reduced; ``metrics``: each [tokens], averaged over trained tokens as train/<name>."""
+    """The ``loss`` of each token, [tokens]; ``metrics``, each [tokens], are reported as means named train/<name>."""
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
 
 
 class TokenLoss(Protocol):
-    """What ``learn.loss.path`` names, and what the built-in loss is."""
+    """The signature of losses: the built-in one, and the function that ``learn.loss.path`` names."""
 
     def __call__(self, inputs: LossInputs) -> LossOutputs:
-        """Always with the same names of metrics, whatever the tokens: ranks add them up."""
+        """Return each token's loss. Names of metrics must be the same in every call: ranks add the metrics up."""
         ...
 
 
 def likelihood_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """exp(logp - old), [tokens]."""
+    """exp(logp - old) with the log-ratio kept within ±LOG_RATIO_LIMIT, [tokens]."""
     return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
@@ -66,9 +67,9 @@ def ppo_clip(inputs: LossInputs, params: LearnParams) -> LossOutputs:
 
 
 class CheckedLoss:
-    """The loss that params choose. Tried once on made-up tokens, which tells the names of its ``metrics``.
+    """The loss that params choose, with every output checked. A trial on made-up tokens tells the names of ``metrics``.
 
-    Raises ConfigError where what it gives then is no loss, TrainingError where that is so later.
+    Raises ConfigError where the trial fails or gives no loss, TrainingError where a later call does.
     """
 
     def __init__(self, params: LearnParams) -> None:
@@ -88,7 +89,7 @@ class CheckedLoss:
             self._check(outputs, tokens)
         except TrainingError as error:
             raise ConfigError(f"{error} (tried on {MADE_UP} made-up tokens)") from error
-        unfit = [name for name in self.metrics if name in TAKEN or not name.isidentifier()]
+        unfit = [name for name in self.metrics if name in RESERVED or not name.isidentifier()]
         if unfit:
             raise ConfigError(f"{self._where} gives a metric {unfit[0]!r}, which is taken or no name; choose another")
 

@@ -22,9 +22,10 @@ WHITENING_EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False, slots=True)
 class WeightedTree:
-    """A tree of an optimizer step; all but ``pair`` per node and float32 or bool [tokens of the node].
+    """A tree as one optimizer step trains it. ``pair`` is the index of its (tree, credit) in the iteration's list.
 
-    ``pair`` numbers the (tree, credit) it comes from; ``masks`` are the tokens to forward.
+    The other fields have one array [tokens of the node] per node: ``masks`` bool, True where the token's log-prob is
+    needed; advantages and weights float32.
     """
 
     pair: int
@@ -39,30 +40,33 @@ class WeightedTree:
         return TrainedSegments(self.tree, self.masks)
 
     def restricted(self, nodes: Sequence[int]) -> WeightedTree:
-        """The same with only these nodes trained."""
+        """The same tree with only ``nodes`` trained."""
         kept = set(nodes)
         return replace(self, masks=tuple(m if i in kept else np.zeros_like(m) for i, m in enumerate(self.masks)))
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """What the reference calls an episode, one sequence of its batches: trained nodes of a tree."""
+    """Trained nodes of a tree that are one sequence in the published code's batches, its *episode*."""
 
     pair: int
     nodes: tuple[int, ...]
 
 
 def counted_masks(credit: Credit, params: LearnParams) -> tuple[np.ndarray, ...]:
-    """Tokens that count where the loss is normalised, per node: those of the mask, without those of segments that have
-    no advantage where these are dropped (docs/reference.md 1.3: the filter of the tree's edges)."""
+    """Tokens that the loss's normaliser counts, bool [tokens] per node: those in the mask and, with
+    ``learn.zero_advantage`` drop, with an advantage (docs/reference.md 1.3: the filter of the tree's edges)."""
     if params.zero_advantage == "keep":
         return credit.masks
     return tuple(m & (a != 0) if m.any() else m for m, a in zip(credit.masks, credit.advantages, strict=True))
 
 
 def episodes_of(pair: int, tree: RolloutTree, masks: Sequence[np.ndarray]) -> list[Episode]:
-    """A segment is an episode of its own where it has siblings (SPO-tree's edges); without, it continues its parent's,
-    so that a response that was cut into segments (SPO-chain) is one. Episodes without a counted token are left out."""
+    """Episodes of tree number ``pair`` that have a counted token.
+
+    A segment with siblings (an edge of SPO-tree) is an episode of its own. One without continues its parent's episode,
+    so a response that was cut into segments (SPO-chain) is one episode.
+    """
     trainable = [node.trainable for node in tree.nodes]
     siblings = [sum(trainable[c] for c in children) for children in tree.children]
     of: list[int] = [-1] * len(tree.nodes)
@@ -83,7 +87,7 @@ def episodes_of(pair: int, tree: RolloutTree, masks: Sequence[np.ndarray]) -> li
 def plan_epoch(
     pairs: Sequence[CreditedTree], params: LearnParams, rng: np.random.Generator
 ) -> list[list[WeightedTree]]:
-    """Optimizer steps of one pass over the pairs; steps in which no token changes anything are left out.
+    """Divide the pairs into an epoch's optimizer steps; steps in which no token changes anything are left out.
 
     By batch (paper): trees are shuffled and divided evenly among the steps, each normalised over all its tokens.
     By micro-batch (docs/reference.md 2.1): episodes are shuffled and divided among the steps, and each step into
@@ -142,7 +146,7 @@ def _weighted(
 def whitening(advantages: np.ndarray) -> tuple[float, float]:
     """Mean and 1 / sqrt(unbiased variance + 1e-8) of advantages [tokens] (docs/reference.md 2.2).
 
-    Of a single token the reference divides by zero; here its variance is 0, so that its advantage becomes 0.
+    With a single token the published code divides by zero; here its variance is 0 and its whitened advantage 0.
     """
     values = advantages.astype(np.float64)
     variance = float(values.var(ddof=1)) if len(values) > 1 else 0.0

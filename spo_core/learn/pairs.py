@@ -1,4 +1,4 @@
-"""Trees with credit as two files of a folder: what waits in a checkpoint, and what ranks are handed."""
+"""Credited trees as two files of a folder: the replay buffer of a checkpoint, and what the flow hands to ranks."""
 
 from __future__ import annotations
 

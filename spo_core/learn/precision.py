@@ -1,6 +1,6 @@
 """Weights in bfloat16 for computing, beside the float32 ones that the optimizer updates and that are saved.
 
-An update of a weight is mostly smaller than the 8 bits of a bfloat16 show: added to rounded weights it would be lost.
+Most updates are too small for the 8 significant bits of bfloat16: added to rounded weights they would be lost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from spo_core.config import LearnParams
 
 
 def working_copy(model: PreTrainedModel, params: LearnParams) -> PreTrainedModel:
-    """What computes in the process that ``model`` is in: ``model`` itself where it is trained in float32, or elsewhere
-    by ranks of their own; else a copy of it with bfloat16 parameters. Buffers keep their digits: positions need them.
-    """
+    """The model that this process computes with: ``model`` itself where it is trained in float32 or by DeepSpeed's
+    ranks, else a copy with bfloat16 parameters. Buffers stay float32, as rotary positions need the digits."""
     if params.dtype == "float32" or params.backend.type != "torch":
         return model
     rounded = {id(p): nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, rounded)  # which takes these for copies that are made already
+    return copy.deepcopy(model, rounded)  # the memo: these count as parameters that are copied already
 
 
 class MasterWeights:
@@ -40,7 +39,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def round(self) -> None:
-        """The working weights become the model's present ones, rounded."""
+        """Copy the model's present weights, rounded, to the working copy."""
         for master, parameter in self.pairs:
             parameter.copy_(master)
 

@@ -1,7 +1,7 @@
-"""What trees have in common: every prefix that stands in more than one segment, or in siblings, stands once here.
+"""Merges equal prefixes of sibling segments, so that each distinct prefix of a tree is computed once.
 
-Responses to one question often begin alike, and so do siblings of a sampled tree. Where their token ids are equal from
-the parent's end on, so are the hidden states, and each is computed once. The sum of the gradients is the same.
+Responses to one question often begin alike, and so do other siblings. As long as their token ids are equal, so are
+their hidden states; computing these once leaves the sum of the gradients as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spo_core.tree import RolloutTree
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """Tokens that follow one another without a branch: the numbers ``start`` to ``stop`` of its PrefixTree."""
+    """Tokens of a PrefixTree that follow one another without a branch: numbers ``start`` to ``stop``, excluded."""
 
     start: int
     stop: int
@@ -37,7 +37,7 @@ class PrefixTree:
         self._run_of = np.zeros(most, np.int64)
 
     def add(self, after: int, token_ids: np.ndarray) -> np.ndarray:
-        """Numbers of a segment's tokens, int64 [n]; ``after`` is that of the token before it, -1 for the first."""
+        """Add a segment behind token number ``after`` (-1: at the root); returns its tokens' numbers, int64 [n]."""
         found = np.empty(len(token_ids), np.int64)
         run = int(self._run_of[after]) if after >= 0 else 0
         at, done = after + 1, 0
@@ -75,7 +75,7 @@ class PrefixTree:
     def _append(self, run: int, token_ids: np.ndarray) -> np.ndarray:
         start, stop = self.count, self.count + len(token_ids)
         self.ids[start:stop] = token_ids
-        if self.runs[run].stop == start and not self.runs[run].children:  # it goes on
+        if self.runs[run].stop == start and not self.runs[run].children:  # the run was added last: extend it
             self.runs[run].stop = stop
             self._run_of[start:stop] = run
         else:
@@ -88,7 +88,7 @@ class PrefixTree:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Stretch:
-    """Tokens to forward that no other token's path leaves or enters between its first and last.
+    """A run of tokens to forward in which no path branches.
 
     ``tokens`` int64 [n] are numbers of the PrefixTree, ``parent`` is the stretch before it (-1: none), ``before`` the
     number of tokens on its path; ``first`` and ``last`` number its subtree's stretches depth-first.
@@ -102,7 +102,7 @@ class Stretch:
 
 
 def stretches(tree: PrefixTree, wanted: np.ndarray) -> list[Stretch]:
-    """The wanted tokens, bool [count], and all before them on their paths; depth-first, parents before children."""
+    """Stretches of the wanted tokens (bool [count]) and of all tokens before them on their paths, depth-first."""
     kept = _kept(tree, wanted)
     runs = tree.runs
     found: list[tuple[list[int], int]] = []  # runs, parent

@@ -1,8 +1,8 @@
-"""Segments that wait to be trained.
+"""The replay buffer: segments that wait to be trained.
 
-Each is drawn at most once and leaves the buffer in one of three counted ways: drawn, expired with age, or, under the
-published rule alone, discarded. The reference forgets everything on resume (docs/reference.md 1.3 and 6 item 9);
-a checkpoint holds ours.
+Each segment leaves the buffer once, in one of three counted ways: drawn, expired with age, or, under the published rule
+alone, discarded. The published code loses its buffer on resume (docs/reference.md 1.3 and 6 item 9); checkpoints here
+hold it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from spo_core.learn.objective import CreditedTree, counted_masks
 from spo_core.learn.pairs import read_pairs, write_pairs
 from spo_core.tree import RolloutTree
 
-Unit = tuple[int, tuple[int, ...]]  # (entry, nodes)
+Unit = tuple[int, tuple[int, ...]]  # index of an entry, and nodes of its tree that are drawn together
 
 
 class ReplayBuffer:
-    """Trees with credit whose masks hold the segments that still wait; of a tree is kept what these need."""
+    """Credited trees, pruned to what their waiting segments need; their masks hold only segments that wait."""
 
     def __init__(self, params: LearnParams) -> None:
         self.params = params
         self.entries: list[CreditedTree] = []
 
     def add(self, trees: Sequence[RolloutTree], credits: Sequence[Credit]) -> int:
-        """Let every segment that counts in training wait; their number."""
+        """Add every segment that counts in training; returns how many."""
         added = 0
         for tree, credit in zip(trees, credits, strict=True):
             nodes = segments(counted_masks(credit, self.params))
@@ -38,13 +38,13 @@ class ReplayBuffer:
         return added
 
     def draw(self, iteration: int, rng: np.random.Generator) -> tuple[list[CreditedTree], dict[str, float]]:
-        """Segments to train now, as trees whose masks hold nothing else, and the counts of what happened.
+        """Draw the segments to train now; returns trees whose masks hold nothing else, and counts of what happened.
 
-        First those beyond ``max_age`` expire. Then, question by question, whole sibling groups (or single segments) are
-        drawn up to ``per_question``, and of these up to ``segments`` in all. By rule ``fresh`` both draw the newest
-        first, at random within an iteration, and what is left waits. By rule ``reference`` both draw at random, and
-        what the second leaves over is lost. A group that does not fit is passed over; one that alone exceeds a cap is
-        drawn where nothing else was.
+        First, segments older than ``max_age`` iterations expire. Then whole sibling groups (or single segments) are
+        drawn: up to ``per_question`` segments of each question, and of these up to ``segments`` in all. Under rule
+        ``fresh`` both draws take the newest first, at random within an iteration, and what is not drawn waits. Under
+        rule ``reference`` both draw at random, and what the second does not draw is lost. A group that exceeds what is
+        left of a cap is passed over; if all do, the smallest is drawn.
         """
         replay, fresh = self.params.replay, self.params.replay.rule == "fresh"
         expired = self._expire(iteration - replay.max_age)
@@ -103,7 +103,7 @@ class ReplayBuffer:
         return sum(len(segments(credit.masks)) for _, credit in old)
 
     def _units(self, tree: RolloutTree, nodes: Sequence[int]) -> list[tuple[int, ...]]:
-        """Sibling groups; segments without siblings stay with their parent's, as those of one response do."""
+        """Group the nodes that are drawn together: siblings, with the unbranched segments that follow each."""
         if self.params.replay.unit == "segments":
             return [(index,) for index in nodes]
         trainable = [node.trainable for node in tree.nodes]
@@ -136,7 +136,7 @@ def _nodes(units: Sequence[Unit]) -> dict[int, set[int]]:
 
 
 def _fill(units: list[Unit], limit: int, order: Sequence[int]) -> list[Unit]:
-    """Units up to ``limit`` segments, chosen in an order, in their first order."""
+    """Choose units in ``order`` while ``limit`` segments hold them, or the smallest; returned in their own order."""
     chosen: list[int] = []
     size = 0
     for at in order:

@@ -1,6 +1,6 @@
-"""How packed trees attend without a kernel for trees: neighbours in depth-first order, with the path before them.
+"""Divides a packed tree into calls of SDPA, for devices without a kernel for trees.
 
-A *row* is a range of the packed row: its tokens are queries, and its keys are the path up to the range and the range
+A *row* is a range of the packed tokens: they are the queries, and the keys are the path before the range and the range
 itself, which hold all that any of them sees. Longer ranges copy fewer paths and need fewer rows, shorter ones compute
 fewer scores that are masked. Rows of similar shape are padded to a *block*, one call of SDPA.
 """
@@ -16,14 +16,15 @@ from torch import Tensor
 
 from spo_core.learn.prefix_tree import Stretch
 
-# in scores, forward and backward; measured on two cores of an AMD EPYC with 3 heads of 32 numbers
-ROW, KEY, CALL = 2_500, 14, 30_000  # a row, a key and value that are copied, a call
+# what one row, one copied key and value, and one call cost, as the number of attention scores that cost the same,
+# forward and backward; measured on two cores of an AMD EPYC with 3 heads of 32 numbers
+ROW, KEY, CALL = 2_500, 14, 30_000
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RowBlock:
-    """Packed indices: ``queries`` (rows, width), padded with the row's first; ``keys`` (rows, length), and ``valid``
-    where these are no padding, None where none is."""
+    """Rows of one shape, as packed indices: ``queries`` (rows, width), padded with the row's first; ``keys`` and
+    ``valid`` (rows, length), False where a key is padding; None where none is."""
 
     queries: Tensor
     keys: Tensor
@@ -42,7 +43,8 @@ class _Row:
 
 
 def row_blocks(trees: Sequence[Sequence[Stretch]], device: torch.device | str) -> tuple[tuple[RowBlock, ...], Tensor]:
-    """Blocks, and of every packed token the place among the queries of all blocks. Stretches stand depth-first."""
+    """The blocks of packed trees, given as depth-first stretches; and of each packed token its index among the queries
+    of all blocks, int64 [tokens]."""
     rows: list[_Row] = []
     start = 0
     for tree in trees:

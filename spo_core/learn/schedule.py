@@ -8,7 +8,7 @@ from spo_core.config import LearnParams
 
 
 def learning_rate(step: int, params: LearnParams) -> float:
-    """Learning rate of the step after ``step`` finished ones since the schedule began.
+    """Learning rate of the next optimizer step, ``step`` steps after the schedule began.
 
     Linear: peak x (step + 1) / warmup_steps. Log: peak x log(step + 1) / log(warmup_steps), which DeepSpeed's
     WarmupDecayLR does by default and the published runs therefore did (docs/reference.md 3.1); its first step has

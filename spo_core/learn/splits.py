@@ -1,4 +1,4 @@
-"""Dividing the trees of an optimizer step into forward passes and among ranks; the sum stays the same."""
+"""Divides the trees of an optimizer step into forward passes and among ranks; the sum of losses stays the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ForwardBatch = list[WeightedTree]
 
 
 def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[list[ForwardBatch]]:
-    """Forward passes of every rank, each within ``budget`` tokens; as many passes on each (empty ones at the end).
+    """The forward passes of every rank, each of at most ``budget`` tokens; empty ones fill up ranks with fewer passes.
 
     A tree beyond the budget is computed as several that repeat the ancestors they share. A single path that exceeds the
     budget is a pass of its own.
@@ -39,25 +39,27 @@ def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[l
 
 
 def smallest(shares: Sequence[Sequence[ForwardBatch]]) -> ForwardBatch:
-    """What a rank without a part computes in vain, to keep in step with the others."""
+    """The smallest pass. A rank computes it in place of an empty one, times 0, to keep in step with the others."""
     return min((part for share in shares for part in share if part), key=lambda p: sum(map(forwarded_tokens, p)))
 
 
 def forwarded_tokens(tree: WeightedTree) -> int:
-    """Tokens of the trained nodes and their ancestors: what ``tree_batch.layout`` forwards and what it merges."""
+    """Tokens that trained nodes and their ancestors forward, before ``tree_batch.layout`` merges equal prefixes."""
     needed, below = needed_nodes(tree.tree, tree.masks)
     nodes = tree.tree.nodes
     return sum(len(nodes[i].token_ids) - (not below[i]) for i in np.flatnonzero(needed))
 
 
 def split_tree(tree: WeightedTree, budget: int) -> list[WeightedTree]:
-    """Trees with disjoint trained nodes, each within the budget where one path allows it; depth-first, so that nodes
-    that share ancestors stay together. A path beyond the budget is one, however many of its nodes are trained."""
+    """Split a tree into trees with disjoint trained nodes, each within ``budget`` tokens or a single path.
+
+    Nodes are taken depth-first, so that those that share ancestors stay together.
+    """
     if forwarded_tokens(tree) <= budget:
         return [tree]
     nodes, lengths = tree.tree.nodes, tree.tree.lengths.tolist()
     from_root = [length + lengths[0] for length in tree.tree.completion_lengths]
-    group = [0] * len(nodes)  # the last one that a node is inside of, counted from 1
+    group = [0] * len(nodes)  # the last group that forwards the node, counted from 1
     groups: list[list[int]] = []
     size = 0
     for index in tree.tree.depth_first:

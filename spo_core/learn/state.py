@@ -23,7 +23,7 @@ def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read what ``save_optimizer`` wrote; raises RunError where it is of another model."""
+    """Read what ``save_optimizer`` wrote. Raises RunError where a tensor does not fit the model's parameters."""
     fused = {id(p): bool(group.get("fused")) for group in optimizer.param_groups for p in group["params"]}
     params = {name: p for name, p in model.named_parameters() if id(p) in fused}
     for full_name, tensor in load_file(path, device="cpu").items():
@@ -31,5 +31,5 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
         if name not in params or (tensor.ndim and tensor.shape != params[name].shape):
             raise RunError(f"{path}: {full_name} does not fit the policy; this checkpoint is of another one")
         param = params[name]
-        beside = tensor.ndim or fused[id(param)]  # torch counts steps on the device for fused kernels alone
+        beside = tensor.ndim or fused[id(param)]  # a step count lies on the device only where kernels are fused
         optimizer.state[param][key] = tensor.to(param.device) if beside else tensor

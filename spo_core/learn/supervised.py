@@ -54,7 +54,7 @@ class Warmup:
         self.peaks = [params.matrix_learning_rate, params.learning_rate]
 
     def step(self, ids: torch.Tensor, labels: torch.Tensor, number: int) -> float:
-        """Optimizer step ``number`` (from 0); the mean cross-entropy in nats a token, before it."""
+        """Make optimizer step ``number`` (from 0); returns the mean cross-entropy before it, in nats a token."""
         self.model.train()
         ids, labels = ids.to(self.model.device), labels.to(self.model.device)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):

@@ -1,4 +1,4 @@
-"""The update. Knows no algorithm, it sees segments with a per-token advantage and mask, and not how many ranks."""
+"""The update of the policy. It knows neither algorithm nor number of ranks, only per-token advantages and masks."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ class _Tokens:
 
 
 class Trainer:
-    """PPO-clip updates of a policy over credited trees, on whatever a backend offers.
+    """Trains the policy of a backend on credited trees.
 
-    ``step`` counts finished optimizer steps, ``schedule_start`` is the one at which the learning rate's schedule began.
+    ``step`` counts finished optimizer steps: the policy version of the present weights. ``schedule_start`` is the step
+    at which the learning rate's schedule began.
     """
 
     def __init__(self, backend: Backend, params: LearnParams, *, temperature: float, seed: int) -> None:
@@ -71,7 +72,7 @@ class Trainer:
         self.schedule_start = self.step
 
     def save(self, folder: Path) -> None:
-        """All that the next iteration depends on but the weights."""
+        """Write all that the next iteration depends on but the weights."""
         self.backend.save_optimizer(folder / "optimizer.safetensors")
         if self.backend.rank:
             return
@@ -91,10 +92,11 @@ class Trainer:
     def train_iteration(
         self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
-        """Epochs of optimizer steps over trees with credit; the metrics, averaged over trained tokens.
+        """Train on credited trees for ``learn.epochs`` epochs; returns metrics, averaged over trained tokens.
 
-        Where nothing changes the policy, nothing is done and ``skipped`` is 1. Raises TrainingError where the loss or
-        its gradient is not finite, or where fresh trees are not of this policy.
+        Where nothing changes the policy, no step is made and ``skipped`` is 1. Raises TrainingError where the loss, a
+        metric or the gradient is not finite, or where the log-probs of trees sampled by the present policy version are
+        farther from the trainer's than ``gap.trainer_limit``.
         """
         rng = np.random.default_rng(derive_seed(self.seed, "minibatches", iteration))
         began = self.step
@@ -143,9 +145,11 @@ class Trainer:
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
     ) -> tuple[dict[str, float], float | None, float]:
-        """Sums over the trained tokens of all ranks, the log-prob gap where it was measured, the gradient's norm.
+        """Make one optimizer step; returns sums over the trained tokens of all ranks, the log-prob gap or None, and the
+        gradient's norm.
 
-        It is measured in the first step of an iteration, over all sampled tokens of fresh trees that are forwarded.
+        The gap is measured in the iteration's first step (``began``), over all sampled tokens of fresh trees that are
+        forwarded; a tree is fresh if the policy of that step sampled it.
         """
         shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks)
         parts, spare = shares[self.backend.rank], smallest(shares)
@@ -183,10 +187,10 @@ class Trainer:
         empty: bool,
         last: bool,
     ) -> dict[str, Tensor]:
-        """Add the gradient of one forward pass; sums over its trained tokens, its counts, and the sum of the log-prob
-        gap with the number of tokens it is over, by name: float64 scalars.
+        """Add the gradient of one forward pass. Returns float64 scalars by name: sums over its trained tokens, counts,
+        and the summed log-prob gap with the number of tokens in it.
 
-        An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0, and so are its sums.
+        An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0, and its sums are 0.
         """
         params, kl_params = self.params, self.params.kl
         batch = layout([tree.segments for tree in part], self.backend.device, measure=self.step == began)
@@ -290,7 +294,7 @@ def _per_token(batch: TreeBatch, part: ForwardBatch, values: Callable[[WeightedT
 
 
 def _measured_gaps(batch: TreeBatch, part: ForwardBatch, logprobs: Tensor, began: int) -> Tensor:
-    """|trainer - engine| of the fresh ones among the measured tokens; ``logprobs`` [measured tokens]."""
+    """|trainer's - engine's log-prob| of measured tokens in fresh trees; ``logprobs`` [measured tokens]: trainer's."""
     places = batch.measured.places if batch.measured is not None else ()
     fresh = [np.full(len(tokens), part[i].tree.policy_version == began) for i, _, tokens in places]
     old = [part[i].tree.nodes[node].logprobs[tokens] for i, node, tokens in places]

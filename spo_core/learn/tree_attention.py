@@ -26,7 +26,7 @@ from spo_core.policy.attention import Attending, Sees, capped, first_seen, produ
 
 
 class TreeLayout:
-    """A packed tree; ``kind`` rows or flex."""
+    """The Layout of a packed tree, for attention of one ``kind``: rows or flex."""
 
     packed = True
 
@@ -45,6 +45,8 @@ class TreeLayout:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Flex(Attending):
+    """FlexAttention over the packed row."""
+
     blocks: BlockMask
 
     def attend(
@@ -56,12 +58,12 @@ class Flex(Attending):
         options: dict[str, Any] = {"block_mask": self.blocks, "scale": scale, "enable_gqa": True}
         if softcap is not None:
             options["score_mod"] = score_mod
-        if query.is_cuda:  # the kernel for few queries is another one, and wants heads shared by a power of two
+        if query.is_cuda:  # with few queries it would choose a kernel that wants keys shared by a power of two of heads
             options["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
         if sinks is None:
             return _flex()(query, key, value, **options).transpose(1, 2)
         out, aux = _flex()(query, key, value, return_aux=AuxRequest(lse=True), **options)
-        # one more key of this score and value 0: exp(lse) / (exp(lse) + exp(sink)) of the rest is left
+        # a sink is one more key with this score and value 0, which leaves exp(lse) / (exp(lse) + exp(sink)) of the rest
         share = torch.sigmoid(aux.lse - sinks.float().view(1, -1, 1))
         return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
@@ -74,7 +76,7 @@ def _flex() -> Callable[..., Any]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rows(Attending):
-    """``masks``: per block of the batch what is added to scores, float32 (rows, 1, width, length)."""
+    """SDPA block by block; ``masks`` has what each block adds to its scores, float32 (rows, 1, width, length)."""
 
     batch: TreeBatch
     masks: tuple[Tensor, ...]
@@ -104,7 +106,7 @@ class Rows(Attending):
 
 
 def _added(block: RowBlock, sees: Callable[..., Tensor]) -> Tensor:
-    """0 where a query of a block sees a key, else -inf."""
+    """The additive mask of a block, float32 (rows, 1, width, length): 0 where a query sees a key, else -inf."""
     zero = torch.zeros((), dtype=torch.long, device=block.keys.device)
     visible = sees(zero, zero, block.queries[:, :, None], block.keys[:, None])
     if block.valid is not None:
@@ -113,8 +115,8 @@ def _added(block: RowBlock, sees: Callable[..., Tensor]) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens to the queries of rows. Padding repeats some token, and its gradient is dropped: it is 0, as nothing of a
-    padded slot is collected. Indexing would add gradients up one by one."""
+    """Gathers tokens as the queries of rows. The gradient of padding is dropped: it is 0, as ``_Collect`` takes nothing
+    from padded slots. The backward pass of plain indexing would add gradients one by one."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, slots: Tensor, taken: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Tokens back from their slots."""
+    """Gathers the tokens' outputs from their slots."""
 
     @staticmethod
     def forward(ctx: Any, slots: Tensor, taken: Tensor) -> Tensor:

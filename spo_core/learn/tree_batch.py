@@ -26,8 +26,8 @@ class TrainedSegments:
 class Measured:
     """Sampled tokens that are forwarded and not trained, and whose log-prob is wanted all the same, without gradient.
 
-    ``sources``/``targets`` [measured tokens] as of a TreeBatch; ``places``: (item, node, int64 [n] tokens of the node),
-    whose tokens follow one another in them.
+    ``sources``/``targets`` [measured tokens] as in TreeBatch. ``places``: (item, node, int64 [n] which of the node's
+    tokens), in the order in which the tokens stand in them.
     """
 
     sources: Tensor
@@ -37,12 +37,13 @@ class Measured:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TreeBatch:
-    """One packed row. ``sources``/``targets`` [trained tokens]: packed index and token id.
+    """One packed row of trees, and which of its tokens are trained.
 
-    ``order`` names the (item, node) pairs whose trained tokens follow one another in them. ``first``/``last`` [tokens]
-    number stretches without a branch depth-first over all trees: token k is before token q on its path where
-    first[k] <= first[q] <= last[k] and k <= q. ``blocks`` say how they attend on CPUs; ``slots`` [tokens] is each
-    token's place in the queries of all blocks, side by side.
+    ``sources``/``targets`` [trained tokens]: packed index of the token before each trained token, and its own id;
+    ``order`` has the (item, node) pairs in the order in which their trained tokens stand there. ``first``/``last``
+    [tokens]: depth-first number of the token's stretch and of the last stretch below it, so that token k is before
+    token q on its path where first[k] <= first[q] <= last[k] and k <= q. ``blocks`` are the SDPA calls of attention
+    ``rows``, ``slots`` [tokens] each token's index among the queries of all blocks.
     """
 
     input_ids: Tensor  # (tokens,)
@@ -62,7 +63,7 @@ class TreeBatch:
 
 
 def needed_nodes(tree: RolloutTree, masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Bool [nodes] twice: trained or an ancestor of one that is; and whether a child is needed."""
+    """Two bool [nodes]: nodes that are trained or have a trained node below them, and those that have one below."""
     needed = np.array([bool(mask.any()) for mask in masks])
     below = np.zeros(len(needed), bool)
     for index in range(len(needed) - 1, 0, -1):
@@ -74,10 +75,10 @@ def needed_nodes(tree: RolloutTree, masks: Sequence[np.ndarray]) -> tuple[np.nda
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Item:
-    """One tree: its distinct tokens, and those to forward.
+    """A tree with equal prefixes merged: ``ids`` of its distinct tokens, and the stretches to forward.
 
-    ``before``, per node that is trained or an ancestor of one, but for the prompt: int64 [tokens of the node], the
-    numbers of the distinct tokens that each follows.
+    ``before``, for trained nodes and their ancestors but the prompt: int64 [tokens of the node], the number of the
+    distinct token before each token.
     """
 
     ids: np.ndarray
@@ -86,16 +87,16 @@ class _Item:
 
 
 def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu", *, measure: bool = False) -> TreeBatch:
-    """Lay out what predicts the tokens of trained nodes, and the paths to them, each distinct prefix once.
+    """Pack the tokens that predict trained ones, and all before them on their paths, each distinct prefix once.
 
-    ``measure``: their other sampled tokens are to be measured, see Measured; it changes nothing else.
+    ``measure``: list the other sampled tokens of these paths in ``measured``; the rest of the batch stays the same.
     """
     merged = [_merged(item) for item in items]
     trees = [own.stretches for own in merged]
     found = [stretch for own in trees for stretch in own]
     lengths = np.array([len(stretch.tokens) for stretch in found], np.int64)
     starts = np.cumsum(lengths) - lengths
-    offsets = np.cumsum([0, *map(len, trees)])  # of depth-first numbers
+    offsets = np.cumsum([0, *map(len, trees)])  # depth-first number of each tree's first stretch
     offset = np.repeat(offsets[:-1], [len(own) for own in trees])
     packed = [_packed(own, starts[begin:]) for own, begin in zip(merged, offsets.tolist(), strict=False)]
 

@@ -1,4 +1,4 @@
-"""A policy that trees are not computed for as its plain forward pass computes them is refused before it is trained."""
+"""Refuses, before training, a policy whose log-probs on packed trees differ from those of its plain forward pass."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SEGMENT = 5  # tokens
 
 
 def check_policy(policy: TreePolicy, context_length: int) -> None:
-    """Compare log-probs on a random tree with plain ones, in the mode of training, where the policy is and as it is.
+    """Raise ConfigError, naming the kind of layer, where log-probs on a random tree differ from a plain forward pass's.
 
-    Paths are longer than every window below ``context_length``. Under ZeRO all ranks call it. Raises ConfigError,
-    naming the kind of layer that differs.
+    The policy is compared on its device and in its dtype, in training mode, on paths longer than every window below
+    ``context_length``. Under ZeRO all ranks must call it.
     """
     model, use = policy.model, "be trained on trees"
     refuse_stretched_positions(model, context_length)
@@ -99,8 +99,8 @@ def _plain(model: PreTrainedModel, tree: RolloutTree, batch: TreeBatch, *, own: 
 
 @torch.no_grad()
 def _first_different(policy: TreePolicy, tree: RolloutTree, batch: TreeBatch, limit: float) -> str:
-    """Words for the first layer whose output differs, at the tokens that predict those of the last path; the first one
-    stands in the packed row as a plain sequence does."""
+    """Name the first layer whose output differs on the last path; the first path lies in the packed row just as in a
+    plain sequence, so it would not show a difference."""
     model = policy.model
     layers, path = layers_of(model), tree.path(tree.leaves[-1])
     counts = [len(tree.nodes[node].token_ids) for _, node in batch.order]

@@ -33,7 +33,7 @@ class TreePolicy(nn.Module):
     def forward(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [trained tokens].
 
-        Those of ``batch.measured`` follow the log-probs, without gradient; they do not change it by a bit.
+        Log-probs of ``batch.measured`` follow those of the trained tokens, without gradient, and change none of them.
         """
         if not batch.forwarded_tokens:
             nothing = torch.zeros(0, device=batch.input_ids.device)

@@ -1,8 +1,8 @@
-"""Whether a policy's architecture is computed as its own plain forward pass computes it, found out by comparing both.
+"""Compares another way of computing a policy with its plain forward pass; nothing here knows single architectures.
 
-Who computes otherwise (trees in one packed row, slots of an engine) compares its log-probs of a few random tokens with
-the plain ones when it gets a policy, on paths longer than the windows that the run can reach, and refuses the policy
-where they differ by more than rounding. Nothing is known here about single architectures.
+What computes in another way (the packed tree, the engine's slots) compares the log-probs of a few random tokens with
+the plain ones when it gets a policy, on paths longer than any window that the run can reach, and refuses the policy
+where they differ by more than rounding.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from spo_core.errors import ConfigError
 
 SHORT = 24  # tokens of a path that crosses no window
-# root mean squares of differences, as shares of the log-probs' own standard deviation; with random weights rounding
-# stays below 1e-5 in float32, and what is computed wrongly exceeds 1e-4 with untrained weights, 0.2 with sharper ones
-TOLERANCE = (1e-4, 0.02)  # four times what two plain ways of computing differ by, within these
+# least and greatest tolerance, as ``difference`` measures; between them it is four times the difference of two plain
+# passes. In float32 rounding stays below 1e-5; wrong attention exceeds 1e-4 with random weights, 0.2 with sharp ones
+TOLERANCE = (1e-4, 0.02)
 HALF_TOLERANCE = (0.05, 0.5)  # in bfloat16 and float16
 EAGER = 5000  # tokens; longer paths are compared with SDPA, which writes no matrix of attention weights
 
 
 def path_length(model: PreTrainedModel, context_length: int) -> int:
-    """Tokens of a path that is longer than every window below ``context_length``, which it does not exceed."""
+    """Length in tokens of a path that exceeds every window below ``context_length``, but not that itself."""
     config = model.config.get_text_config()
     windows = [
         value
@@ -39,7 +39,7 @@ def path_length(model: PreTrainedModel, context_length: int) -> int:
 
 
 def random_ids(model: PreTrainedModel, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Token ids of the vocabulary, special ones left out; int32 [count]."""
+    """Random token ids without the special ones, int32 [count]."""
     config = model.config.get_text_config()
     named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
     special = {i for ids in named for i in (ids if isinstance(ids, list) else [ids])}
@@ -49,9 +49,9 @@ def random_ids(model: PreTrainedModel, count: int, rng: np.random.Generator) -> 
 
 @torch.no_grad()
 def plain_logprobs(model: PreTrainedModel, ids: np.ndarray, temperature: float = 1.0, *, own: bool = True) -> Tensor:
-    """Log-prob of every token but the first after those before it, by the model's forward pass; float32 [n - 1].
+    """Log-prob of every token of ``ids`` but the first, by one forward pass of the model; float32 [n - 1].
 
-    ``own``: with attention as its authors wrote it, else with ours for plain rows, which rounds in other places.
+    ``own``: with the attention of transformers, else with this project's for plain rows, which rounds differently.
     """
     training, attention = model.training, model.config._attn_implementation
     model.eval()
@@ -67,20 +67,20 @@ def plain_logprobs(model: PreTrainedModel, ids: np.ndarray, temperature: float =
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the differences as a share of the expected ones' spread; not finite counts as infinite."""
+    """Root mean square of found - expected, divided by the standard deviation of ``expected``; inf if not finite."""
     share = float((found - expected).square().mean().sqrt() / (expected.std() + 1e-6))
     return share if np.isfinite(share) else float("inf")
 
 
 def tolerance(model: PreTrainedModel, expected: Tensor, otherwise: Callable[[], Tensor]) -> float:
-    """The ``difference`` that is rounding; ``otherwise`` gives the expected log-probs, rounded in other places."""
+    """The largest ``difference`` that counts as rounding; ``otherwise`` computes ``expected`` with another rounding."""
     least, most = TOLERANCE if torch.finfo(model.dtype).bits >= 32 else HALF_TOLERANCE
     return min(max(4 * difference(otherwise(), expected), least), most)
 
 
 def refuse_stretched_positions(model: PreTrainedModel, context_length: int) -> None:
-    """Raise ConfigError where rotary frequencies depend on the length of what is forwarded: the same token would be
-    computed one way in a short path and another in a long one."""
+    """Raise ConfigError where rotary frequencies depend on the length of the sequence: the same token would be computed
+    one way in a short path and another way in a long one."""
     config = model.config.get_text_config()
     for rope in _dicts(vars(config)):
         if rope.get("rope_type") in ("dynamic", "longrope"):
@@ -139,7 +139,7 @@ def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
 
 
 def kind_of(config: PreTrainedConfig, layers: Sequence[nn.Module], index: int) -> str:
-    """Words for a layer: its kind in the configuration, and the class of its first part that is no norm or MLP."""
+    """Name a layer by its kind in the configuration and the class of its first child that is no norm or MLP."""
     kinds = getattr(config.get_text_config(), "layer_types", None)
     parts = [type(child).__name__ for child in layers[index].children()]
     parts = [name for name in parts if "Norm" not in name and "MLP" not in name]
@@ -149,7 +149,7 @@ def kind_of(config: PreTrainedConfig, layers: Sequence[nn.Module], index: int) -
 
 @contextmanager
 def recorded(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """The layers' outputs, first row each, as they are computed within it."""
+    """Collect the layers' outputs in the context, one tensor (tokens, hidden size) per call, in a list."""
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -165,14 +165,14 @@ def recorded(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def kinds_of(model: PreTrainedModel) -> str:
-    """Words for all kinds of layers that it has."""
+    """Name all kinds of layers of a model."""
     layers = layers_of(model)
     kinds = sorted({kind_of(model.config, layers, i) for i in range(len(layers))})
     return "its layers of kind " + " and ".join(kinds) if kinds else type(model).__name__
 
 
 def refusal(model: PreTrainedModel, use: str, why: str) -> ConfigError:
-    """What to raise; ``use`` completes "a policy of model_type X cannot ..."."""
+    """The error to raise for a policy; ``use`` completes "a policy of model_type X cannot ..."."""
     return ConfigError(
         f"a policy of model_type {model.config.model_type} cannot {use}: {why}; choose one whose layers are full, "
         "sliding or chunked attention"
@@ -183,8 +183,8 @@ T = TypeVar("T")
 
 
 def attempted(attempt: Callable[[], T]) -> tuple[T | None, str]:
-    """Call ``attempt``: its result and "", or None and one line about the error that an unforeseen kind of model
-    raised."""
+    """Call ``attempt``; returns its result and "", or None and one line about the error that it raised. Running out of
+    memory is raised: it says nothing about the model."""
     try:
         return attempt(), ""
     except torch.OutOfMemoryError:

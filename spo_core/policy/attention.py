@@ -1,8 +1,8 @@
-"""The attention function and the masks that policies have here, registered with transformers under one name.
+"""The attention and mask functions of policies, registered with transformers under one name.
 
-Embedding, norms, projections, gradient checkpointing and ZeRO stay the model's own. So does what a token may see: a
-model asks for the mask of each kind of layer (full, sliding, chunked) with a function of two positions, and gets it for
-tokens as they are laid out: plain rows, or whatever ``laid_out`` names (a packed tree, slots of an engine).
+All else stays the model's own, also what a token may see: for each kind of layer (full, sliding, chunked) transformers
+asks for a mask with a function of two positions, and gets it for tokens as they are laid out: in plain rows, or as the
+layout given to ``laid_out`` says (a packed tree, slots of an engine).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ NAME = "spo_tree"
 CAUSAL: Any = causal_mask_function
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, position of query, of key) -> bool
 
-# what models hand to attention functions beside the named arguments, and what needs nothing of them here: masks hold
-# windows, and the rest is for kernels of packed rows or for what is not asked for
+# arguments that models hand to attention functions and that an Attending may ignore: its mask already holds windows,
+# and the rest is for kernels of packed rows or for outputs that nobody asks for
 NEEDLESS = {"sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions"}
 
 
 class Layout(Protocol):
-    """How tokens of a forward pass are laid out; ``packed`` where an ordinary mask cannot say it."""
+    """How the tokens of a forward pass are laid out; ``packed`` if a model's own mask would be wrong for them."""
 
     packed: bool
 
     def mask(self, sees: Sees) -> Any:
-        """What attention is given for layers with this mask: a Tensor (batch, 1, queries, keys), or an Attending."""
+        """The mask of layers in which ``sees`` holds: a Tensor (batch, 1, queries, keys), or an Attending."""
         ...
 
 
@@ -48,7 +48,8 @@ class Attending(ABC):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """(1, heads, tokens, head dim) and (1, key/value heads, tokens, head dim) to (1, tokens, heads, value dim)."""
+        """Map queries (1, heads, tokens, head dim), keys and values (1, key/value heads, tokens, head dim) to outputs
+        (1, tokens, heads, value dim)."""
 
 
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -56,8 +57,8 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 @contextmanager
 def laid_out(layout: Layout) -> Iterator[None]:
-    """Within it, models get their masks from ``layout``. They must be given a 2-D mask, or they take packed rows for
-    what they are not."""
+    """Give models their masks from ``layout`` in this context. They must be passed a 2-D ``attention_mask``: without
+    one, transformers would guess packed sequences from the position ids."""
     token = _layout.set(layout)
     try:
         yield
@@ -66,11 +67,11 @@ def laid_out(layout: Layout) -> Iterator[None]:
 
 
 def make_mask(*, mask_function: Any, use_vmap: bool = False, **kwargs: Any) -> Any:
-    """The mask function of transformers, which calls it with sdpa_mask's arguments."""
+    """The mask function that transformers calls, with the arguments of its own ``sdpa_mask``."""
     layout = _layout.get()
     if layout is None:
         return sdpa_mask(mask_function=mask_function, use_vmap=use_vmap, **kwargs)
-    if use_vmap:  # the model's own function of tokens, not of positions
+    if use_vmap:  # the model masks by a function of tokens, not of positions
         raise ValueError("it masks by more than positions")
     return layout.mask(mask_function)
 
@@ -78,7 +79,7 @@ def make_mask(*, mask_function: Any, use_vmap: bool = False, **kwargs: Any) -> A
 def first_seen(sees: Sees, positions: Tensor) -> Tensor | None:
     """The first position that each of ``positions`` [n] sees, by bisection; None where all see from 0 on.
 
-    What is seen must be one run of positions up to the query's own, as it is in full, sliding and chunked attention.
+    What a query sees must be one run of positions up to its own, as in full, sliding and chunked attention.
     """
     if sees is CAUSAL:
         return None
@@ -105,10 +106,10 @@ def attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of transformers; returns (batch, queries, heads, value dim).
+    """The attention function that transformers calls; returns (batch, queries, heads, value dim).
 
     ``softcap`` bounds scores by softcap * tanh(score / softcap) (Gemma 2), ``s_aux`` [heads] are sinks: scores of one
-    more key whose value is 0 (gpt-oss). Raises ValueError for what a layout other than plain rows does not have.
+    more key whose value is 0 (gpt-oss). Raises ValueError for arguments that the present layout cannot honour.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(attention_mask, Attending):
@@ -125,7 +126,7 @@ def attention(
         if dropout:
             raise ValueError("dropout in attention with softcap or sinks")
         return products(query, key, value, attention_mask, scale, softcap, s_aux), None
-    if query.shape[2] == 1 and not query.requires_grad:  # decoding: transformers' would copy shared keys for each head
+    if query.shape[2] == 1 and not query.requires_grad:  # decoding: transformers would copy shared keys for each head
         shared = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=scale, enable_gqa=shared)
         return out.transpose(1, 2), None

@@ -1,4 +1,4 @@
-"""Policies in Hugging Face format: made from scratch, loaded, saved. safetensors only, no remote code."""
+"""Makes, loads and saves policies in Hugging Face format: safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 def make_tokenizer(kind: str, problem: ProblemSet) -> PreTrainedTokenizerFast:
-    """``characters``: one token for each item of the problem set's alphabet; ``bytes``: one for each byte."""
+    """A tokenizer of ``kind`` characters (a token for each item of the problem set's alphabet) or bytes (256 tokens).
+
+    Raises ConfigError for characters where the problem set has no alphabet.
+    """
     special = {PAD: 0, BOS: 1, EOS: 2}
     if kind == "characters":
         alphabet = problem.alphabet()
@@ -94,7 +97,7 @@ def initial_policy(params: PolicyParams, problem: ProblemSet) -> tuple[PreTraine
 
 
 def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Policy and tokenizer from a folder or a hub id. Raises DataError where there is none."""
+    """Policy, in float32 on the CPU, and tokenizer from a folder or a hub id. Raises DataError where there is none."""
     check_policy(path)
     try:
         tokenizer = load_tokenizer(path, revision)
@@ -112,13 +115,13 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
 
 
 def why_unreadable(error: Exception) -> str:
-    """One line of what transformers says of a checkpoint; it would have code that comes with one allowed."""
+    """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
     line = (str(error).strip() or repr(error)).splitlines()[0]
     return "it needs code of its own, which is not run" if "custom code" in line else line
 
 
 def check_policy(path: str | Path) -> None:
-    """Raise DataError for a local folder that is missing or no checkpoint; two names with a slash may be a hub id."""
+    """Raise DataError for a folder that is missing or no checkpoint; OWNER/NAME that is no folder may be a hub id."""
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
@@ -127,7 +130,7 @@ def check_policy(path: str | Path) -> None:
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights (safetensors), configuration, generation configuration and tokenizer, for any Hugging Face loader."""
+    """Write weights, configuration, generation configuration and tokenizer, as any Hugging Face loader reads them."""
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""Where a process computes with the policy: ``run.device``."""
+"""The device on which a process computes with the policy, as ``run.device`` names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from spo_core.errors import ConfigError
 
 
 def find_device(chosen: str) -> torch.device:
-    """What ``run.device`` names, with its number; raises ConfigError where it is not there."""
+    """The device that ``run.device`` names, with its number. Raises ConfigError where this machine lacks it."""
     if chosen == "cpu" or (chosen == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -20,11 +20,11 @@ def find_device(chosen: str) -> torch.device:
 
 
 def use_device(device: torch.device) -> None:
-    """Make a GPU the one that libraries take which ask for none by number, as compiled kernels do."""
+    """Make a GPU torch's current one, for libraries that do not choose by number, as compiled kernels do not."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's, or ``cpu``."""
+    """The GPU's product name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,8 +1,8 @@
-"""The policy's tokenizer: that of its own tokenizer.json, whatever transformers makes of it.
+"""Loads a policy's tokenizer as its own tokenizer.json has it, whatever transformers makes of that file.
 
-transformers 5 rebuilds tokenizers by class: it takes vocabulary and merges from tokenizer.json, and everything around
-them from the class that tokenizer_config.json or the model type names. Where that is another kind (byte-level files
-under model type llama, as DeepSeek's), spaces and newlines vanish without a word; upstream 45488, 46710, 48206.
+transformers 5 rebuilds tokenizers: it takes vocabulary and merges from tokenizer.json, and all else from the class that
+tokenizer_config.json or the model type names. Where that class is of another kind (byte-level files under model type
+llama, as DeepSeek's), spaces and newlines are lost silently: issues 45488, 46710, 48206 of transformers.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ WORDS = "The sum of twelve and thirty is forty two"
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, whose ids and texts are those of its tokenizer.json.
+    """The tokenizer of a folder or hub id, with the ids and texts of its tokenizer.json.
 
-    Raises DataError where no tokenizer of transformers gives these, where one without that file loses words, and where
-    one adds a BOS or EOS token to texts although none is asked for: a template writes its own.
+    Raises DataError where transformers cannot be made to give these, where a tokenizer without that file loses words,
+    and where it adds BOS or EOS tokens although none are asked for: templates write their own.
     """
     found = cached_file(path, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     own = None if found is None else _read(found)
@@ -63,7 +63,7 @@ def _load(path: str | Path, revision: str | None, own: Tokenizer | None) -> Any:
         differs = None if own is None else difference(loaded, own)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # of a class that cannot take the file, found out somewhere within
+    except Exception as error:  # of any type: a class that cannot take the file fails somewhere inside
         if own is None:
             raise DataError(f"{path}: transformers makes no tokenizer of it: {_first_line(error)}") from None
         differs = _first_line(error)
@@ -100,8 +100,8 @@ def _say(path: str, differs: str) -> None:
 
 
 def difference(tokenizer: Any, own: Tokenizer) -> str | None:
-    """Say in what a transformers tokenizer first differs from a file's own, over TEXTS and the file's added tokens;
-    None where it does not. Special tokens that the file lacks may be added to it."""
+    """Describe the first difference between a transformers tokenizer and its file's own, over TEXTS and the file's
+    added tokens; None without one. The tokenizer may have special tokens that the file lacks."""
     vocabulary = tokenizer.get_vocab()
     for token, index in own.get_vocab(with_added_tokens=True).items():
         if vocabulary.get(token) != index:
@@ -114,7 +114,7 @@ def difference(tokenizer: Any, own: Tokenizer) -> str | None:
         if found != right:
             at = next((i for i, pair in enumerate(zip(found, right, strict=False)) if pair[0] != pair[1]), 0)
             return f"{text[:30]!r} gets ids {found[at : at + 5]}, not {right[at : at + 5]}"
-        for ids in (right, right[1:], right[-1:]):  # decoders treat the first token in ways of their own
+        for ids in (right, right[1:], right[-1:]):  # decoders may treat the first token specially
             texts = own.decode(ids, skip_special_tokens=False), tokenizer.decode(ids, skip_special_tokens=False)
             if texts[0] != texts[1]:
                 return f"ids {ids[:5]} are {texts[1][:30]!r}, not {texts[0][:30]!r}"
@@ -122,7 +122,7 @@ def difference(tokenizer: Any, own: Tokenizer) -> str | None:
 
 
 def _check_words(tokenizer: Any, path: str | Path) -> None:
-    """Raise DataError where words that the tokenizer knows do not come back from it."""
+    """Raise DataError where decoding the ids of known words does not give the words."""
     ids = tokenizer(WORDS, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids)
     if tokenizer.unk_token_id not in ids and back.lower().split() != WORDS.lower().split():

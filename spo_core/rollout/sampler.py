@@ -31,8 +31,8 @@ class Sampler:
 
     Partition ``delimiter`` needs ``token_texts``, value ``adaptive_monte_carlo`` needs ``grade``, and partition
     ``entropy`` an engine that gives entropies; ConfigError where one is missing. ``version`` is the policy version that
-    the engine serves. ``stop`` says where stop strings end a response. ``grade`` is asked once about every response, when no request of its question is under way; without it
-    the trees are not graded.
+    the engine serves. ``stop`` says where stop strings end a response. ``grade`` is asked once about every response,
+    when no request of its question is under way; without it the trees are not graded.
     """
 
     def __init__(

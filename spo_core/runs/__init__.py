@@ -1,1 +1,1 @@
-"""What a run leaves on disk: directory, identity, lineage. Not here: policies, and what an iteration does."""
+"""A run on disk: directory, identity, lineage. Not here: policies, and what an iteration does."""

@@ -1,11 +1,11 @@
-"""The working directory of a run: lock, manifest, complete checkpoints, metrics; what makes a killed run continue.
+"""The working directory of a run, from which a killed run goes on: lock, manifest, complete checkpoints, metrics.
 
 work/<stage>-<fingerprint or name>/
   lock                     held while a process owns the directory; names its process and host
   manifest.json            identity (all that decides the weights) and provenance (code revision, versions)
   iterations/000007/       what the tasks of one iteration exchange; trees and credits of the newest ones alone
   checkpoints/000010/      a resumable state; COMPLETE is written last and lists every file with its size
-    MILESTONE, VERSIONED   in one that is kept for good, and where DVC has its policy
+    MILESTONE, VERSIONED   mark a checkpoint that is kept for good, and one whose policy DVC has
   best/000008/             policy/ with the highest validation accuracy so far, and COMPLETE
   metrics.jsonl            one line an iteration
 """
@@ -32,9 +32,9 @@ from spo_core.system.files import atomic_directory, read_json, read_jsonl, room_
 
 log = logging.getLogger(__name__)
 COMPLETE = "COMPLETE"
-NOT_CODE = (":!dvc.lock", ":!metrics", ":!plots", ":!outputs")  # in git, and written by the stages before
+NOT_CODE = (":!dvc.lock", ":!metrics", ":!plots", ":!outputs")  # git pathspecs: tracked, but written by stages
 MILESTONE = "MILESTONE"
-ROLLOUTS = ("credits.parquet", "trees.parquet")  # of an iteration; beside them all it leaves is small
+ROLLOUTS = ("credits.parquet", "trees.parquet")  # the large files of an iteration
 VERSIONED = "VERSIONED"
 
 
@@ -59,13 +59,13 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def records(self, last_iteration: int) -> list[Path]:
-        """Files that tell what happened: manifest, metrics, and questions, trees and credits of the last iteration."""
+        """Files that a run publishes: manifest, metrics, and questions, trees and credits of the last iteration."""
         folder = self.iteration(last_iteration)
         files = [self.path / "manifest.json", self.metrics_file]
         return files + [folder / name for name in ("questions.json", "trees.parquet", "credits.parquet")]
 
     def start_iteration(self, number: int) -> Path:
-        """An empty folder for an iteration; whatever an interrupted one left there is removed."""
+        """Make an empty folder for an iteration, removing whatever an interrupted one left there."""
         folder = self.iteration(number)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -74,8 +74,8 @@ class RunDirectory:
     def save_checkpoint(
         self, number: int, write: Callable[[Path], None], keep: int, milestone_every: int | None = None
     ) -> Path:
-        """Let ``write`` fill a checkpoint and make it complete in one rename; only then delete those before it, but for
-        the newest ``keep`` and the milestones. What was saved as a milestone stays one, whatever the param is later."""
+        """Let ``write`` fill a checkpoint and make it complete in one rename; then delete earlier ones but the newest
+        ``keep`` and the milestones. What was saved as a milestone stays one, whatever the param is later."""
         target = self.checkpoint(number)
 
         def fill(folder: Path) -> None:
@@ -84,20 +84,22 @@ class RunDirectory:
                 write_text(folder / MILESTONE, "")
 
         if self.metrics_file.is_file():
-            _flush(self.metrics_file)  # a power cut takes no row of an iteration that is not done again
+            _flush(self.metrics_file)  # a power cut must lose no row of an iteration before the checkpoint
         _fill(target, fill)
         kept, folders = self.checkpoints()[-keep:], list(target.parent.iterdir())
-        for left_over in (p for p in folders if p.suffix in (".tmp", ".old")):  # by a kill
+        for left_over in (p for p in folders if p.suffix in (".tmp", ".old")):  # by a killed process
             shutil.rmtree(left_over)
         for old in (p for p in folders if p.name.isdigit() and int(p.name) < number):
             if int(old.name) not in kept and not self._for_good(int(old.name), milestone_every):
-                # a new name first: half deleted under its own it would stand there as a damaged checkpoint
+                # renamed first: half deleted under its own name it would count as a damaged checkpoint
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
         return target
 
     def keep_rollouts(self, last: int, newest: int | None) -> None:
-        """Delete trees and credits of the iterations before the ``newest`` ones up to ``last``, but for those at which
-        a checkpoint stands: a run may be told to end there, and publishes them. None: keep all. What is small stays."""
+        """Delete trees and credits of all iterations up to ``last`` but the ``newest`` ones; None keeps all.
+
+        Those of an iteration with a checkpoint stay: a run may be told to end there, and would publish them.
+        """
         checkpoints = self.path / "checkpoints"
         kept = {p.name for p in checkpoints.iterdir()} if checkpoints.is_dir() else set()
         if newest is None:
@@ -115,14 +117,14 @@ class RunDirectory:
         return is_milestone(number, every) or (self.checkpoint(number) / MILESTONE).is_file()
 
     def is_versioned(self, number: int) -> bool:
-        """Whether DVC was given the policy of this very checkpoint, not of one of that number that it replaced."""
+        """Whether DVC has the policy of this checkpoint, not of an earlier one of the same number."""
         return (self.checkpoint(number) / VERSIONED).is_file()
 
     def mark_versioned(self, number: int) -> None:
         write_text(self.checkpoint(number) / VERSIONED, "")
 
     def save_best(self, number: int, write: Callable[[Path], None]) -> None:
-        """Let ``write`` fill the folder of a best policy, which replaces one of that number as a whole."""
+        """Let ``write`` fill the folder of the best policy, after iteration ``number``, in one rename."""
         _fill(self.best(number), write)
 
     def has_best(self, number: int) -> bool:
@@ -130,7 +132,7 @@ class RunDirectory:
         return _complete(self.best(number))
 
     def keep_bests(self, numbers: Container[int]) -> None:
-        """Delete all other best policies, whatever timeline they are of."""
+        """Delete all best policies but these; others may be left from before a resume."""
         folder = self.path / "best"
         for old in folder.iterdir() if folder.is_dir() else ():
             if not (old.name.isdigit() and int(old.name) in numbers):
@@ -143,13 +145,13 @@ class RunDirectory:
         return [int(name) for name in names if _complete(folder / name)]
 
     def latest_checkpoint(self) -> int | None:
-        """The newest complete checkpoint."""
+        """Number of the newest complete checkpoint, if there is one."""
         numbers = self.checkpoints()
         return numbers[-1] if numbers else None
 
     def resume_point(self) -> int | None:
-        """The newest complete checkpoint; None for a run that has saved none yet. Raises RunError where all are
-        damaged: to begin anew would drop the metrics and iterations that are there."""
+        """Number of the newest complete checkpoint; None for a run that has saved none yet. Raises RunError where all
+        are damaged: to begin anew would drop the metrics and iterations that are there."""
         number, folder = self.latest_checkpoint(), self.path / "checkpoints"
         if number is None and folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir()):
             raise RunError(f"{folder}: all checkpoints are damaged; put one back, or delete them to start over")
@@ -159,7 +161,7 @@ class RunDirectory:
         return read_rows(self.metrics_file) if self.metrics_file.is_file() else []
 
     def rewind_metrics(self, last_iteration: int) -> None:
-        """Drop the lines of iterations after the one that is resumed from, and a line cut off by a kill."""
+        """Drop the lines of iterations after ``last_iteration``, and a line that a kill cut off."""
         kept = []
         if self.metrics_file.is_file():
             for _, line in read_jsonl(self.metrics_file):
@@ -177,7 +179,7 @@ class RunDirectory:
 
 
 STEPS = ("rollout", "advantage", "train", "validate")
-"""What an iteration spends its time on; a row of metrics has the seconds of each as ``timing/<step>``."""
+"""Steps of an iteration; a row of metrics has the seconds of each as ``timing/<step>``."""
 
 
 def step_seconds(row: Mapping[str, Any]) -> float:
@@ -196,8 +198,8 @@ def is_milestone(iteration: int, every: int | None) -> bool:
 
 
 def _fill(target: Path, write: Callable[[Path], None]) -> None:
-    """Complete in one rename, and on the disk, so that a power cut does not undo it after its predecessor is deleted;
-    COMPLETE lists what ``write`` wrote."""
+    """Let ``write`` fill a folder that appears in one rename, with COMPLETE listing its files; flushed to disk, so that
+    a power cut does not undo it after its predecessor is deleted."""
     with atomic_directory(target) as folder:
         write(folder)
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -211,7 +213,7 @@ def _flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system can do it for a folder
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system can flush a folder
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -236,11 +238,11 @@ def _complete(folder: Path) -> bool:
 def open_run(
     work: Path, stage: str, identity: dict[str, Any], root: Path, name: str | None = None
 ) -> Iterator[RunDirectory]:
-    """Lock and open the working directory of a run, made if it is new.
+    """Lock and open the working directory of a run, making it if it is new.
 
-    ``identity`` holds all that decides the result; it names the directory unless ``name`` does. Raises RunError where
-    another process owns the directory, or where a named one was made with another identity (and says which keys);
-    DiskError for whatever fails inside for want of room.
+    ``identity`` holds all that decides the result; its digest names the directory unless ``name`` does. Raises RunError
+    where another process owns the directory, or where a named one has another identity (and says which keys differ);
+    DiskError where writing in this context fails for want of room.
     """
     path = run_path(work, stage, identity, name)
     with room_at(path), _locked(path):
@@ -253,11 +255,11 @@ def open_run(
 
 
 def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None = None) -> RunDirectory:
-    """Raise what ``open_run`` would raise, and write nothing; the directory, unlocked."""
+    """Raise what ``open_run`` would raise, and write nothing; returns the directory, unlocked."""
     path = run_path(work, stage, identity, name)
     if (path / "manifest.json").is_file():
         _refuse_other_identity(path / "manifest.json", identity)
-        with (path / "lock").open("r+") as file:  # NFS locks only what may be written
+        with (path / "lock").open("r+") as file:  # NFS locks only files opened for writing
             _take(file, path)
     return RunDirectory(path)
 
@@ -304,7 +306,7 @@ def _refuse_other_identity(manifest: Path, identity: dict[str, Any]) -> None:
 
 
 def provenance(root: Path) -> dict[str, Any]:
-    """Where a result comes from: code revision and the versions that matter. Informative; never part of identity."""
+    """Code revision and versions of the packages that matter; informative, never part of a run's identity."""
 
     def git(*arguments: str) -> str:
         result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)

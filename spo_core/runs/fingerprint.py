@@ -1,4 +1,4 @@
-"""A digest of what code does: comments, docstrings and layout do not count, so that tidying up keeps a run alive."""
+"""Digests of what code does: without comments, docstrings and layout, so that editing these keeps a run alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-# what decides a result, given params and data: code_digest of these belongs to a run's identity
+# the code that decides a result, given params and data: its code_digest belongs to a run's identity
 WARMUP = ("learn/muon", "learn/state", "learn/supervised", "policy", "problems", "rollout/seeds", "train/warmup")
 TRAINING = (
     "credit",
@@ -32,7 +32,7 @@ RACES = 100
 
 
 def code_digest(*names: str) -> str:
-    """SHA-256 over the syntax trees of files and folders of this package, given without suffix: ``learn``, ``tree``."""
+    """SHA-256 over the syntax trees of files and folders of this package, named without suffix: ``learn``, ``tree``."""
     total = hashlib.sha256()
     for name in sorted(names):
         path = PACKAGE / name
@@ -44,7 +44,7 @@ def code_digest(*names: str) -> str:
 
 
 def source_digest(path: Path) -> str:
-    """SHA-256 of what one file of code does; of its bytes where it is no Python."""
+    """SHA-256 over one file's syntax tree; over its bytes where it is not Python."""
     content = path.read_bytes()
     if path.suffix == ".py":
         content = _meaning(content.decode("utf-8")).encode()
@@ -53,7 +53,7 @@ def source_digest(path: Path) -> str:
 
 @cache
 def _meaning(source: str) -> str:
-    """What stays of a file when comments, docstrings and layout are gone."""
+    """The syntax tree of a Python source as text, without docstrings."""
     for attempt in range(RACES):
         try:
             tree = ast.parse(source)

@@ -1,6 +1,6 @@
-"""Where a policy comes from: the chain from its digest to run, params, data, first policy, code, starts and scores.
+"""Traces a policy: from its digest to the run, params, data, first policy, code, starts and scores.
 
-Everything is read from files: work/, what training published (metrics/train), and the scores. Nothing is started.
+Everything is read from files: work/, what training published (metrics/train), and the scores.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from spo_core.runs.provenance import (
 )
 from spo_core.system.files import file_digest, folder_digest, read_json
 
-INPUTS = ("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "template", "train")  # no params
-RENAMED = {  # in an identity: in params/
+INPUTS = ("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "template", "train")  # not params
+RENAMED = {  # key in a run's identity -> key in params/
     "problem_set": "data.problem_set",
     "max_question_tokens": "data.max_question_tokens",
     "careless": "data.arithmetic.careless",
@@ -38,7 +38,7 @@ RENAMED = {  # in an identity: in params/
     "run.parts": "run.task_runner.parts",
 }
 MILESTONES = "outputs/milestones"
-NAMED_ALONE = "named by a report"  # a policy that is no longer here
+NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only
 SCORES = (
     "metrics/evaluate/*/*.json",
     "outputs/runs/*/metrics/evaluate/*/*.json",
@@ -54,23 +54,23 @@ class UnknownPolicy(SPOError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be traced: a policy by its digest, or by the run directory and iteration that a report names."""
+    """A policy to trace: by its digest, or by the run directory and iteration that a report names."""
 
     name: str
     digest: str | None
     directory: str | None = None
     iteration: int | None = None
     record: Path | None = None
-    """What training published with it, where that is not among the present files."""
+    """File of the run's published record, where that is not among the present files."""
 
 
 def asked_folder(name: str, folder: Path, record: Path | None = None) -> Asked:
-    """A policy's folder, wherever it lies."""
+    """The policy in a folder, wherever it lies."""
     return Asked(name, folder_digest(folder), record=record)
 
 
 def asked_score(path: Path) -> Asked:
-    """The policy that a score's or a nightly report's file is about; DataError where the file is neither."""
+    """The policy that the file of a score or nightly report is about. Raises DataError where the file is neither."""
     try:
         content = read_json(path)
         iteration = content.get("iteration")
@@ -80,7 +80,7 @@ def asked_score(path: Path) -> Asked:
 
 
 def find_run(asked: Asked, root: Path, work: Path) -> tuple[RunRecord, Policy] | None:
-    """The run that made a policy, and the policy as that run knows it; None where no run here did."""
+    """The run that made a policy, with that run's record of the policy; None where no run here made it."""
     told = list(published_runs([*published(root), *([asked.record] if asked.record else [])]))
     for runs in (work_runs(work), told):
         if asked.digest and (found := find_policy(runs, asked.digest, {run.directory for run in told})) is not None:
@@ -95,13 +95,13 @@ def find_run(asked: Asked, root: Path, work: Path) -> tuple[RunRecord, Policy] |
 
 
 def published(root: Path) -> list[Path]:
-    """Where training publishes its record: of the main run, of those below outputs/runs, and of milestones."""
+    """Files in which training publishes a run's record: the main run's, those below outputs/runs, and milestones'."""
     patterns = (f"outputs/runs/*/metrics/train/{PUBLISHED}", f"{MILESTONES}/*/*.json")
     return [root / "metrics/train" / PUBLISHED, *(path for pattern in patterns for path in sorted(root.glob(pattern)))]
 
 
 def published_runs(paths: Iterable[Path]) -> Iterator[RunRecord]:
-    """What training published there, and the warm-ups of these runs."""
+    """Records of the runs that these files describe, and of their warm-ups; files that are missing are skipped."""
     for path in paths:
         if (record := read_published(path)) is not None:
             yield record
@@ -119,7 +119,7 @@ def _unpublished(digest: str, work: Path) -> tuple[str, int] | None:
 
 
 def trace(asked: Asked, root: Path, work: Path, link: Callable[[str], str | None] = lambda _: None) -> dict[str, Any]:
-    """The chain as plain JSON. ``link`` gives the page of a flow run's id. UnknownPolicy where no run made it."""
+    """The policy's lineage as plain JSON; ``link`` maps a flow run's id to its page. Raises UnknownPolicy."""
     found = find_run(asked, root, work)
     if found is None:
         raise UnknownPolicy(f"{asked.name}: unknown; no run in {work} or published below {root} made this policy")
@@ -161,7 +161,7 @@ def _run(run: RunRecord, root: Path, work: Path, link: Callable[[str], str | Non
 
 
 def _trained(run: RunRecord) -> bool:
-    """Whether it is a training, whose identity has the digest of the first policy; else a warm-up."""
+    """Whether the run is a training, whose identity has the first policy's digest, and not a warm-up."""
     return isinstance(run.identity.get("policy"), str)
 
 
@@ -179,7 +179,7 @@ def _shown(attempt: Attempt, link: Callable[[str], str | None]) -> dict[str, Any
 
 
 def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
-    """Keys of the run's params that the files, with the run's preset and overrides, now set to something else."""
+    """The run's params to which params/, with the run's preset and overrides, now gives another value."""
     caller = run.attempts[-1].caller if run.attempts else Caller()
     try:
         params = load_params(root, caller.preset, caller.overrides)
@@ -191,7 +191,7 @@ def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
 
 
 def _data_here(run: RunRecord, root: Path) -> str | None:
-    """The folder of data/ that still has the digest, as a path from ``root``. A warm-up read its training split."""
+    """The data folder that still has the run's digest, relative to ``root``; for a warm-up, its train.jsonl's."""
     for path in (root, *sorted(root.glob("outputs/runs/*"))):
         folder = path / "data" / str(run.identity.get("problem_set"))
         split = folder / "train.jsonl"
@@ -203,7 +203,7 @@ def _data_here(run: RunRecord, root: Path) -> str | None:
 
 
 def scores(digest: str, root: Path) -> list[dict[str, Any]]:
-    """Scores of a policy, by file: of cells, and of nightly reports."""
+    """All scores of a policy, from the files of cells and of nightly reports."""
     found = []
     for path in [path for pattern in SCORES for path in sorted(root.glob(pattern))]:
         try:
@@ -213,13 +213,13 @@ def scores(digest: str, root: Path) -> list[dict[str, Any]]:
             cells = [cell["score"] for cell in content["cells"].values()] if "cells" in content else [content]
             kept = [{key: cell[key] for key in ("cell", "accuracy", "standard_error")} for cell in cells]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # no score
+            continue  # not a score's file
         found += [{"file": path.relative_to(root).as_posix(), **cell} for cell in kept]
     return found
 
 
 def lines(chain: dict[str, Any]) -> Iterator[str]:
-    """The chain for people: one fact a line, what belongs to another fact indented below it."""
+    """Lines of text for a lineage: one fact a line, with what belongs to it indented below."""
     policy = chain["policy"]
     names = f" ({', '.join(policy['names'])})" if policy["names"] else ""
     guess = ", not here; the report names this run and iteration" if policy["by_name_alone"] else ""

@@ -1,10 +1,10 @@
-"""What a run leaves so that its policies can be traced: every start of it, and the digests of what it published.
+"""Records by which a run's policies can be traced: every start of the run, and the digest of every published policy.
 
 Beside manifest.json in the run's working directory stand
   attempts.jsonl           one line a start: when, by which flow run, from which code, on which machine
   policies.jsonl           one line a published policy: its name, its iteration, the digest that its scores carry
-metrics/train/provenance.json holds both where work/ is not, with those of the warm-up that the run began from; so does
-a file beside each milestone.
+For places without work/, metrics/train/provenance.json holds both, with those of the run's warm-up; so does a file
+beside each milestone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTEMPTS, POLICIES, PUBLISHED = "attempts.jsonl", "policies.jsonl", "provenance.
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who starts a run. Ids and names are Prefect's; None outside a flow."""
+    """Preset, overrides and flow run that start a run. Ids and names are Prefect's; None outside a flow."""
 
     preset: str | None = None
     overrides: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Attempt:
     started: str
     """ISO 8601, with the timezone."""
     first_iteration: int
-    """The first that this start would make, from 1; for a warm-up the first optimizer step."""
+    """First iteration that this start makes, from 1; for a warm-up the first optimizer step."""
     caller: Caller
     dvc_stage: str | None
     code_revision: str
@@ -54,15 +54,15 @@ class Attempt:
     host: str
     process: int
     cpu: str
-    """Instructions for which torch chose its kernels: AVX2, AVX512, ... Other kernels round otherwise."""
+    """Instruction set of torch's kernels: AVX2, AVX512, ... With another one sums are rounded differently."""
     wandb: dict[str, str] | None = None
     """``project``, ``id``, ``mode``, and ``url`` where W&B is online; None where it is disabled."""
     device: str = "cpu"
-    """What trained: ``cpu``, or the name of the GPU."""
+    """Device that trains: ``cpu``, or the name of the GPU."""
 
     @property
     def kernels(self) -> str:
-        """What decides how sums are rounded."""
+        """Kind of device and kernels, which decides how sums are rounded."""
         return f"a CPU with {self.cpu}" if self.device == "cpu" else self.device
 
 
@@ -79,8 +79,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """All that is known of a run; see the module. ``made_with`` holds the code revision and versions of its first
-    start, ``warmup`` is the record of the run that made its first policy, where one is known."""
+    """All that the files say of a run. ``made_with`` is the provenance of its first start (code revision, versions),
+    ``warmup`` the record of the run that made its first policy, where one is known."""
 
     directory: str
     """Name of its working directory."""
@@ -95,7 +95,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunRecord:
-        """Raises KeyError or TypeError for content that ``to_json`` did not give."""
+        """Read what ``to_json`` gave. Raises KeyError or TypeError for anything else."""
         warmup = content["warmup"]
         return cls(
             content["directory"],
@@ -115,9 +115,9 @@ def record_attempt(
     wandb: dict[str, str] | None = None,
     device: str = "cpu",
 ) -> Attempt:
-    """Add a start to the run directory's attempts.jsonl; warn where its bits will not be those of an uninterrupted run,
-    as the start before was on another kind of CPU, on a GPU or on another kind of GPU."""
-    from torch.backends.cpu import get_cpu_capability  # whoever only reads records need not wait for torch
+    """Add a start to the run directory's attempts.jsonl. Logs a warning where the start before was on another kind of
+    CPU or GPU, so that the run's bits will not be those of an uninterrupted one."""
+    from torch.backends.cpu import get_cpu_capability  # here, as reading records should not import torch
 
     code = provenance(root)
     attempt = Attempt(
@@ -154,7 +154,7 @@ def known_policies(run: Path) -> tuple[Policy, ...]:
 
 
 def read_run(run: Path) -> RunRecord | None:
-    """What a working directory tells, its warm-up apart; None for one that is no run's."""
+    """The record of a run from its working directory, without its warm-up; None where that is no run's."""
     try:
         manifest = read_json(run / "manifest.json")
         identity, made_with = dict(manifest["identity"]), dict(manifest.get("provenance") or {})
@@ -165,9 +165,10 @@ def read_run(run: Path) -> RunRecord | None:
 
 
 def publish_record(run: Path, last_iteration: int, work: Path, target: Path) -> None:
-    """Write what is known of a run up to an iteration, and of its warm-up, to ``target``.
+    """Write the record of a run up to an iteration, with that of its warm-up, to ``target``.
 
-    Starts that came later are left out, so that publishing a finished run again gives the same file.
+    Later starts are left out, so that publishing a finished run again gives the same file. Raises DataError where the
+    run's manifest is missing or damaged.
     """
     record = read_run(run)
     if record is None:
@@ -178,7 +179,7 @@ def publish_record(run: Path, last_iteration: int, work: Path, target: Path) -> 
 
 
 def read_published(path: Path) -> RunRecord | None:
-    """What ``publish_record`` wrote; None where there is nothing of the kind."""
+    """Read what ``publish_record`` wrote; None where the file is missing or something else."""
     try:
         return RunRecord.from_json(read_json(path))
     except (OSError, ValueError, KeyError, TypeError):
@@ -193,7 +194,7 @@ def work_runs(work: Path, pattern: str = "*") -> Iterator[RunRecord]:
 
 
 def until(run: RunRecord, last: Policy | int) -> RunRecord:
-    """The run without what came after a policy, or after an iteration: later starts and policies."""
+    """The record without the starts and policies that came after a policy or an iteration."""
     number = last if isinstance(last, int) else last.iteration
     attempts = tuple(a for a in run.attempts if a.first_iteration <= number)
     return replace(run, attempts=attempts, policies=tuple(p for p in run.policies if p.iteration <= number))
@@ -202,8 +203,8 @@ def until(run: RunRecord, last: Policy | int) -> RunRecord:
 def find_policy(
     runs: Iterable[RunRecord], digest: str, preferred: Container[str] = ()
 ) -> tuple[RunRecord, Policy] | None:
-    """The run that published a policy of this digest. Of several, whose bits are the same, one of the ``preferred``
-    directories, and then the one that was started last."""
+    """The run that published a policy of this digest, and that policy. Of several runs, one of the ``preferred``
+    directories is taken, then the one that was started last."""
     found = [(run, policy) for run in runs for policy in run.policies if policy.digest == digest]
 
     def rank(made: tuple[RunRecord, Policy]) -> tuple[bool, float]:
@@ -220,14 +221,14 @@ def _attempt(row: Mapping[str, Any]) -> Attempt:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """One line; behind what a kill cut off it begins anew."""
+    """Append one JSON line; a last line that a kill cut off is ended first."""
     cut_off = path.is_file() and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write(("\n" if cut_off else "") + json.dumps(row, allow_nan=False) + "\n")
 
 
 def _rows(path: Path, kind: type) -> Iterator[dict[str, Any]]:
-    """Whole lines with all of the fields; others were cut off, or are another version's."""
+    """Rows that have exactly the fields of ``kind``; others were cut off, or written by another version."""
     for _, line in read_jsonl(path) if path.is_file() else ():
         try:
             row = json.loads(line)

@@ -1,5 +1,5 @@
-"""Several ranks that hold one policy together. Made within each rank, see worker; optimizer state and weights
-come and go in the form of plain torch, whatever the number of ranks and the ZeRO stage."""
+"""The Backend of DeepSpeed's ranks, made by ``worker`` within each. Optimizer state and weights are saved and loaded as
+one device does it, whatever the number of ranks and the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from spo_core.learn.tree_forward import TreePolicy
 
 
 def join_ranks(store: Path | None) -> None:
-    """Meet the other ranks, as the launcher counted them: through a file that all see, so that no port is opened, or at
-    the address that it named where they are on several machines."""
+    """Join the process group of all ranks: through the file ``store``, so that no port is opened, or, where it is None,
+    at the address that the launcher gives to ranks on several machines."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     if get_accelerator().device_name() == "cpu":
-        # no operator is known as compatible: DeepSpeed would compile one that only speeds up the CPU's all-reduce
+        # empty, so that DeepSpeed compiles no operator; the one it would compile only speeds up the CPU's all-reduce
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     else:
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
@@ -40,8 +40,8 @@ def join_ranks(store: Path | None) -> None:
 
 
 def measure_by_torch() -> None:
-    """Have DeepSpeed ask torch for a GPU's free memory where GPUs are named by UUID or MIG name: it asks NVML, to which
-    it gives what CUDA_VISIBLE_DEVICES holds as numbers."""
+    """Have DeepSpeed ask torch, not NVML, for free memory where CUDA_VISIBLE_DEVICES holds UUIDs or MIG names: for NVML
+    it would read them as numbers."""
     from deepspeed.accelerator import cuda_accelerator
 
     if not all(name.strip().isdigit() for name in os.environ.get(VISIBLE, "0").split(",")):
@@ -109,7 +109,7 @@ class DeepSpeedBackend:
     def step(self, learning_rate: float) -> float:
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
-        if self.stage == 0:  # which clips without telling the norm, and updates even if that is not finite
+        if self.stage == 0:  # DeepSpeed would not tell the norm here, and would update even if it is not finite
             norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.params.max_grad_norm))
             if not math.isfinite(norm):
                 self.engine.zero_grad()
@@ -136,7 +136,7 @@ class DeepSpeedBackend:
         self.state.save_weights(path)
 
     def load_weights(self, path: Path) -> None:
-        """Read what ``save_weights`` wrote; raises RunError where it is of another policy."""
+        """Read what ``save_weights`` wrote. Raises RunError where names or shapes do not fit the policy."""
         self.state.load_weights(path)
 
 

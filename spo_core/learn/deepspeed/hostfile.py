@@ -54,14 +54,14 @@ def addresses(hosts: list[str]) -> tuple[str, str]:
 
 
 def free_port(address: str) -> int:
-    """One that nobody uses at this machine's address just now."""
+    """A TCP port that is free just now at this machine's ``address``."""
     with socket.socket(_family(address)) as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]
 
 
 def _towards(host: str) -> str:
-    """Which address this machine would speak to the host from; nothing is sent."""
+    """This machine's address on the route to ``host``; nothing is sent. Raises ConfigError without a route."""
     address = _resolve(host)
     with socket.socket(_family(address), socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect((address, 9))

@@ -1,4 +1,4 @@
-"""How ranks are started: the command line of DeepSpeed's launcher, and the environment."""
+"""Command lines of DeepSpeed's launcher, and the environment of the ranks it starts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def launch_on_hosts(hosts: Mapping[str, int], hostfile: Path, config: Path, master: tuple[str, int]) -> list[str]:
-    """DeepSpeed's launcher on several machines, by pdsh and ssh: so many ranks on each, which meet at ``master``."""
+    """Command that starts ``hosts[name]`` ranks on each machine, by pdsh and ssh; they meet at ``master``, (address,
+    port)."""
     chosen = "@".join(f"{host}:{','.join(map(str, range(count)))}" for host, count in hosts.items())
     there = ["--master_addr", master[0], "--master_port", str(master[1])]
-    # --force_multi: a single machine may be another one; pdsh itself tells whether one can be reached
+    # --force_multi: a single host need not be this machine; --no_ssh_check: pdsh itself says which it cannot reach
     options = ["--hostfile", str(hostfile), "--include", chosen, "--force_multi", "--no_ssh_check", *there]
     return _launcher(options, config)
 
 
 def launch_here(ranks: int, hostfile: Path, config: Path) -> list[str]:
-    """DeepSpeed's launcher on this machine; ``hostfile`` is one that does not exist.
+    """Command that starts ``ranks`` ranks on this machine. ``hostfile`` names no file: the launcher has a default.
 
-    Raises ConfigError where there are GPUs, but fewer than ranks.
+    Raises ConfigError where this machine has GPUs, but fewer than ranks.
     """
     if torch.cuda.is_available() and ranks > torch.cuda.device_count():
         raise ConfigError(f"learn.backend.ranks {ranks} exceeds the {torch.cuda.device_count()} GPUs here")
@@ -51,7 +52,7 @@ def environment(ranks: int) -> dict[str, str]:
 def visible_devices() -> dict[str, str]:
     """Environment that names the GPUs of this machine's ranks: those this process may use, by number, UUID or MIG name.
 
-    A rank sets it before torch looks: the launcher knows numbers alone, and has ranks see the machine's GPUs 0, 1, ...
+    A rank sets it before torch reads it: the launcher knows numbers alone, and gives ranks the machine's GPUs 0, 1, ...
     """
     return {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
 

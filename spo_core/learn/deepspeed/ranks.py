@@ -1,4 +1,4 @@
-"""The processes of a DeepSpeed training, seen from the flow: started, asked, watched and ended."""
+"""Starts, commands, watches and ends the processes of a DeepSpeed training, from the flow's process."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ CONNECT = 600.0  # seconds in which ranks on other machines must have begun
 class Ranks:
     """Workers under DeepSpeed's launcher, on this machine or on those of a hostfile.
 
-    ``folder``: private, holds their settings and what is exchanged; all machines see it. ``log``: their outputs. Here
-    they are reached through a socket in a temporary folder, as not every file system has sockets and their paths are
-    short; on other machines by TCP, where a rank shows a token that stands in the folder alone.
+    ``folder`` is private and seen by all machines; it holds settings and exchanged files. ``log`` gets the output of
+    all. Ranks on this machine connect to a unix socket in a temporary folder, because some file systems have no sockets
+    and their paths must be short; on other machines by TCP, showing a token that they read in ``folder``.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Ranks:
         self._ranks, self._log, self._gone = backend.ranks, log, 0.0
         self._stack = ExitStack()
         self._buffers: dict[socket.socket, bytes] = {}
-        self._strangers: dict[socket.socket, bytes] = {}  # who has not shown the token yet
+        self._strangers: dict[socket.socket, bytes] = {}  # connections that have not shown the token yet
         self._token, self._deadline = "", float("inf")
         try:
             self._selector = self._stack.enter_context(selectors.DefaultSelector())
@@ -68,7 +68,7 @@ class Ranks:
             raise
 
     def _here(self, folder: Path, config: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
-        """Command, environment and further settings."""
+        """Listen for ranks on this machine; returns the launcher's command, its environment and further settings."""
         local = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="spo-ranks-")))
         self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         path = local / "socket"
@@ -81,7 +81,7 @@ class Ranks:
         return command, environment(self._ranks), more
 
     def _on_hosts(self, hostfile: Path, config: Path) -> tuple[list[str], dict[str, str], dict[str, Any]]:
-        """Do what ``_here`` does, on the machines of a hostfile."""
+        """Do what ``_here`` does, for ranks on the machines of a hostfile."""
         hosts = read_hostfile(hostfile, self._ranks)
         if shutil.which("pdsh") is None:
             raise ConfigError("learn.backend.hostfile needs pdsh here, and ssh to its machines without a password")
@@ -101,10 +101,11 @@ class Ranks:
     def ask(
         self, command: Mapping[str, Any] | None = None, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Any]:
-        """Rank 0's answer to a command, once all are done; without one, once all are ready.
+        """Send a command to all ranks and wait for all; returns rank 0's answer. Without a command, wait until all are
+        ready.
 
-        Raises what a rank raised if that is an SPOError, else TrainingError, also where a process died; all ranks are
-        ended then.
+        Raises the SPOError that a rank raised, TrainingError for any other error and for a process that ended; all
+        ranks are ended then.
         """
         try:
             if command is not None:
@@ -131,14 +132,14 @@ class Ranks:
             raise
 
     def close(self) -> None:
-        """Kill whatever runs."""
+        """End all ranks."""
         for rank in [*self._buffers, *self._strangers]:
             rank.close()
         self._buffers, self._strangers = {}, {}
         self._stack.close()
 
     def _messages(self) -> list[dict[str, Any]]:
-        """Whatever came within a moment; raises TrainingError where processes are missing."""
+        """Messages that came within 0.2 s. Raises TrainingError where a process ended or has not connected in time."""
         messages = []
         for key, _ in self._selector.select(timeout=0.2):
             if key.fileobj is self._listener:
@@ -170,7 +171,7 @@ class Ranks:
 
     def _accept(self) -> None:
         rank, address = self._listener.accept()
-        self._selector.register(rank, selectors.EVENT_READ, address)  # kept, as who has hung up has none any more
+        self._selector.register(rank, selectors.EVENT_READ, address)  # a closed connection could not tell its address
         if self._token:
             keep_alive(rank)
             self._strangers[rank] = b""
@@ -178,12 +179,12 @@ class Ranks:
             self._buffers[rank] = b""
 
     def _greet(self, stranger: socket.socket, data: bytes, address: tuple[Any, ...]) -> None:
-        """A rank begins with the token on a line of its own; whoever does not is sent away."""
+        """Admit a connection whose first line is the token; close any other."""
         said, complete, rest = (self._strangers.pop(stranger) + data).partition(b"\n")
         if data and not complete and len(said) <= len(self._token):
             self._strangers[stranger] = said
         elif complete and hmac.compare_digest(said, self._token.encode()):
-            self._buffers[stranger] = rest  # none before the rank is ready, which takes longer
+            self._buffers[stranger] = rest
         else:
             log.warning("%s connected without the ranks' token and was sent away", address)
             self._selector.unregister(stranger)

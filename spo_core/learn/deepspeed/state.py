@@ -1,5 +1,5 @@
-"""Optimizer state and weights of ranks under any ZeRO stage, in the files that one device writes: whole tensors,
-float32, safetensors. DeepSpeed's own checkpoints are pickles, and bound to a number of ranks."""
+"""Saves and loads optimizer state and weights under any ZeRO stage, in the files that one device writes: whole float32
+tensors, as safetensors. DeepSpeed's own checkpoints are pickles, and bound to a number of ranks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ShardedState:
             save_file(tensors, path)
 
     def load_optimizer(self, path: Path) -> None:
-        """Read what any backend saved; raises RunError where it is of another model."""
+        """Read what any backend saved. Raises RunError where it does not fit the model, or ZeRO cannot divide it."""
         if self.stage == 0:
             load_optimizer(path, self.model, self.adam)
             return
@@ -82,7 +82,7 @@ class ShardedState:
 
     @torch.no_grad()
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Whole float32 tensors by name become the weights, those of the optimizer and those of the model."""
+        """Set the weights of optimizer and model to whole float32 tensors, given by name."""
         for name, parameter in self.parameters.items():
             self._set(parameter, weights[name])
         optimizer = self.engine.optimizer
@@ -104,7 +104,7 @@ class ShardedState:
             tensors[name] = whole.detach().float().cpu().clone().contiguous()
 
     def _whole(self, parameter: Tensor, key: str | None = None) -> Tensor:
-        """A moment or, without a key, the weights; collected from all ranks."""
+        """A parameter's moment ``key`` or, without a key, its weights; collected from all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
@@ -112,13 +112,13 @@ class ShardedState:
         return safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
 
     def _set(self, parameter: Tensor, whole: Tensor, key: str | None = None) -> None:
-        """This rank's part of a moment or of the weights becomes that of ``whole``."""
+        """Set this rank's part of a parameter's moment ``key`` or, without a key, of its weights, from ``whole``."""
         from deepspeed import utils
 
         whole = whole.to(self.engine.device, torch.float32)
         if self.stage == 0:
             parameter.copy_(whole)
-        elif self.stage == 3:  # its call for whole tensors cannot divide what ranks do not divide evenly
+        elif self.stage == 3:  # DeepSpeed's call for whole tensors fails where ranks do not divide them evenly
             part = _part(parameter, whole)
             if key:
                 utils.safe_set_local_optimizer_state(parameter, part, key)
@@ -130,7 +130,7 @@ class ShardedState:
             utils.safe_set_full_fp32_param(parameter, whole)
 
     def _make_state(self) -> None:
-        """Zeros, as before the first step; AdamW makes its state in that step only."""
+        """Make the optimizer's state, zeros as before the first step; AdamW itself makes it in that step only."""
         optimizer = self.engine.optimizer
         owned = [p for group in self.adam.param_groups for p in group["params"]]
         for flat in optimizer.fp32_partitioned_groups_flat if self.stage == 3 else owned:

@@ -1,4 +1,4 @@
-"""A trainer whose ranks are other processes: the flow's side."""
+"""The trainer of a run whose ranks are other processes, as the flow's process holds it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 class DeepSpeedTrainer:
     """A TrainerHandle. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
 
-    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' outputs;
-    what is exchanged with them lies beside it, in the run's directory, which this process must have locked.
+    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' output.
+    Files for the ranks lie beside it, in the run's directory, which this process must have locked.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DeepSpeedTrainer:
     def train_iteration(
         self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
-        """Train one iteration, as Trainer does; returns its metrics."""
+        """Do what ``Trainer.train_iteration`` does, in the ranks."""
         weights = self._new_weights()
         more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
         with room_at(self._folder):
@@ -100,7 +100,7 @@ class DeepSpeedTrainer:
         return metrics
 
     def save(self, folder: Path) -> None:
-        """All that the next iteration depends on but the weights, in Trainer's files."""
+        """Write all that the next iteration depends on but the weights, in Trainer's files."""
         self._ask("save", folder=str(folder.resolve()))
 
     def load(self, folder: Path) -> None:
@@ -118,7 +118,7 @@ class DeepSpeedTrainer:
         self._temporary.cleanup()
 
     def _new_weights(self) -> Path:
-        """A file of a name not used before: a network file system may remember that one was gone."""
+        """Path for weights, never used before: a network file system may remember that an old name was gone."""
         self._files += 1
         return self._folder / f"weights-{self._files}.safetensors"
 

@@ -1,8 +1,7 @@
 """What each rank runs, started by DeepSpeed's launcher: ``python -m spo_core.learn.deepspeed.worker CONFIG.json``.
 
-A rank joins the flow's socket and obeys JSON lines; all ranks get the same commands and answer when they are done.
-When the socket ends, so does the rank: whatever killed the flow, nothing is left. No heavy import before that is
-watched.
+A rank connects to the flow's socket and obeys JSON lines; all ranks get the same commands and answer when they are
+done. When the connection ends, so does the rank, whatever ended the flow. Heavy imports come after that is watched.
 """
 
 from __future__ import annotations
