@@ -1,4 +1,4 @@
-"""Two scores of one cell, compared question by question; refused where they were measured in different ways."""
+"""Compares two scores of one cell question by question; refuses scores that were measured in different ways."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from spo_core.evaluate.lighteval.details import Sample, by_question
 from spo_core.evaluate.result import CellScore, Protocol
 
 TOLERANCE = 1e-9
-LEVEL = 0.05  # a larger p-value tells nothing apart
-FEWEST = (
-    uncertainty.FEWEST_QUESTIONS
-)  # that must differ: exchanging a and b in each of 5, at random, gives p = 2 / 2^5 at best
+LEVEL = 0.05  # largest p-value at which a and b are told apart
+# questions that must differ: with 5, exchanging a and b at random gives p = 2 / 2^5 at best
+FEWEST = uncertainty.FEWEST_QUESTIONS
 
 
 class ComparisonError(SPOError):
@@ -28,7 +27,7 @@ class ComparisonError(SPOError):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """b against a, over the same questions."""
+    """Scores of b and a over the same questions, and what their difference allows to say."""
 
     model_a: str
     model_b: str
@@ -36,7 +35,7 @@ class Comparison:
     accuracy_a: float
     accuracy_b: float
     difference: float
-    """b less a."""
+    """Accuracy of b less that of a."""
     standard_error: float | None
     """Standard error of the paired difference, over questions; None for a single question."""
     interval: tuple[float, float] | None
@@ -49,12 +48,12 @@ class Comparison:
     losses: int
     ties: int
     forced_over: tuple[str, ...]
-    """Differences of protocol in spite of which it was made."""
+    """Differences of protocol that ``force`` overrode."""
 
     @property
     def told_apart(self) -> bool:
-        """Whether the difference is more than chance among these questions makes: the interval leaves out 0, McNemar's
-        test agrees where there is one, and enough questions differ. Never where it was forced."""
+        """Whether the difference is more than chance: the interval leaves out 0, McNemar's test agrees where there is
+        one, and at least FEWEST questions differ. Never for a forced comparison."""
         if self.forced_over or self.interval is None or self.wins + self.losses < FEWEST:
             return False
         low, high = self.interval
@@ -62,7 +61,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Say in a few words what the figures allow: which of the two is higher, or that they are not told apart."""
+        """A few words: which of the two is higher, that they are not told apart, or that protocols differ."""
         if self.forced_over:
             return "protocols differ"
         if self.told_apart:
@@ -71,7 +70,7 @@ class Comparison:
 
 
 def differences(a: Protocol, b: Protocol) -> list[str]:
-    """What differs, a line each: field or package, value of a, value of b."""
+    """Differences of two protocols, a line each: field or package, value of a, value of b."""
     found = []
     for name in (field.name for field in fields(Protocol)):
         first, second = getattr(a, name), getattr(b, name)
@@ -90,10 +89,10 @@ def differences(a: Protocol, b: Protocol) -> list[str]:
 def compare(
     a: CellScore, a_samples: Sequence[Sample], b: CellScore, b_samples: Sequence[Sample], *, force: bool = False
 ) -> Comparison:
-    """Paired comparison of b with a, from every completion of both.
+    """Compare b with a, paired by question, from every completion of both.
 
-    Raises ComparisonError where the protocols differ, unless forced; where not both were asked the same questions; and
-    where the completions are not those of their score.
+    Raises ComparisonError where the protocols differ, unless ``force``; where the questions differ; and where
+    completions are not those of their score.
     """
     first, second = _rewards(a, a_samples), _rewards(b, b_samples)
     differ = differences(a.protocol, b.protocol)
@@ -130,7 +129,7 @@ def compare(
 
 
 def to_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, ...]]:
-    """A row of text for each, in the columns of ``COLUMNS``; accuracies and differences in points of a hundred."""
+    """Rows of text for comparisons, in the columns of ``COLUMNS``; differences are in percentage points."""
     return [
         (
             row.cell,
@@ -152,7 +151,7 @@ COLUMNS = ("cell", "a", "b", "accuracy\nof a", "accuracy\nof b", "b − a", "95 
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Build the table to print; its notes say what each number is, and what was forced."""
+    """The table to print; its notes say what each number is, and what ``force`` overrode."""
     notes = ["Differences in points, ± standard error, paired by question; each interval holds for its row alone."]
     if any(row.p_value is not None for row in comparisons):
         notes.append("p: McNemar's exact test.")
@@ -182,7 +181,7 @@ def _named(score: CellScore) -> str:
 
 
 def _rewards(score: CellScore, samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """0 or 1 for each completion of each question. Raises ComparisonError unless the score follows from them."""
+    """Rewards, 0 or 1, of every question's completions. Raises ComparisonError unless the score follows from them."""
     rows = {row[0].question_id: [float(sample.correct) for sample in row] for row in by_question(samples)}
     asked = f"{score.protocol.questions} questions with {score.protocol.samples} completions each"
     complete = all(len(row) == score.protocol.samples for row in rows.values())

@@ -1,4 +1,4 @@
-"""A second opinion: the same completions graded by lighteval's metric, in killable workers of its environment."""
+"""Grades completions a second time by lighteval's metric, in killable workers of its environment."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SECONDS = 30.0  # for one completion; lighteval's own limits, 5 s a step, do not
 
 
 def metric_kind(problem: ProblemSet) -> Kind | None:
-    """How lighteval reads gold answers of a problem set: as LaTeX or as expressions; None where it has no metric."""
+    """Whether lighteval reads gold answers of a problem set as LaTeX or expressions; None where it has no metric."""
     if problem.rule != "math":
         return None
     return "latex" if problem.template.answer == "boxed" else "expr"
 
 
 class LightevalMetric:
-    """Use it as a context. ``python`` is the interpreter of lighteval's environment, ``seconds`` the limit of one
-    completion."""
+    """lighteval's metric, as a context manager. ``python`` is the interpreter of lighteval's environment, ``seconds``
+    the time limit of one completion."""
 
     def __init__(self, python: Path, workers: int, seconds: float = SECONDS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
@@ -37,14 +37,14 @@ class LightevalMetric:
         self._pool = WorkerPool(workers, seconds, "spo_core.evaluate.lighteval.grader", python=python, env=environment)
 
     def begin(self) -> None:
-        """Start its process and return at once: it imports for seconds, which ``grade`` would wait for."""
+        """Start the workers' process and return at once; its imports take seconds, for which ``grade`` would wait."""
         self._pool.begin()
 
     def grade(self, kind: Kind, answers: Sequence[tuple[str, str]]) -> list[str]:
-        """correct, wrong or timeout for each (completion, gold answer); timeout where the metric took too long, too
+        """Verdicts on (completion, gold answer) pairs: correct, wrong, or timeout where the metric took too long, too
         much memory, or raised an error.
 
-        Each different pair is graded once. Raises GradingError where workers cannot be started.
+        Equal pairs are graded once. Raises GradingError where workers cannot be started.
         """
         tasks = [(kind, text, f"${gold}$" if kind == "latex" else gold) for text, gold in answers]
         distinct = list(dict.fromkeys(tasks))

@@ -10,16 +10,16 @@ from spo_core.evaluate.lighteval.details import Sample
 from spo_core.verify import Outcome
 from spo_core.verify.verifier import Verifier
 
-BY_TEXT = {"game24"}  # an answer is compared to a puzzle there, so the rule cannot compare two answers
+BY_TEXT = {"game24"}  # rules that compare an answer with a puzzle, not two answers: equal texts vote together
 
 
 def majority(verifier: Verifier, rule: str, questions: Sequence[Sequence[Sample]]) -> float:
-    """Mean over questions of the share that the correct answer has in the first place; (questions, samples).
+    """majority@n from samples (questions, samples): the mean of 1 where the correct answer has most votes, else 0.
 
     Correct completions vote for one answer, whatever they write; wrong ones for theirs, and two of these are the same
     where ``rule`` calls one correct for the other. Completions without an answer that can be compared do not vote. A
-    question where nobody votes counts 0, one where the correct answer ties with others for the first place 1/k of the
-    k. Neither the order of questions nor that of completions matters. Raises ValueError without a question.
+    question without votes counts 0, one where the correct answer ties for first place with k - 1 others 1 / k. The
+    order of questions and completions does not matter. Raises ValueError without a question.
     """
     elections = [_Election([sample for sample in samples if _votes(sample)]) for samples in questions]
     by_rule = rule not in BY_TEXT
@@ -37,7 +37,7 @@ def _votes(sample: Sample) -> bool:
 
 
 class _Election:
-    """The votes of one question; wrong answers are gathered into groups, the most frequent first."""
+    """The votes of one question. Equal wrong answers are gathered into groups, the most frequent first."""
 
     def __init__(self, voters: Sequence[Sample]) -> None:
         self.correct = sum(voter.correct for voter in voters)
@@ -47,18 +47,18 @@ class _Election:
 
     @property
     def open(self) -> bool:
-        """Whether a group yet to be gathered could change the score."""
+        """Whether a group that is not gathered yet could change the score."""
         most = max(self._groups, default=0)
         return 0 < self.correct <= sum(count for _, count in self._left) and most <= self.correct
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
-        """(answer, the one that gathers its equals now)."""
+        """Pairs to compare: (another wrong answer, the most frequent one, whose equals are gathered now)."""
         leader = self._left[0][0]
         return [(given, leader) for given, _ in self._left[1:]]
 
     def gather(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Gather the first answer's group; an answer without an outcome is not in it."""
+        """Gather the most frequent answer and those that ``outcomes`` calls correct for it into a group."""
         (_, votes), *others = self._left
         self._left = []
         for given, count in others:

@@ -1,4 +1,4 @@
-"""What can be evaluated: a run's checkpoint, a folder, a checkpoint of a git revision that DVC has, a hub id."""
+"""Finds the policy to evaluate: a run's checkpoint, a folder, a checkpoint that DVC has of a git revision, a hub id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHARDS = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A policy on this machine. ``name`` is how it was asked for, ``label`` a folder's name for its scores."""
+    """A policy on this machine. ``name`` is how it was asked for, ``label`` the name of the folder for its scores."""
 
     name: str
     folder: Path
@@ -31,7 +31,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a named policy is to be found; ``place`` is a folder, or a hub id, or a path in a git revision."""
+    """A policy that was asked for by name; ``place`` is a folder, a hub id, or a path in a git revision."""
 
     name: str
     kind: Literal["checkpoint", "folder", "revision", "hub"]
@@ -40,9 +40,9 @@ class Reference:
 
 
 def refer(name: str, paths: Paths) -> Reference:
-    """Read ``final``, ``work/x/policy``, ``v1.2:checkpoints/final``, ``owner/name@revision``; nothing is fetched.
+    """Read a name: ``final``, ``work/x/policy``, ``v1.2:checkpoints/final``, ``owner/name@revision``; fetches nothing.
 
-    Raises ConfigError for what is none of these, and DataError for a checkpoint or revision that is not there.
+    Raises ConfigError for a name of no such form, and DataError for a checkpoint or revision that is missing.
     """
     if name in CHECKPOINTS:
         folder = paths.checkpoint(name)
@@ -79,21 +79,21 @@ def refer(name: str, paths: Paths) -> Reference:
 
 
 def folder_model(name: str, folder: Path) -> Model:
-    """The policy in a folder; DataError where there is none, or none in safetensors."""
+    """The policy in a folder. Raises DataError where there is none, or none in safetensors."""
     _check_policy(folder)
     digest = folder_digest(folder)
     return Model(name, folder.resolve(), f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-.')}-{digest[:8]}", digest)
 
 
 def download(reference: Reference) -> Path:
-    """A hub model's folder in the hub's cache. Raises DataError where the hub does not give it."""
+    """Download a hub model; returns its folder in the cache. Raises DataError where neither cache nor hub has it."""
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(
             reference.place, revision=reference.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
         )
-    except Exception as error:  # of many kinds, and long
+    except Exception as error:  # of many types, with messages of many lines
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{reference.name}: no folder here, and the hub does not give it: {words[0]}") from None
     return Path(found)

@@ -1,4 +1,4 @@
-"""Published scores beside one of ours, each with the reasons for which the two do not compare."""
+"""Puts published scores beside one of ours, each with the reasons why the two do not compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_TIMEOUTS = 0.01  # share of our completions; they count as not correct
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """One published model in our cell's problem set and context length. Scores are between 0 and 1."""
+    """A published score and ours, in one problem set and context length; scores are between 0 and 1."""
 
     model: str
     published: float
@@ -27,14 +27,14 @@ class PublishedRow:
     """Our completions' score by the published grader: lighteval's metric, else our accuracy."""
     ours_error: float | None
     difference: float
-    """Ours less the published one."""
+    """Our score less the published one."""
     standard_errors: float | None
-    """The difference in standard errors: of both, as if independent, or of ours where theirs is not known; None where
-    neither leaves one."""
+    """The difference divided by its standard error: of both scores as if independent, or of ours alone where theirs is
+    unknown; None where ours is unknown or the error is 0."""
     not_comparable: tuple[str, ...]
-    """Why the difference is not one of models alone; empty where nothing on record speaks against it."""
+    """Reasons why the difference is not one of models alone; empty where none is on record."""
     note: str
-    """What to know of all rows of this problem set."""
+    """Remark on all published scores of this problem set."""
     hub: str | None
     """The published model's id on the Hugging Face hub, where one is stated."""
 
@@ -74,12 +74,12 @@ def _published() -> _Published:
 
 
 def source() -> str:
-    """Where the published scores stand."""
+    """Citation of the published scores."""
     return _published().source
 
 
 def beside(score: CellScore) -> list[PublishedRow]:
-    """The published models beside our score; none where its problem set or context length was not published."""
+    """Published rows for our score; empty where none was published for its problem set and context length."""
     length = str(score.protocol.context_length)
     return [
         _row(score, table, model, *model.scores[length])

@@ -1,4 +1,4 @@
-"""What the evaluation of one cell found, and all that is needed to repeat, trace or compare it."""
+"""The result of evaluating one cell, with all that is needed to repeat, trace or compare it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Protocol:
     temperature: float
     top_p: float
     prompt_digest: str
-    """SHA-256 over all prompts, in no particular order."""
+    """SHA-256 over all prompts, whatever their order."""
     answer_digest: str
-    """The same over prompts and gold answers."""
+    """SHA-256 over all prompts with their gold answers, whatever their order."""
     grader: str
     """``verify.grader``."""
     engine: str
@@ -37,12 +37,12 @@ class Protocol:
     dtype: str
     """Data type in which the engine computes."""
     versions: dict[str, str]
-    """Versions of the libraries that sample and grade."""
+    """Versions of the packages that sample and grade, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of a completion, its stop token included, over all completions."""
+    """Statistics of completion lengths in tokens, the stop token included."""
 
     mean: float
     median: float
@@ -54,21 +54,21 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class CrossCheck:
-    """The same completions graded by lighteval's extractive match, truncated ones too, as it does."""
+    """Score of the same completions by lighteval's extractive match, which also grades truncated ones."""
 
     accuracy: float
     standard_error: float | None
     disagreements: int
-    """Completions that one of the two calls correct and the other does not."""
+    """Completions that one of the two graders calls correct and the other does not."""
     truncated_disagreements: int
-    """Disagreements on truncated completions: never correct here; lighteval grades the last number in them."""
+    """Disagreements on truncated completions, which are never correct here; lighteval grades their last number."""
     timeouts: int
     """Completions that lighteval's metric did not finish with; they count as not correct there."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellScore:
-    """One checkpoint in one cell. Shares are of all completions, between 0 and 1."""
+    """Score of one policy in one cell. Shares are of all completions, between 0 and 1."""
 
     model: str
     """Name under which the policy was asked for: warmup, final, best, a folder, a revision, a hub id."""
@@ -86,9 +86,9 @@ class CellScore:
     """95 % interval of the accuracy on these questions, by a bootstrap over each question's samples; None where one
     completion of each was sampled."""
     majority: float
-    """majority@n: fraction of questions whose most frequent answer is correct; a tie counts in parts."""
+    """majority@n: fraction of questions whose most frequent answer is correct; a tie of k answers counts 1 / k."""
     truncated: float
-    """Share that reached the limit without a stop token; they count as not correct."""
+    """Share that reached the limit without a stop; they count as not correct."""
     no_answer: float
     unparsable: float
     timeout: float
@@ -109,7 +109,7 @@ class CellScore:
 
     @classmethod
     def from_json(cls, text: str) -> CellScore:
-        """Raises DataError for text that ``to_json`` did not write."""
+        """Read what ``to_json`` wrote. Raises DataError for any other text."""
         try:
             content: dict[str, Any] = json.loads(text)
             interval, check = content.pop("interval"), content.pop("cross_check")

@@ -1,4 +1,4 @@
-"""Evaluation of a cell: reused where nothing that decides it changed, and published where it belongs."""
+"""Evaluates a cell, or takes the score measured before where nothing that decides it changed, and publishes it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def check_environment(paths: Paths) -> None:
 
 
 def chosen_cells(params: Params, name: str | None) -> list[Cell]:
-    """The cell of that name, or all of the suite."""
+    """The cell of that name, or without one all cells of the suite. Raises ConfigError for an unknown name."""
     return cells(params) if name is None else [find_cell(params, name)]
 
 
 def check_evaluation(params: Params, paths: Paths, *, own: bool, cell: str | None = None) -> None:
-    """Raise SPOError for whatever an evaluation would be refused for, the model apart."""
+    """Raise SPOError where an evaluation would be refused, whatever the policy; ``own`` as in ``check_suite``."""
     check_environment(paths)
     check_suite(params, own=own, cell=cell)
     prepared = paths.data(params.data.problem_set) / "test.jsonl"
@@ -54,8 +54,8 @@ def check_evaluation(params: Params, paths: Paths, *, own: bool, cell: str | Non
 
 
 def check_suite(params: Params, *, own: bool, cell: str | None = None) -> None:
-    """Raise SPOError where a problem set of the suite cannot be asked or graded; ``own``: of the run's own policies,
-    which must be asked as they were in training."""
+    """Raise SPOError where a problem set of the suite cannot be asked or graded. ``own``: the policies are the run's
+    own, and must be asked with the template of training."""
     for name in dict.fromkeys(c.problem_set for c in chosen_cells(params, cell)):
         problem = evaluated_set(params, name)
         check_grader(problem, params.verify.grader)
@@ -77,8 +77,8 @@ def _check_source(problem: ProblemSet) -> None:
 
 
 def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
-    """Raise ConfigError for a cell longer than the policy's positions, before another is sampled for hours; DataError
-    for a policy of no architecture that transformers has: code that comes with a policy is not run."""
+    """Raise ConfigError for a cell longer than the policy's positions, before other cells are sampled for hours, and
+    DataError for an architecture that transformers lacks: code that comes with a policy is not run."""
     from transformers import AutoConfig
 
     from spo_core.policy.checkpoint import why_unreadable
@@ -98,9 +98,9 @@ def evaluate_cell(
     cell: Cell,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
-    """The score of a policy in a cell, from the working directory if it was measured before.
+    """Score of a policy in a cell, read from the working directory if it was measured before.
 
-    ``progress`` is called with the completions sampled so far and those in all.
+    ``progress`` is called with the numbers of completions sampled so far and in all. Raises what ``measure_cell`` does.
     """
     problem = evaluated_set(params, cell.problem_set)
     questions = suite_questions(params, paths, cell.problem_set)
@@ -143,7 +143,7 @@ def evaluate_cell(
                 progress=progress,
             )
             write_text(result, measured.to_json())
-        elif progress:  # measured before
+        elif progress:
             progress(len(questions) * params.evaluate.samples, len(questions) * params.evaluate.samples)
         score = replace(  # the same measurement may have been made under other names
             CellScore.from_json(result.read_text(encoding="utf-8")),
@@ -156,6 +156,6 @@ def evaluate_cell(
 
 
 def publish_cell(evaluated: Evaluated, target: Path) -> None:
-    """The score at ``target``, its completions beside it as Parquet."""
+    """Write the score to ``target``, and its completions beside it as Parquet."""
     publish(evaluated.details, target.with_suffix(".parquet"))
     write_text(target, evaluated.score.to_json())

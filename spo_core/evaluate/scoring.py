@@ -23,10 +23,10 @@ TOLERANCE = 1e-9
 def grade_answers(
     verifier: Verifier, problem: ProblemSet, rows: Sequence[Question], answers: Sequence[Answers], *, samples: int
 ) -> list[list[Sample]]:
-    """Samples (questions, samples), the questions in the order of ``rows``; lighteval has not graded them yet.
+    """Grade all completions; returns (questions, samples) in the order of ``rows``, without lighteval's verdicts.
 
     A completion that did not stop is truncated, whatever answer it holds. Raises EvaluationError unless every question
-    has that many completions.
+    has ``samples`` completions.
     """
     found = {row.question_id: row for row in answers}
     gold = {row.question_id: row.answer for row in rows}
@@ -66,7 +66,7 @@ def grade_answers(
 
 
 def with_lighteval(questions: Sequence[Sequence[Sample]], verdicts: Sequence[str]) -> list[list[Sample]]:
-    """The samples with lighteval's verdict on each, in their order. Raises EvaluationError for another number."""
+    """The samples with lighteval's ``verdicts``, one each in order. Raises EvaluationError where counts differ."""
     asked = sum(len(row) for row in questions)
     if len(verdicts) != asked:
         raise EvaluationError(f"lighteval's metric gave {len(verdicts)} verdicts on {asked} completions")
@@ -87,7 +87,7 @@ def score_cell(
     seed: int,
     seconds: float,
 ) -> CellScore:
-    """The score of a cell from its samples, (questions, samples). Raises ValueError if empty or ragged."""
+    """Score of a cell from its samples, (questions, samples). Raises ValueError where they are empty or ragged."""
     correct = [[float(sample.correct) for sample in row] for row in questions]
     means = uncertainty.question_means(correct)
     flat = [sample for row in questions for sample in row]
@@ -120,7 +120,7 @@ def score_cell(
 
 
 def count_tokens(samples: Sequence[Sample]) -> Tokens:
-    """Raises ValueError where there is no sample."""
+    """Statistics of the samples' lengths. Raises ValueError where there is no sample."""
     counts = [sample.tokens for sample in samples]
     of_correct = [sample.tokens for sample in samples if sample.correct]
     return Tokens(
@@ -133,14 +133,14 @@ def count_tokens(samples: Sequence[Sample]) -> Tokens:
 
 
 def lighteval_prompt_hash(prompts: Sequence[str]) -> str:
-    """lighteval's hash of all prompts, as its published results have it (``hash_full_prompts`` of all tasks)."""
+    """lighteval's hash of all prompts, ``hash_full_prompts`` of all tasks in its published results."""
     each = sorted(xxhash.xxh64(prompt).hexdigest() for prompt in prompts)
     of_task = xxhash.xxh64("".join(each)).hexdigest()
     return xxhash.xxh64(of_task).hexdigest()
 
 
 def check_prompts(answers: Sequence[Answers], expected: Mapping[str, Sequence[int]]) -> None:
-    """Raise EvaluationError unless the policy was fed exactly the token ids that training feeds it, by question id."""
+    """Raise EvaluationError unless every prompt's token ids are the ``expected`` ones of training, by question id."""
     for row in answers:
         fed, right = row.prompt_ids, list(expected.get(row.question_id, ()))
         if fed != right:
@@ -152,7 +152,7 @@ def check_prompts(answers: Sequence[Answers], expected: Mapping[str, Sequence[in
 
 
 def check_report(score: CellScore, report: Report) -> None:
-    """Raise EvaluationError unless what lighteval reports follows from its completions and from our prompts."""
+    """Raise EvaluationError unless lighteval's report follows from its completions and our prompts."""
     if not abs(report.stopped - (1 - score.truncated)) <= TOLERANCE:
         raise EvaluationError(
             f"cell {score.cell}: lighteval reports that {report.stopped} of the completions stopped, "

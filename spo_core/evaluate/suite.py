@@ -27,13 +27,13 @@ class Cell:
 
 
 def cells(params: Params) -> list[Cell]:
-    """All of a suite, problem set by problem set, contexts in the order of ``evaluate.contexts``."""
+    """All cells of a suite, problem set by problem set, contexts in the order of ``evaluate.contexts``."""
     names = params.evaluate.problem_sets or (params.data.problem_set,)
     return [Cell(name, context, n) for name in names for context, n in params.evaluate.contexts.items()]
 
 
 def find_cell(params: Params, name: str) -> Cell:
-    """The cell of that name; ConfigError naming those there are."""
+    """The cell of that name. Raises ConfigError, naming all cells, for an unknown one."""
     known = {cell.name: cell for cell in cells(params)}
     if name not in known:
         raise ConfigError(f"--cell {name}: suite {params.evaluate.suite} has no such cell, but {', '.join(known)}")
@@ -41,7 +41,7 @@ def find_cell(params: Params, name: str) -> Cell:
 
 
 def evaluated_set(params: Params, name: str) -> ProblemSet:
-    """The problem set of a cell, asked with the suite's template, or else with that of training.
+    """The problem set of a cell, with the suite's template or else that of training.
 
     Raises ConfigError for an unknown set or template.
     """
@@ -57,8 +57,8 @@ def evaluated_set(params: Params, name: str) -> ProblemSet:
 
 
 def suite_questions(params: Params, paths: Paths, name: str) -> list[Question]:
-    """Test questions of a problem set: of the run's own those prepared, if they are, else as its files or the hub have
-    them. Raises DataError where they cannot be read."""
+    """Test questions of a problem set, at most ``evaluate.questions``: from the prepared split of the run's own set,
+    if there is one, else from files or the hub. Raises DataError where they cannot be read."""
     if name == params.data.problem_set and (paths.data(name) / "test.jsonl").is_file():
         rows = read_split(paths.data(name), "test")
     else:

@@ -1,8 +1,8 @@
-"""Statistics of repeated samples. The question is the unit: samples of one question are not independent.
+"""Statistics of repeated samples. The unit is the question: samples of one question are not independent.
 
 Bootstrap intervals are expanded percentile intervals (T. Hesterberg, What Teachers Should Know About the Bootstrap, The
-American Statistician 69(4), 2015). Plain percentiles are too narrow for few values n: a resample's mean varies by the
-variance with divisor n, not n - 1, and the variance is itself estimated, for which Student's t stands.
+American Statistician 69(4), 2015). Plain percentiles are too narrow for few values n: a resample's mean has the
+variance with divisor n, not n - 1, and the variance is itself estimated, which Student's t accounts for.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from scipy.stats import binomtest, bootstrap, norm, t
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-FEWEST_QUESTIONS = 6  # no percentile leaves the range of n values, which covers their mean in 1 - 2^(1 - n) of cases
+FEWEST_QUESTIONS = 6  # below 6 even the range of n values covers the mean in only 1 - 2^(1 - n) of cases, under 95 %
 _CHUNK = 1_000  # resamples that scipy holds in memory at once
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """b less a over the same questions."""
+    """Difference of two measurements of the same questions, b less a."""
 
     difference: float
     standard_error: float | None
@@ -40,7 +40,7 @@ def question_means(rewards: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean(values: ArrayLike) -> float:
-    """Correctly rounded sum over count, so that it does not depend on the order. Raises ValueError if empty."""
+    """Mean from the exactly rounded sum, so that order does not matter. Raises ValueError if empty."""
     flat = np.asarray(values, np.float64).ravel()
     if flat.size == 0:
         raise ValueError("the mean of nothing is not defined")
@@ -59,11 +59,10 @@ def standard_error(means: ArrayLike) -> float | None:
 def bootstrap_interval(
     correct: ArrayLike, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Interval of pass@1 for these questions, from rewards of 0 and 1, (questions, samples).
+    """Interval of pass@1 on these questions, from rewards of 0 and 1, (questions, samples); None for one sample each.
 
     The samples of each question are resampled with replacement, the questions stay; so it says what sampling again
-    would change, not what other questions would. None where one completion of each was sampled. Raises ValueError for
-    a ragged or empty table, and for other rewards.
+    would change, not what other questions would. Raises ValueError for a ragged or empty table, and for other rewards.
     """
     table = _zeros_and_ones(correct)
     questions, samples = table.shape
@@ -79,15 +78,15 @@ def bootstrap_interval(
 
 
 def _expanded_tail(level: float, count: int, freedom: int) -> float:
-    """Share of resamples beyond each end of an expanded percentile interval, of resamples of ``count`` values each and
-    a variance with ``freedom`` degrees of freedom."""
+    """Share of resamples beyond each end of an expanded percentile interval, for resamples of ``count`` values and a
+    variance with ``freedom`` degrees of freedom."""
     return float(norm.sf(math.sqrt(count / (count - 1)) * t.isf((1 - level) / 2, freedom)))
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
-    """The difference of two measurements of the same questions, from their question means, both (questions,).
+    """Difference b - a of two measurements of the same questions, from their question means, both (questions,).
 
-    Raises ValueError unless these have one shape and are not empty.
+    Raises ValueError unless they have one shape and are not empty.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.ndim != 1 or first.shape != second.shape:

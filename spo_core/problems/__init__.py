@@ -32,7 +32,7 @@ PROBLEM_SETS: dict[str, TextSource | Callable[[DataParams], ProblemSet]] = {
 
 
 def problem_set(data: DataParams) -> ProblemSet:
-    """The problem set that ``data`` names or describes; ConfigError naming those there are."""
+    """The problem set that ``data`` names or describes. Raises ConfigError, naming the sets, for an unknown one."""
     if data.jsonl is not None:
         if data.problem_set in PROBLEM_SETS:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """AIME 2024: 30 questions for evaluation, answers from 0 to 999. Fields ``problem`` and ``answer``.
 
-The hub's copy calls its only split train; it was tested on rows of the same fields only.
+The hub's copy calls its only split train. It was not downloaded: tests use rows with its fields.
 """
 
 from __future__ import annotations

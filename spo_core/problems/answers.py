@@ -1,6 +1,6 @@
-r"""Where a completion states its answer: after ``####``, in the last ``\boxed{}``, or in a closing sentence.
+r"""Reads the answer out of a completion: after ``####``, in the last ``\boxed{}``, or in a closing sentence.
 
-All functions take time linear in the text, whatever it holds: they read what policies write.
+All functions take time linear in the text, as policies may write anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ASIDE = (
     "when|while|if|not|rounded|in total|in all|altogether|for a total|as required|"
     "and (?:so|thus|hence|we|this|that|not)"
 )
-"""What begins a clause that only explains the answer before it."""
+"""Words that begin a clause which only explains the answer before it."""
 _SENTENCE_END = re.compile(
     rf"\.(?=\s|$|\\\)|\\\])|!(?=\s*$|\s+[A-Z])|\n|</answer>"
     rf"|,? (?:because|since|which|where|so|as|and (?:so|thus|hence|we|this|that|not))(?= )"
@@ -32,12 +32,12 @@ _DISPLAY = re.compile(
     r"(?:\$\$|\\\[|\\begin\{(equation|align|gather|displaymath)\*?\})\s*(.*?)\s*(?:\$\$|\\\]|\\end\{\1)", re.DOTALL
 )
 _FILLER = re.compile(r"(?:therefore|thus|simply|just|given by)[,:]?\s+", re.IGNORECASE)
-_LONGEST = 2000  # of a display
-_LATEST = 3  # sentences that are looked at, from the end
+_LONGEST = 2000  # characters of displayed mathematics
+_LATEST = 3  # sentences that are tried, from the end
 
 
 def after_hashes(completion: str) -> str | None:
-    """Text after the last ``####`` to the end of its line, or the line below (the GSM8K convention)."""
+    """The answer behind the last ``####``, on its line or the next one with text (GSM8K); None where there is none."""
     _, marker, rest = completion.rpartition("####")
     if not marker or not rest.strip():
         return None
@@ -45,7 +45,7 @@ def after_hashes(completion: str) -> str | None:
 
 
 def boxes(text: str) -> list[str]:
-    r"""Contents of every closed ``\boxed{...}`` and ``\fbox{...}``, braces matched; one within another is not apart.
+    r"""Contents of every closed, outermost ``\boxed{...}`` and ``\fbox{...}``, with braces matched.
 
     ``\boxed 5``, without braces, has the one character that LaTeX would put into the box.
     """
@@ -53,18 +53,18 @@ def boxes(text: str) -> list[str]:
     if not begins:
         return []
     first = min(begins)
-    while first and text[first - 1] == "\\":  # which may take the next one for its own
+    while first and text[first - 1] == "\\":  # of an even number of backslashes the last one belongs to the one before
         first -= 1
     closed: list[tuple[int, int]] = []  # where the contents begin and end
     opened: list[int | None] = []  # where the contents of each open brace begin, None for braces that are no box
-    for match in _TOKENS.finditer(text, first):  # no brace before it closes one of its own
+    for match in _TOKENS.finditer(text, first):
         token = match.group()
         if token == "{":
             opened.append(None)
         elif token == "}":
             begin = opened.pop() if opened else None
             if begin is not None:
-                while closed and closed[-1][0] >= begin:  # those within
+                while closed and closed[-1][0] >= begin:  # boxes within this one
                     closed.pop()
                 closed.append((begin, match.start()))
         elif len(token) > 2 and token.endswith("{"):
@@ -75,9 +75,9 @@ def boxes(text: str) -> list[str]:
 
 
 def final_answer(completion: str) -> str | None:
-    """The last non-empty box; without one, what the last sentence "the (final) answer is ..." says.
+    """The last box that is not empty or, without one, the answer in the last "the (final) answer is ..."; else None.
 
-    Of a completion that thinks first, what stands behind ``</think>`` is asked before all of it.
+    The text behind ``</think>`` is read first; where it states no answer, the whole completion.
     """
     _, thought, conclusion = completion.rpartition("</think>")
     if thought and (answer := _stated(conclusion)) is not None:
@@ -91,7 +91,7 @@ def _stated(text: str) -> str | None:
 
 
 def _sentence(text: str) -> str | None:
-    """What the last sentence that states an answer says."""
+    """The answer in the last sentence that states one."""
     for match in list(_SENTENCE.finditer(text))[: -_LATEST - 1 : -1]:
         rest = _without_hope(text[match.end() :])
         display = _DISPLAY.match(rest[:_LONGEST])

@@ -54,7 +54,7 @@ class Arithmetic(Generated):
         return Splits(splits)
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
-        """A careless solution: each step wrong with probability ``careless``, and carried on from."""
+        """A careless solution: each step is wrong with probability ``careless``, and the next goes on from it."""
         first, operations = _parse(row.question)
         value, steps = first, []
         for operator, operand in operations:
@@ -76,9 +76,8 @@ Step = tuple[int, str, int, int]
 
 
 def _apply(value: int, operator: str, operand: int) -> int:
-    """One step, folded into 0..99 where a careless intermediate would leave it."""
-    exact = {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
-    return exact % (LARGEST + 1)
+    """Result of one step modulo 100: careless intermediates may leave 0..99."""
+    return _unfolded(value, operator, operand) % (LARGEST + 1)
 
 
 def _generate(rng: np.random.Generator, fewest: int, most: int) -> tuple[str, list[Step]]:

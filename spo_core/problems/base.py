@@ -1,4 +1,4 @@
-"""What a problem set gives: its splits, its prompt, how an answer is read and by which rule it is compared."""
+"""The protocol of problem sets: splits, prompts, how an answer is read, and by which rule it is compared."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ class ProblemSet(Protocol):
         ...
 
     def check_source(self) -> None:
-        """Raise DataError where the files it needs are not there; quick, and before anything starts."""
+        """Raise DataError where a file or hub dataset is missing; called before anything starts."""
         ...
 
     def build(self) -> Splits:
-        """All splits, without a question in two of them. Raises DataError for a missing or malformed source."""
+        """Build all splits; no question is in two of them. Raises DataError for a missing or malformed source."""
         ...
 
     def test(self) -> list[Question]:
-        """The test split alone, as ``build`` has it. Raises DataError likewise."""
+        """The test split alone, as ``build`` has it. Raises DataError where ``build`` would."""
         ...
 
     def prompt(self, question: str) -> str:
@@ -76,7 +76,7 @@ class ProblemSet(Protocol):
         ...
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
-        """A completion to imitate in warm-up; drawn anew each time where the problem set generates them."""
+        """A completion to imitate in warm-up; a generated problem set draws a new one with each call."""
         ...
 
     def extract(self, completion: str) -> str | None:
@@ -84,12 +84,12 @@ class ProblemSet(Protocol):
         ...
 
     def alphabet(self) -> list[str] | None:
-        """Tokens of a tokenizer made for this problem set; None where only bytes will do."""
+        """Tokens for a tokenizer of characters; None where the problem set's texts need one of bytes."""
         ...
 
 
 class Generated:
-    """What sets share whose questions are made, not read; a subclass has ``data``, ``name``, ``rule`` and ``template``.
+    """Base of problem sets whose questions are generated; subclasses have ``data``, ``name``, ``rule``, ``template``.
 
     Raises ConfigError where ``data.template`` names another template than its own.
     """
@@ -118,7 +118,7 @@ class Generated:
 
 
 def extract_answer(template: Template, completion: str) -> str | None:
-    """The answer in the form that a template asks for, None where there is none."""
+    """The answer of a completion in the form that a template asks for; None where there is none."""
     return after_hashes(completion) if template.answer == "hashes" else final_answer(completion)
 
 
@@ -132,9 +132,9 @@ _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def normalized(question: str) -> str:
-    """A question's text for comparison between splits.
+    """A question's text without what does not tell questions apart, for comparing splits.
 
-    Case, white space but between digits, spelling of quotes and dashes, and LaTeX that only sets type do not count.
+    Left out are case, white space but between digits, spellings of quotes and dashes, and LaTeX that only sets type.
     """
     text = unicodedata.normalize("NFKC", _BETWEEN_DIGITS.sub("\N{SYMBOL FOR SPACE}", question.translate(_RAISED)))
     text = text.translate(_SPELLINGS).casefold()
@@ -156,7 +156,7 @@ def write_split(path: Path, rows: Sequence[Question]) -> None:
 
 
 def read_split(data_dir: Path, split: str) -> list[Question]:
-    """Read a prepared split; raises DataError where it is missing, empty or malformed."""
+    """Read a prepared split. Raises DataError where it is missing, empty or malformed."""
     path = data_dir / f"{split}.jsonl"
     if not path.is_file():
         if any(data_dir.glob("*.jsonl")):

@@ -1,6 +1,6 @@
 """CollegeMath: 2,818 questions from textbooks, for evaluation. Fields ``question`` and ``answer``.
 
-Files and the hub's copy were tested on rows of the same fields only.
+Neither files nor the hub's copy were downloaded: tests use rows with their fields.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""MATH (Hendrycks et al.) with the 12,000 / 500 split of PRM800K: its test questions are MATH-500.
 
 Reads PRM800K's files (``problem``, ``solution``, ``answer``), the same exported as JSONL or as one list, and MATH-500
-alone, which will do for evaluation. Sizes as published, 11500 / 500 / 500, less what repeats a question.
-The hub's copy was tested on rows of the same fields only.
+alone, for evaluation only. Sizes are the published 11500 / 500 / 500, less repeated questions. The hub's copy was not
+downloaded: tests use rows with its fields.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spo_core.problems.text_set import Fields, TextSource, first_field
 
 
 def _read(row: Mapping[str, Any]) -> Fields:
-    """The answer stands in a field of its own, else in the solution's last box."""
+    """Fields of a row; the answer is a field of its own, or the solution's last box."""
     solution = first_field(row, ("solution",)) if row.get("solution") else ""
     boxed = [box for box in boxes(solution) if box]
     stated = row.get("answer") not in (None, "")

@@ -1,6 +1,6 @@
-"""GSM8K: 7,473 training questions, 1,319 of test. Its own JSONL files have ``question`` and ``answer``.
+"""GSM8K: 7,473 training questions, split into 7100 / 373 as published, and 1,319 test questions.
 
-Sizes as published: 7100 / 373 / 1319. The hub's copy has the same fields.
+The original JSONL files and the hub's copy have the fields ``question`` and ``answer``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spo_core.problems.text_set import Fields, TextSource, first_field
 
 
 def _read(row: Mapping[str, Any]) -> Fields:
-    """The answer stands after ``####`` of the solution, calculator annotations are removed."""
+    """Fields of a row; the answer follows ``####`` in the solution, whose calculator annotations are removed."""
     solution = re.sub(r"<<.*?>>", "", first_field(row, ("answer",)))
     answer = after_hashes(solution)
     if answer is None:

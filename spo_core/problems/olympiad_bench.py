@@ -1,7 +1,7 @@
-"""OlympiadBench, the part with open answers to mathematics in English without images: 674 questions for evaluation.
+"""OlympiadBench, its mathematics in English with open answers and without images: 674 questions for evaluation.
 
-Fields ``question``, and ``final_answer`` and ``solution``, which are lists: several answers are joined with "or", and
-the first solution is kept. Files and the hub's copy were tested on rows of the same fields only.
+Fields are ``question``, and the lists ``final_answer`` and ``solution``: several answers are joined with "or", and the
+first solution is kept. Neither files nor the hub's copy were downloaded: tests use rows with their fields.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _read(row: Mapping[str, Any]) -> Fields:
     solution = solutions[0] if isinstance(solutions, list) else solutions
     answers = row.get("final_answer")
     if isinstance(answers, list) and len(answers) > 1 and all(isinstance(answer, str) for answer in answers):
-        row = {**row, "final_answer": r" \text{ or } ".join(answers)}  # in whatever order
+        row = {**row, "final_answer": r" \text{ or } ".join(answers)}  # the grader accepts them in any order
     return first_field(row, ("question", "problem")), first_field(row, ("final_answer", "answer")), str(solution)
 
 

@@ -1,4 +1,4 @@
-"""A problem set without code: ``data.jsonl`` names the files, two fields, a template and a rule."""
+"""A problem set described by params alone: ``data.jsonl`` names the files, their fields, a template and a rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spo_core.problems.text_set import Fields, TextSet, TextSource, first_field
 
 
 def own_set(data: DataParams, jsonl: JsonlParams) -> TextSet:
-    """The set that ``data.jsonl`` describes; ConfigError for a template that is none."""
+    """The problem set that ``data.jsonl`` describes. Raises ConfigError for an unknown or unusable template."""
 
     def read(row: Mapping[str, Any]) -> Fields:
         solution = first_field(row, (jsonl.solution,)) if jsonl.solution else ""

@@ -1,7 +1,7 @@
 """Game of 24: make 24 of four numbers from 1 to 13 with + - * / and parentheses, each number once.
 
-Generated: of the 1820 quadruples all 1362 that can be solved (docs/reference.md 4.4 has the published
-task). The published rule wants exactly one box in the completion; here the last one counts.
+The questions are all 1362 of 1820 quadruples that can be solved; docs/reference.md 4.4 has the published task. The
+published rule wants exactly one box in the completion; here the last one counts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Point24(Generated):
     data: DataParams
 
     def build(self) -> Splits:
-        """A seeded permutation, cut in three; train has all that is left over unless ``data.train`` says fewer."""
+        """Split a seeded permutation in three; train has all that is left over unless ``data.train`` says fewer."""
         puzzles = solvable()
         validation, test = self.data.validation or DEFAULT_VALIDATION, self.data.test or DEFAULT_TEST
         left = len(puzzles) - validation - test
@@ -93,7 +93,7 @@ def _question(question_id: str, numbers: Numbers, expression: str) -> Question:
 def _solution(numbers: Numbers) -> str | None:
     for groups in _divided(numbers):
         smaller, larger = sorted(groups, key=len)
-        others = _values(larger)  # only looked up in, so the larger group
+        others = _values(larger)
         for value, expression in _values(smaller).items():
             for operator, wanted in _wanted(value):
                 if wanted in others:
@@ -103,7 +103,7 @@ def _solution(numbers: Numbers) -> str | None:
 
 
 def _wanted(value: Fraction) -> Iterator[tuple[str, Fraction]]:
-    """What must be joined to a value, and how, for 24; ``~`` means that the value comes second."""
+    """(Operator, other operand) with which a value makes 24; ``~`` marks that the value is the second operand."""
     yield "+", TARGET - value
     yield "-", value - TARGET
     yield "~-", TARGET + value

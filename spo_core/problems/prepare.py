@@ -1,4 +1,4 @@
-"""Prepared splits of a problem set, published as one folder of JSONL files."""
+"""Prepares the splits of a problem set and publishes them as one folder of JSONL files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ REASONS = {
 
 
 def check_source(params: Params) -> None:
-    """Raise DataError where the problem set's files, or the hub, are not there."""
+    """Raise DataError where the problem set's files are missing, or the hub does not give them."""
     problem_set(params.data).check_source()
 
 
 def prepare_splits(params: Params, paths: Paths) -> dict[str, Any]:
-    """Build and write all splits; the number of questions of each, and of those left out, by reason.
+    """Build and write all splits; returns the number of questions in each, and of those left out, by reason.
 
-    Nothing is written where the source is refused.
+    Raises DataError for a missing or malformed source, and then writes nothing.
     """
     splits = problem_set(params.data).build()
     with atomic_directory(paths.data(params.data.problem_set)) as folder:
@@ -36,7 +36,7 @@ def prepare_splits(params: Params, paths: Paths) -> dict[str, Any]:
 
 
 def describe(counts: dict[str, Any]) -> list[str]:
-    """What :func:`prepare_splits` counted, one line a split or reason; reasons that left nothing out are not told."""
+    """Lines of text for the counts of :func:`prepare_splits`, one for each split and each reason that left some out."""
     splits = [(key.removesuffix("_questions"), n) for key, n in counts.items() if not key.startswith("dropped_")]
     lines = [f"  {split:<10} {n:>7,} questions" for split, n in splits]
     return lines + [f"  left out: {counts[key]:,} {reason}" for key, reason in REASONS.items() if counts.get(key)]

@@ -1,4 +1,4 @@
-"""Rows of a published problem set, from files or from the hub: each a mapping with the place it stands at."""
+"""Reads the rows of a published problem set from files or from the hub, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from spo_core.errors import DataError
 from spo_core.system.files import read_jsonl
 
-Row = tuple[str, int, Any]  # where it stands, for messages; its number from 0, part of its id; the row
+Row = tuple[str, int, Any]  # place for messages; number from 0, which ids contain; the row
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A dataset of the hub, and which of its splits are our ``train`` and ``test``."""
+    """A dataset of the hub; ``splits`` maps our ``train`` and ``test`` to its splits."""
 
     path: str
     splits: dict[str, str]
     config: str | None = None
 
     def rows(self, split: str, revision: str | None) -> Iterator[Row]:
-        """Rows of our split, downloaded or from the local cache; DataError where neither can be had."""
+        """Yield the rows of our ``split``, downloaded or from the local cache. Raises DataError where neither works."""
         try:
             import datasets
         except ImportError:
@@ -33,7 +33,7 @@ class Hub:
         datasets.disable_progress_bars()
         try:
             found = datasets.load_dataset(self.path, self.config, split=self.splits[split], revision=revision)
-        except Exception as error:  # whatever the network, the cache and the hub raise
+        except Exception as error:  # network, cache and hub raise errors of many types
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"data.source is not set, and {self.path} cannot be had from the hub: {reason}\n{_offline(self)}"
@@ -47,12 +47,12 @@ def _offline(hub: Hub) -> str:
 
 
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of these files that is there."""
+    """The first of these files that exists in ``folder``, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def file_rows(path: Path) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line, or with one JSON list of them."""
+    """Yield the rows of a file of JSON lines or of one JSON list. Raises DataError where it is neither."""
     try:
         with path.open(encoding="utf-8") as file:
             if file.read(64).lstrip("\ufeff \t\r\n").startswith("["):

@@ -1,6 +1,6 @@
-r"""Prompt templates, as published: texts character by character, and what stands before and after them.
+r"""Prompt templates, character by character as published, and how prompts are encoded.
 
-A prompt is encoded with ``add_special_tokens=False``: nothing is ever added to it silently, in training, rollouts or
+A prompt is encoded with ``add_special_tokens=False``: nothing is added to it silently, in training, rollouts or
 evaluation. Where the policy expects a BOS token the template's own text begins with it (``bos: written``). A completion
 ends with the policy's own EOS token, which is sampled and trained, and never part of the text; or with a stop string.
 Source of all but ``arithmetic`` and ``plain``: docs/reference.md 3.5; ``math_task_boxed`` is the Rho runs' template for
@@ -42,11 +42,11 @@ class Template:
         return self.text.replace(SLOT, question, 1)
 
     def described(self) -> dict[str, Any]:
-        """All of it as plain JSON, for the identity of runs."""
+        """The template's fields as plain JSON, for the identity of runs."""
         return asdict(self) | {"stop": list(self.stop)}
 
     def before_stop(self, completion: str) -> str:
-        """What a completion says: its text up to the first stop string."""
+        """The completion's text before its first stop string."""
         return min((completion.partition(string)[0] for string in self.stop), key=len, default=completion)
 
 
@@ -93,14 +93,15 @@ TEMPLATES = {
 
 
 def named_template(name: str) -> Template:
-    """The template of that name; ConfigError naming those there are."""
+    """The template of that name. Raises ConfigError, naming all templates, for an unknown one."""
     if name not in TEMPLATES:
         raise ConfigError(f"data.template: no template {name!r}; there are: {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]
 
 
 def own_template(params: JsonlParams) -> Template:
-    """The template of an own problem set: a named one or a text, with what ``data.jsonl`` says otherwise."""
+    """The template that ``data.jsonl`` describes: a named one or a text, with its own answer form, BOS and stop
+    strings where given. Raises ConfigError for an unknown name, and for a text that does not hold SLOT once."""
     if SLOT in params.template:
         if params.template.count(SLOT) > 1:
             raise ConfigError(f"data.jsonl.template: must hold {SLOT} once")
@@ -121,7 +122,7 @@ def own_template(params: JsonlParams) -> Template:
 
 
 def encode_prompt(template: Template, tokenizer: Any, question: str) -> list[int]:
-    """Token ids of one prompt; DataError where its BOS token is not as the template says."""
+    """Token ids of one prompt. Raises DataError where its BOS tokens are not as the template says."""
     return encode_prompts(template, tokenizer, [question])[0]
 
 

@@ -1,4 +1,4 @@
-"""Problem sets of questions and answers in files: described by a :class:`TextSource`, read by one code path."""
+"""Problem sets read from files or the hub: a :class:`TextSource` describes one, :class:`TextSet` reads any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Fields = tuple[str, str, str]  # question, answer, solution
 
 
 def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """Text of the first of these fields that the row has, a list's items joined by commas; ValueError if none has."""
+    """Text of the first of these fields with text, a list's items joined by commas. Raises ValueError without one."""
     for name in names:
         value = row.get(name)
         items = value if isinstance(value, list) else [value]
@@ -34,7 +34,7 @@ def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def plain_fields(row: Mapping[str, Any]) -> Fields:
-    """The spellings common to most published files."""
+    """Fields of a row under the names that most published files use."""
     has_solution = any(row.get(name) for name in ("solution", "rationale"))
     return (
         first_field(row, ("question", "problem")),
@@ -45,28 +45,28 @@ def plain_fields(row: Mapping[str, Any]) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """What distinguishes one published problem set from another."""
+    """Description of a problem set: where its rows come from, and how they are read and asked."""
 
     name: str
     template: Template
-    """The default, which ``data.template`` replaces."""
+    """Default template, which ``data.template`` replaces."""
     hub: Hub | None = None
-    """Where its rows come from without ``data.source``."""
+    """Source of rows without ``data.source``."""
     files: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Names of its files beyond the usual ones, by split."""
+    """(Split, names of files beyond the usual ones)."""
     usual_names: bool = True
     """Whether ``train.jsonl``, ``test.jsonl`` and the like are looked for too."""
     read: Callable[[Mapping[str, Any]], Fields] = plain_fields
-    """Question, answer and solution of a row; ValueError where it has none."""
+    """Function from a row to its question, answer and solution; raises ValueError where they are missing."""
     rule: Rule = "math"
     validation: int = 200
     """Questions held out of train unless ``data.validation`` says another number."""
     evaluation_only: bool = False
     test_alone: bool = False
-    """Whether files without a train split will do, for evaluation."""
+    """Whether files without a train split are accepted, for evaluation only."""
 
     def names(self, split: str) -> tuple[str, ...]:
-        """Files to look for in ``data.source``, in this order."""
+        """Names of files to look for in ``data.source``, in this order."""
         usual = (f"{split}.jsonl", f"{split}.json", f"{self.name}_{split}.jsonl", f"{self.name}/{split}.jsonl")
         return (*(usual if self.usual_names else ()), *dict(self.files).get(split, ()))
 
@@ -99,7 +99,7 @@ class TextSet:
 
     @property
     def hub(self) -> Hub | None:
-        """Where rows come from; None for files."""
+        """The hub's dataset that rows come from; None where they come from files."""
         return self.source.hub if self.data.source is None else None
 
     def check_source(self) -> None:
@@ -160,14 +160,14 @@ class TextSet:
 def read_questions(
     rows: Iterator[Row], name: str, split: str, read: Callable[[Mapping[str, Any]], Fields]
 ) -> list[Question]:
-    """All rows as questions; DataError naming the place of a malformed one, or where there is none."""
+    """Turn all rows into questions. Raises DataError, naming the place, for a malformed row, and without any row."""
     questions = []
     for where, number, row in rows:
         try:
             if not isinstance(row, Mapping):
                 raise ValueError("not a JSON object")
             question, answer, solution = read(row)
-            (question + answer + solution).encode()  # half of a character, "\\ud800", can be read but not written
+            (question + answer + solution).encode()  # raises for lone surrogates, which JSON reads but cannot write
             questions.append(Question(f"{name}-{split}-{number:05d}", question, answer.strip(), solution))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where}: not a row of {name}: {error}") from None
@@ -179,8 +179,8 @@ def read_questions(
 def split_up(data: DataParams, train: list[Question] | None, test: list[Question], validation: int) -> Splits:
     """Hold ``validation`` questions out of train, and keep test questions and repeated ones out of both.
 
-    What is left out is counted, and logged unless ``data`` asks for it. The test split is left as published, even
-    where it repeats a question.
+    Questions left out are counted, and logged unless ``data`` asks for it. The test split stays as published, even
+    where it repeats a question. Raises DataError where no question is left to train on.
     """
     splits = {"test": test}
     dropped: dict[str, int] = {}
@@ -205,7 +205,7 @@ def split_up(data: DataParams, train: list[Question] | None, test: list[Question
 
 
 def _without_copies(train: list[Question], in_test: set[str], dropped: dict[str, int]) -> list[Question]:
-    """Training questions that do not stand in test, each once; the others are logged and counted in ``dropped``."""
+    """Training questions that are not in test, each once; the others are logged and counted in ``dropped``."""
     counts = {"dropped_test_questions": 0, "dropped_repeated_questions": 0}
     seen: set[str] = set()
     pool = []
@@ -226,7 +226,7 @@ def _without_copies(train: list[Question], in_test: set[str], dropped: dict[str,
 
 
 def demonstration(template: Template, row: Question) -> str:
-    """A row's solution, with its answer stated in the form that the template asks for."""
+    """A row's solution as a completion, with the answer in the form that the template asks for."""
     solution = row.solution
     if extract_answer(template, solution) is None:
         body = solution.rpartition("\n####")[0] or solution.removeprefix(f"#### {row.answer}")

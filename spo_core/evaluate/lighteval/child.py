@@ -23,7 +23,7 @@ def main(scratch: Path) -> None:
     die_with(request.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     log.info("importing lighteval")
-    gc.disable()  # collections while 6000 modules load cost a tenth of the time
+    gc.disable()  # collecting while 6000 modules load would take a tenth of the time
     from spo_core.evaluate.lighteval.pipeline import evaluate
 
     gc.freeze()
@@ -33,7 +33,7 @@ def main(scratch: Path) -> None:
     exchange.write_report(scratch, report)
     log.info("done")
     logging.shutdown()
-    os._exit(0)  # tearing the interpreter down would take seconds, and everything is written
+    os._exit(0)  # everything is written, and the interpreter's own exit would take seconds
 
 
 if __name__ == "__main__":

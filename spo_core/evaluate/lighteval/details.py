@@ -1,4 +1,4 @@
-"""Every completion of an evaluated cell, a row each, so that a score can be traced to what it was given for."""
+"""Graded completions of an evaluated cell as Parquet, a row each, so that a score can be traced to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sample:
     gold: str
     """The right answer."""
     given: str | None
-    """The answer found in the completion."""
+    """The answer found in the completion; None where there is none or the completion was truncated."""
     outcome: Outcome
     lighteval: str | None
     """What lighteval's metric says: correct, wrong or timeout; None where it was not asked."""
@@ -36,7 +36,7 @@ class Sample:
 
     @property
     def disagrees(self) -> bool:
-        """Whether one of the two graders calls it correct and the other does not."""
+        """Whether one of the two graders calls the completion correct and the other does not."""
         return self.lighteval is not None and self.correct != (self.lighteval == "correct")
 
 
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
 
 
 def write_details(path: Path, samples: Iterable[Sample]) -> None:
-    """Parquet with the columns of Sample."""
+    """Write samples as Parquet with the columns of Sample."""
     pq.write_table(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SCHEMA), path)
 
 
@@ -65,7 +65,7 @@ def read_details(path: Path) -> list[Sample]:
 
 
 def by_question(samples: Iterable[Sample]) -> list[list[Sample]]:
-    """(questions, samples), in the order in which questions first stand there."""
+    """Group samples into (questions, samples), questions in the order of their first sample."""
     found: dict[str, list[Sample]] = {}
     for sample in samples:
         found.setdefault(sample.question_id, []).append(sample)

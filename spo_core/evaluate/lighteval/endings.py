@@ -1,4 +1,4 @@
-"""Where a sampled completion ends: at its first stop token or stop string, as in training."""
+"""Finds where a sampled completion ends: at its first stop token or stop string, as in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Endings:
         self._stop = stop_at(tokenizer, strings)
 
     def until(self, ids: list[int]) -> list[int]:
-        """Token ids up to where the completion ends; all of them where it does not."""
+        """Token ids up to the completion's end, its stop token included; all where it does not end."""
         own = ids[: next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))]
         return own[: self._stop(own)] if self._stop else own
 

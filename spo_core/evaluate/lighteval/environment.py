@@ -1,4 +1,4 @@
-"""What processes of lighteval's environment find in theirs."""
+"""Environment variables of processes that run in lighteval's environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import spo_core
 
 
 def child_environment(scratch: Path, threads: int) -> dict[str, str]:
-    """This project but none of our packages, no network, no cache outside the folder ``scratch``."""
+    """Environment in which a child finds this project, but not our packages, the network, or caches outside
+    ``scratch``."""
     foreign = ("PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "HF_", "HUGGING_FACE_", "TRANSFORMERS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
         "PYTHONPATH": str(Path(spo_core.__file__).resolve().parents[1]),
@@ -25,7 +26,7 @@ def child_environment(scratch: Path, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads are many times slower beside another process
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),  # the key/value cache is copied at every token: memory that glibc keeps
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),  # and does not map anew makes decoding up to twice as fast
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),  # the key/value cache is copied at every token: decoding is up to twice
+        "MALLOC_TRIM_THRESHOLD_": str(2**32),  # as fast if glibc keeps the memory instead of mapping it anew
         "MALLOC_TOP_PAD_": str(2**26),
     }

@@ -1,4 +1,4 @@
-"""Files through which an evaluation and its lighteval process talk, all in one scratch folder.
+"""Files that an evaluation and its lighteval process exchange, all in one scratch folder.
 
 Importable in both environments: no torch, no transformers, no lighteval.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 REQUEST = "request.json"
 QUESTIONS = "questions"  # a folder: lighteval loads it as a dataset
-POLICY = "policy"  # a link to the checkpoint, so that no path of lighteval's leads into it
+POLICY = "policy"  # a link to the checkpoint, so that lighteval writes nothing into it
 ANSWERS = "answers.jsonl"
 REPORT = "report.json"
 PROGRESS = "progress.json"
@@ -20,14 +20,14 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """vLLM servers that run on this machine, and what every request to them has in common."""
+    """vLLM servers on this machine, and what every request to them has in common."""
 
     sockets: tuple[str, ...]
-    """Files that their owner alone can reach."""
+    """Paths of unix sockets that only their owner can open."""
     slots: int
-    """Requests that one of them is given at a time."""
+    """Requests that one server is given at a time."""
     request_seconds: float
-    """Time for one request; it is sent again after that."""
+    """Seconds after which a request without an answer is sent again."""
     stop_ids: tuple[int, ...]
     temperature: float
     top_p: float
@@ -39,7 +39,7 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How to sample one cell; the prompts stand in QUESTIONS, the checkpoint behind POLICY."""
+    """How to sample one cell. Prompts are in the folder QUESTIONS, the checkpoint is behind the link POLICY."""
 
     context_length: int
     """Most tokens a completion may have, the stop token included."""
@@ -57,10 +57,10 @@ class Request:
     parent: int
     """Process that waits for the result; the child ends with it."""
     servers: Servers | None = None
-    """Who samples; None: lighteval itself."""
+    """Servers that sample; None: lighteval itself samples."""
 
     def write(self, scratch: Path, prompts: Mapping[str, str]) -> None:
-        """``prompts`` by question id."""
+        """Write the request, and ``prompts`` (question id -> text) as a dataset."""
         (scratch / REQUEST).write_text(json.dumps(asdict(self)), encoding="utf-8")
         (scratch / QUESTIONS).mkdir()
         rows = (json.dumps({"question_id": key, "prompt": text}) + "\n" for key, text in prompts.items())
@@ -78,7 +78,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All completions of one question; the lists have one item a completion."""
+    """All completions of one question; the lists but ``prompt_ids`` have one item per completion."""
 
     question_id: str
     prompt_ids: list[int]
@@ -91,10 +91,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What lighteval itself reports."""
+    """Figures that lighteval itself reports."""
 
     stopped: float
-    """Share of completions."""
+    """Share of completions that ended by themselves."""
     prompt_hash: str
     """Hash of all prompts together."""
     versions: dict[str, str]
@@ -119,7 +119,7 @@ def read_report(scratch: Path) -> Report:
 
 
 def write_progress(scratch: Path, done: int) -> None:
-    """Completions finished so far; replaced as a whole, so that a reader never sees half of it."""
+    """Write the number of finished completions; the file is replaced as a whole, so that none reads half of it."""
     partial = scratch / f"{PROGRESS}.partial"
     partial.write_text(json.dumps(done))
     partial.replace(scratch / PROGRESS)

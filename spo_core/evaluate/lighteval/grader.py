@@ -1,8 +1,7 @@
 """lighteval's extractive match, in workers of its own environment (``spo_core.verify.fork_server``).
 
-The settings are those of the published long-CoT evaluations (custom task ``math_500`` of open-r1,
-docs/reference.md 5.1), in lighteval 0.13 those of ``expr_gold_metric`` and, with LaTeX gold answers,
-of the samples of ``latex-g-pass@k``.
+The settings are those of the published long-CoT evaluations (custom task ``math_500`` of open-r1, docs/reference.md
+5.1); in lighteval 0.13 ``expr_gold_metric`` and, for LaTeX gold answers, the samples of ``latex-g-pass@k`` have them.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ METRICS = {
 
 
 def compare(kind: str, completion: str, gold: str) -> Outcome:
-    """What the metric says of one completion; where it raises, the worker ends and the verdict is a timeout."""
+    """The metric's verdict on one completion. Where it raises, the worker ends and the verdict is a timeout."""
     doc = Doc(query="", choices=[gold], gold_index=0)
     score = METRICS[kind].compute(doc=doc, model_response=ModelResponse(text=[completion]))
     return Outcome.CORRECT if score == 1.0 else Outcome.WRONG
 
 
 def warm() -> None:
-    """Use once all that the metric needs, before a worker has to be quick."""
-    logging.disable(logging.WARNING)  # it logs every completion in which it finds no answer
+    """Use the metric once, so that what it loads on first use does not count against a completion's time limit."""
+    logging.disable(logging.WARNING)  # the metric logs every completion in which it finds no answer
     for kind, gold in (("latex", "$2$"), ("expr", "2")):
         compare(kind, r"The final answer is $\frac{4}{2}$. I hope it is correct. \boxed{2}", gold)
 

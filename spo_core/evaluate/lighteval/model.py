@@ -1,4 +1,4 @@
-"""The policy as lighteval's transformers model, sampled as in training. Runs in lighteval's environment."""
+"""The policy as a transformers model of lighteval, sampled as in training. Runs in lighteval's environment."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger("spo_core.evaluate")
 
 
 class PolicyModel(TransformersModel):
-    """Replaces four things in lighteval 0.13 that would change results without a word.
+    """lighteval's model with four behaviours replaced that would change results silently (lighteval 0.13).
 
-    - Its tokenizer is whatever transformers makes of the checkpoint: here it is training's.
-    - Predictions are cached by path, and served again when the weights there have changed: here nothing is cached.
-    - With several samples a question, the stop criterion looks at the first rows of a batch alone, and cuts off all
-      others when those have ended: here a completion ends at its own stop token.
-    - Only the tokenizer's end token stops, and generation defaults of the checkpoint apply, or of transformers (top_k
-      50): here training's stop tokens and strings stop, and only temperature and top_p shape the sampling.
+    - Its tokenizer is whatever transformers makes of the checkpoint; here it is training's.
+    - It caches predictions by path, and uses them again when the weights there have changed; here nothing is cached.
+    - With several samples a question, its stop criterion looks at the first rows of a batch alone, and cuts off all
+      others when those have ended; here a completion ends at its own stop token.
+    - Only the tokenizer's end token stops, and generation defaults of the checkpoint or of transformers (top_k 50)
+      apply; here training's stop tokens and strings stop, and only temperature and top_p shape the sampling.
     """
 
     disable_tqdm = True
@@ -44,7 +44,7 @@ class PolicyModel(TransformersModel):
         cache_dir: str,
         progress: Callable[[int], None],
     ) -> PolicyModel:
-        """``progress`` is called with the number of completions sampled so far."""
+        """Wrap a loaded policy; ``progress`` is called with the number of completions sampled so far."""
         self = cls.from_model(
             model,
             TransformersModelConfig(
@@ -87,11 +87,10 @@ class PolicyModel(TransformersModel):
         returns_logits: bool | None = False,
         num_samples: int = 1,
     ) -> list[ModelResponse]:
-        """Responses of a batch of prompts (prompts, prompt tokens), padded on the left; output ids end with the stop
-        token, or where the limit cut them off.
+        """Sample a batch of left-padded prompts (prompts, prompt tokens); output ids end with the stop token, or where
+        the limit cut them off.
 
-        The noise is seeded by the prompts of the batch: a longer context continues the very completions of a shorter
-        one, and contexts differ by nothing but their length.
+        The noise is seeded by the batch's prompts, so a longer context continues the completions of a shorter one.
         """
         prompt_tokens = batch.input_ids.shape[1]
         at_string = [self._at_stop_string(prompt_tokens)] if self.endings.strings else []
@@ -115,12 +114,10 @@ class PolicyModel(TransformersModel):
         return responses
 
     def _at_stop_string(self, prompt: int) -> Callable[..., torch.Tensor]:
-        """Which rows have just completed a stop string, behind ``prompt`` tokens.
-
-        The criterion of transformers fails with tokenizers that know no letters.
-        """
+        """Criterion: which rows have a stop string at their end, behind ``prompt`` tokens. That of transformers fails
+        with tokenizers that know no letters."""
         strings = self.endings.strings
-        window = 4 * max(map(len, strings))  # tokens; a character has at most four
+        window = 4 * max(map(len, strings))  # tokens: a character has at most four
 
         def ended(rows: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
             tails = self.tokenizer.batch_decode(rows[:, prompt:][:, -window:], skip_special_tokens=True)

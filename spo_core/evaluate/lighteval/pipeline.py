@@ -25,7 +25,7 @@ log = logging.getLogger("spo_core.evaluate")
 
 
 def evaluate(request: Request, scratch: Path) -> tuple[list[Answers], Report]:
-    """Sample completions of every question, in this process or from the servers."""
+    """Sample completions of every question, in this process or from the servers; returns lighteval's report too."""
     torch.set_num_threads(request.threads)
     model, endings = _model(request, scratch)
     task = make_task(request, scratch, endings.ended)

@@ -1,8 +1,8 @@
-"""Evaluate a checkpoint in one cell through lighteval, which lives in an environment of its own, as one child process.
+"""Evaluates a checkpoint in one cell through lighteval, a child process in an environment of its own.
 
-The child samples, or asks vLLM servers of this environment. The completions are graded here, where a comparison that
-takes too long is killed; lighteval's own figure must follow from them, and the prompts it fed to the policy must be
-those of training, token by token.
+The child samples, or asks vLLM servers of this environment. Completions are graded here, where a comparison that takes
+too long is killed. lighteval's report must follow from them, and the prompts it fed to the policy must be those of
+training, token by token.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from spo_core.verify.verifier import Verifier
 
 DETAILS = "details.parquet"
 LOG = "lighteval.log"
-SERVERS = "servers"  # a folder: a log for each
+SERVERS = "servers"  # a folder with a log for each server
 Progress = Callable[[int, int], None]  # (sampled completions, completions in all)
 
 
@@ -81,7 +81,7 @@ def measure_cell(
     prompts = {row.question_id: problem.prompt(row.question) for row in questions}
     with LightevalMetric(python, verify.workers) as metric, Verifier(verify) as verifier:
         if (kind := metric_kind(problem)) is not None:
-            metric.begin()  # it imports while the policy answers
+            metric.begin()  # imports while the policy is sampled
         answers, report = _sample(checkpoint, cell, questions, problem, params, threads, python, work_dir, progress)
         samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
         votes = majority(verifier, rule(problem, verify.grader), samples)
@@ -106,7 +106,7 @@ def measure_cell(
 
 
 def grading_versions() -> dict[str, str]:
-    """Versions, in the main environment, of the libraries that verdicts depend on."""
+    """Versions, in the main environment, of the packages that decide verdicts."""
     return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
 
 
@@ -130,7 +130,7 @@ def _sample(
     work_dir: Path,
     progress: Progress | None,
 ) -> tuple[list[Answers], Report]:
-    """Answers to all questions, from prompts that are those of training."""
+    """Sample all questions; raises EvaluationError unless the prompts fed were those of training."""
     from transformers import AutoConfig
 
     from spo_core.policy.tokenizer import load_tokenizer
@@ -177,7 +177,7 @@ def _run(
     work_dir: Path,
     progress: Progress | None,
 ) -> tuple[list[Answers], Report]:
-    """Run the child in a fresh scratch folder; its answers and its report."""
+    """Run the child in a fresh scratch folder; returns its answers and its report."""
     scratch, log = work_dir / "scratch", work_dir / LOG
     total = len(prompts) * request.samples
 

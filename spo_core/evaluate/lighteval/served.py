@@ -1,4 +1,4 @@
-"""A policy that vLLM servers serve, as lighteval's model. Runs in lighteval's environment, which has no vLLM."""
+"""A policy on vLLM servers as a model of lighteval. Runs in lighteval's environment, which has no vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spo_core.rollout.seeds import derive_seed
 
 
 class ServedModel(LightevalModel):
-    """Token ids in, token ids out. The noise of a completion is seeded by its question and number alone."""
+    """A model of lighteval that asks servers; a completion's seed comes from its question and number alone."""
 
     is_async = True
 
@@ -36,7 +36,7 @@ class ServedModel(LightevalModel):
         cache_dir: str,
         progress: Callable[[int], None],
     ) -> None:
-        """``progress`` is called with the number of completions sampled so far."""
+        """Connect nothing yet; ``progress`` is called with the number of completions sampled so far."""
         self.cell, self.servers, self.endings, self.progress, self.done = cell, servers, endings, progress, 0
         self.config = ModelConfig(
             model_name=POLICY,

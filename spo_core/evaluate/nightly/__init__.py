@@ -1,1 +1,1 @@
-"""Nightly evaluation: the newest checkpoint, and whether it does worse. Not here: when a night begins."""
+"""Nightly evaluation of the newest checkpoint, compared with the last report. Not here: when a night begins."""

@@ -1,4 +1,4 @@
-"""The newest checkpoint of all training runs, held while it is evaluated though training may delete it."""
+"""Finds the newest checkpoint of all training runs, and keeps it while it is evaluated: training may delete it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spo_core.runs.directory import COMPLETE, RunDirectory, open_run
 from spo_core.system.files import publish, read_json
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 5  # a checkpoint that is deleted while it is taken has a newer one
+ATTEMPTS = 5  # to link a checkpoint: where one is deleted meanwhile there is a newer one
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Found:
 
 
 def newest_checkpoint(work: Path, params: Params) -> Found | None:
-    """Find the checkpoint completed last, of all training runs with the problem set and the prompts of ``params``."""
+    """The checkpoint completed last of all training runs with the problem set and prompts of ``params``, or None."""
     problem = problem_set(params.data)
     trained_on = {
         "problem_set": params.data.problem_set,
@@ -65,9 +65,9 @@ def newest_checkpoint(work: Path, params: Params) -> Found | None:
 
 @contextmanager
 def newest_model(paths: Paths, params: Params) -> Iterator[tuple[Found, Model] | None]:
-    """The newest checkpoint and its policy, kept by hard links while the block lasts; None where there is none.
+    """The newest checkpoint and its policy, kept by hard links while the context lasts; None where there is none.
 
-    Raises RunError where another process is in such a block.
+    Raises RunError where another process is in this context, DataError where the policy cannot be linked.
     """
     with open_run(paths.work, "nightly", {}, paths.root, "policy") as directory:
         taken = directory.path / "policy"
@@ -93,7 +93,7 @@ def _take_newest(work: Path, params: Params, target: Path) -> Found | None:
 
 
 def _take(found: Found, target: Path) -> None:
-    """Raises OSError where the checkpoint was deleted meanwhile, be it in part."""
+    """Link the checkpoint's policy to ``target``. Raises OSError where some of it was deleted meanwhile."""
     sizes: dict[str, int] = read_json(found.folder / COMPLETE)
     publish(found.folder / "policy", target)
     for name, size in sizes.items():

@@ -1,8 +1,8 @@
-"""Reports of nightly evaluations: what was scored, and whether it does worse than the checkpoint before.
+"""Reports of nightly evaluations: a policy's scores, and whether they fell since the report before.
 
-The reports are the only memory: ``reports/nightly/<date>.json`` names the policy it scored, so that none is scored
-twice, and ``reports/nightly/<date>/<cell>.parquet`` keeps every completion, so that the next report can compare
-question by question when the working directories are gone.
+The reports are the only memory. ``reports/nightly/<date>.json`` names the policy it scored, so that none is scored
+twice; ``reports/nightly/<date>/<cell>.parquet`` keeps every completion, so that the next report can compare question
+by question when the working directories are gone.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NightlyCell:
-    """A cell's score, and how it stands to that of the report before."""
+    """A cell's score, compared with that of the report before."""
 
     score: CellScore
     difference: float | None
-    """This accuracy less the previous one, over the same questions; None where the two are not comparable."""
+    """Accuracy less that of the report before, over the same questions; None where the two do not compare."""
     standard_error: float | None
     """Standard error of the paired difference."""
     not_compared: str | None
-    """Why nothing can be said of a difference."""
+    """Why there is no difference, or no standard error of it."""
     fell: bool
     """Whether accuracy fell by more than ``evaluate.nightly.standard_errors`` standard errors of the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class NightlyReport:
-    """One night."""
+    """Report of one nightly evaluation."""
 
     date: str
     started: str
@@ -58,14 +58,14 @@ class NightlyReport:
     model_digest: str
     suite: str
     asked: dict[str, Any]
-    """All that decides what is asked and how it is graded."""
+    """Params that decide what is asked and how it is graded: ``asked(params)``."""
     compared_with: str | None
     """Name of the report before, without its suffix."""
     cells: dict[str, NightlyCell]
 
     @property
     def fell(self) -> list[str]:
-        """Names of the cells that did."""
+        """Names of the cells whose accuracy fell."""
         return [name for name, cell in self.cells.items() if cell.fell]
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class NightlyReport:
 
     @classmethod
     def read(cls, path: Path) -> NightlyReport:
-        """Raises DataError for a file that is no report."""
+        """Read a report's JSON file. Raises DataError for any other file."""
         try:
             content = read_json(path)
             content.pop("fell")
@@ -87,7 +87,7 @@ class NightlyReport:
 
 
 def asked(params: Params) -> dict[str, Any]:
-    """All that decides what is asked and how it is graded, as plain JSON; where and how fast is left out."""
+    """Params that decide what is asked and how it is graded, as plain JSON."""
     engine = params.evaluate.engine.model_dump(mode="json", exclude={*RESOURCES, "servers"})
     found = {
         **params.evaluate.model_dump(mode="json", exclude={"nightly", "batch_size", "engine"}),
@@ -99,7 +99,7 @@ def asked(params: Params) -> dict[str, Any]:
 
 
 def reports(folder: Path) -> dict[str, NightlyReport]:
-    """All readable reports in a folder by their name without suffix, the oldest first."""
+    """All reports in a folder by their name without suffix, the oldest first; unreadable ones are logged."""
     found = {}
     for path in folder.glob("*.json"):
         try:
@@ -110,7 +110,7 @@ def reports(folder: Path) -> dict[str, NightlyReport]:
 
 
 def already_evaluated(folder: Path, model_digest: str, params: Params) -> str | None:
-    """Name of the report in which this policy was asked and graded as ``params`` would have it."""
+    """Name of a report that scored this policy under the same ``asked(params)``, or None."""
     same = asked(params)
     for name, report in reports(folder).items():
         if report.model_digest == model_digest and report.asked == same:
@@ -129,7 +129,7 @@ def make_report(
     started: datetime,
     finished: datetime,
 ) -> NightlyReport:
-    """Compare the scores, by name of their cells, with the last report of the same training run and suite."""
+    """Compare the scores, by cell name, with the last report of the same training run and suite."""
     folder = paths.nightly(date).parent
     before = {
         name: report
@@ -156,7 +156,7 @@ def make_report(
 
 
 def _beside(now: Evaluated, name: str, details: Path | None, before: NightlyReport | None, limit: float) -> NightlyCell:
-    """``details`` is the folder of the completions of the report ``before``."""
+    """Compare one cell with the report ``before``, whose completions are in the folder ``details``."""
     if before is None or details is None:
         return NightlyCell(now.score, None, None, "the first report of this training run", False)
     if name not in before.cells:
@@ -173,7 +173,7 @@ def _beside(now: Evaluated, name: str, details: Path | None, before: NightlyRepo
 
 
 def free_name(paths: Paths, date: str) -> str:
-    """``2026-11-23``, or ``2026-11-23-2`` and so on where that night has a report: none is overwritten."""
+    """A report's name that is not taken: ``2026-11-23``, else ``2026-11-23-2`` and so on."""
     number = 1
     while paths.nightly(name := date if number == 1 else f"{date}-{number}").exists():
         number += 1
@@ -181,14 +181,14 @@ def free_name(paths: Paths, date: str) -> str:
 
 
 def write_report(target: Path, report: NightlyReport, evaluated: Mapping[str, Evaluated]) -> None:
-    """The completions first, in a folder of the report's name, then its JSON file."""
+    """Write the completions to a folder of the report's name, then its JSON file."""
     for cell, one in evaluated.items():
         publish(one.details, target.with_suffix("") / f"{cell}.parquet")
     write_json(target, report.to_json())
 
 
 def table(report: NightlyReport) -> list[dict[str, Any]]:
-    """A row for each cell, for people."""
+    """The report as a table of text, a row for each cell."""
 
     def shown(value: float | None, digits: str) -> str:
         return "" if value is None else format(value, digits)
@@ -209,7 +209,7 @@ def table(report: NightlyReport) -> list[dict[str, Any]]:
 
 
 def metrics(report: NightlyReport) -> dict[str, float]:
-    """What W&B is told."""
+    """The report's numbers as ``nightly/...`` metrics for trackers."""
     row: dict[str, float] = {"nightly/iteration": report.iteration}
     for name, cell in report.cells.items():
         numbers = {
@@ -225,7 +225,7 @@ def metrics(report: NightlyReport) -> dict[str, float]:
 
 
 def fall(report: NightlyReport, path: Path) -> dict[str, Any]:
-    """What the event says of the cells that fell."""
+    """Payload of the event about the cells that fell; ``path`` is the report's file."""
     cells = {name: report.cells[name] for name in report.fell}
     return {
         "run": report.run,
