@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.spans import Spans, resident_bytes
 from spo_core.config import Params, ScratchPolicy, load_params
+from spo_core.credit.pairs import read_pairs, write_pairs
 from spo_core.learn import trainer
-from spo_core.learn.pairs import read_pairs, write_pairs
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.paths import Paths

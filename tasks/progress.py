@@ -21,9 +21,10 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from spo_core.credit.pairs import read_pairs
 from spo_core.observe.progress import bar
 from spo_core.observe.trackers import Trackers
-from spo_core.observe.tree_table import TreeTable, tree_table
+from spo_core.observe.tree_table import Rows, asked, tree_rows
 from spo_core.policy.device import device_name
 from spo_core.runs.directory import step_seconds
 from spo_core.runs.provenance import record_attempt
@@ -42,9 +43,11 @@ def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Map
     """Start whoever is told how training goes; yields what is to be called with the metrics of each iteration."""
     rows, iterations = session.run.read_metrics(), spec.params.run.iterations
 
-    def trees(iteration: int) -> TreeTable:
-        folder = session.run.iteration(iteration)
-        return tree_table(folder, spec.params.run.wandb.trees, lambda ids: str(session.tokenizer.decode(list(ids))))
+    def trees(iteration: int) -> Rows:
+        folder, now = session.run.iteration(iteration), session.under_way
+        pairs = now.pairs if now and iteration == session.iteration else read_pairs(folder)
+        count = spec.params.run.wandb.trees
+        return tree_rows(pairs[:count], asked(folder), lambda ids: str(session.tokenizer.decode(list(ids))))
 
     with (
         Trackers(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,

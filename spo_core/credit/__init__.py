@@ -32,6 +32,10 @@ class Credit:
         """Whether any token of the node changes the policy."""
         return bool((self.masks[index] & (self.advantages[index] != 0)).any())
 
+    def advantage(self, index: int) -> float:
+        """The node's advantage: its strongest token's, because SPO-chain zeroes it at tokens that were certain."""
+        return float(max(self.advantages[index], key=abs, default=0.0))
+
 
 def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
     """Value, advantage and mask of every node. Raises TrainingError where :func:`segment_credit` does."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
-from spo_core.learn.objective import CreditedTree
+from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.precision import MasterWeights, working_copy
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch

@@ -13,10 +13,10 @@ import numpy as np
 
 from spo_core.config import LearnParams
 from spo_core.credit import Credit, by_node
+from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.tree_batch import TrainedSegments
 from spo_core.tree import RolloutTree
 
-CreditedTree = tuple[RolloutTree, Credit]
 WHITENING_EPSILON = 1e-8
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from spo_core.config import LearnParams
 from spo_core.credit import Credit, pruned_pair
-from spo_core.learn.objective import CreditedTree, counted_masks
-from spo_core.learn.pairs import read_pairs, write_pairs
+from spo_core.credit.pairs import CreditedTree, read_pairs, write_pairs
+from spo_core.learn.objective import counted_masks
 from spo_core.tree import RolloutTree
 
 Unit = tuple[int, tuple[int, ...]]  # index of an entry, and nodes of its tree that are drawn together

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spo_core.config import LearnParams
+from spo_core.credit.pairs import CreditedTree
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import Backend
 from spo_core.learn.loss import (
@@ -22,7 +23,7 @@ from spo_core.learn.loss import (
     kl_estimate,
     likelihood_ratio,
 )
-from spo_core.learn.objective import CreditedTree, WeightedTree, counted_masks, plan_epoch
+from spo_core.learn.objective import WeightedTree, counted_masks, plan_epoch
 from spo_core.learn.schedule import learning_rate
 from spo_core.learn.splits import ForwardBatch, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spo_core.config import Params
-from spo_core.credit import read_credits
+from spo_core.credit.pairs import read_pairs
 from spo_core.errors import DataError
 from spo_core.observe.evaluations import (
     AFTER,
@@ -22,11 +22,11 @@ from spo_core.observe.evaluations import (
     read_evaluations,
 )
 from spo_core.observe.report import ReportInputs, write_report
+from spo_core.observe.tree_table import asked
 from spo_core.paths import Paths
 from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.runs.directory import read_rows
 from spo_core.system.files import atomic_directory, read_json, write_json
-from spo_core.tree import read_trees
 
 
 def check_report(params: Params, paths: Paths) -> None:
@@ -84,10 +84,8 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     evaluations = read_evaluations(params, paths)
     summary = summarize(paths, evaluations)
     tokenizer = load_tokenizer(paths.checkpoint("final"))
-    sampled = read_trees(paths.training / "trees.parquet")
-    credits = read_credits(paths.training / "credits.parquet", sampled)
-    questions = {q["question_id"]: q["question"] for q in read_json(paths.training / "questions.json")}
-    trees = [(t, c, questions[t.question_id]) for t, c in zip(sampled, credits, strict=True)]
+    questions = asked(paths.training)
+    trees = [(tree, credit, questions[tree.question_id]) for tree, credit in read_pairs(paths.training)]
     trees.sort(key=lambda item: -sum(item[1].trains(i) for i in range(len(item[0].nodes))))
     inputs = ReportInputs(
         title=title,

@@ -122,8 +122,7 @@ class _Drawing:
 
     def __init__(self, tree: RolloutTree, credit: Credit, decode: Decode) -> None:
         self.tree, self.credit = tree, credit
-        # one a segment; SPO-chain zeroes it at tokens that were certain
-        self.advantages = [float(max(a, key=abs)) if len(a) else 0.0 for a in credit.advantages]
+        self.advantages = [credit.advantage(index) for index in range(len(tree.nodes))]
         self.strongest = max(map(abs, self.advantages)) or 1.0
         self.followers = [[c for c in children if tree.nodes[c].trainable] for children in tree.children]
         self.single = tree.generated_tokens <= MOST_SINGLE_TOKENS

@@ -11,6 +11,7 @@ from typing import Any
 
 from spo_core.config import Params
 from spo_core.credit import Credit
+from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.backend import TrainerHandle
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.problems.base import ProblemSet, Question
@@ -40,6 +41,11 @@ class UnderWay:
     trees: list[RolloutTree]
     credits: list[Credit] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[CreditedTree]:
+        """The trees with their credit, once both are there."""
+        return list(zip(self.trees, self.credits, strict=True))
 
 
 @dataclass(slots=True)

@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from spo_core.config import CreditParams, LearnParams, RolloutParams, ScratchPolicy
-from spo_core.credit import assign_credit, write_credits
+from spo_core.credit import assign_credit
+from spo_core.credit.pairs import read_pairs
 from spo_core.credit.value import tree_mean
 from spo_core.learn.backend import TorchBackend
-from spo_core.learn.pairs import read_pairs
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
 from spo_core.observe.report import write_report
-from spo_core.observe.tree_table import tree_table
+from spo_core.observe.tree_table import tree_rows
 from spo_core.observe.tree_view import tree_view
 from spo_core.policy.checkpoint import make_policy
 from spo_core.rollout.engine import Completion
 from spo_core.rollout.sampler import Prompt, Sampler
-from spo_core.system.files import write_json
 from spo_core.train.recorded import _check_trees
 from spo_core.train.steps import rollout_metrics
 from spo_core.tree import FinishReason, Node, RolloutTree, read_trees, write_trees
@@ -123,10 +122,7 @@ def test_report_and_tables(tmp_path, beside):
         page = write_report(replace(inputs(), trees=[(tree, found, "a question")]), tmp_path, decode).read_text()
     assert page.count("data-node=") >= SEGMENTS and page.count("<details") == page.count("</details>")
     with soon("table"):
-        write_trees(tmp_path / "trees.parquet", [tree])
-        write_credits(tmp_path / "credits.parquet", [tree], [found])
-        write_json(tmp_path / "questions.json", [{"question_id": "deep", "question": "a question"}])
-        assert len(tree_table(tmp_path, 1, decode).rows) == len(tree.nodes) - 1
+        assert len(tree_rows([(tree, found)], {"deep": "a question"}, decode)) == len(tree.nodes) - 1
 
 
 class Instant:

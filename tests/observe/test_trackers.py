@@ -13,7 +13,7 @@ import pytest
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.observe.trackers import Trackers, check_trackers, thread
-from spo_core.observe.tree_table import COLUMNS, TreeTable
+from spo_core.observe.tree_table import COLUMNS
 from spo_core.system.plugins import open_project, project
 from tests.conftest import ROOT
 
@@ -83,8 +83,8 @@ def notes(mine, name: str) -> list:
     return [json.loads(line) for line in (mine / name).read_text().splitlines()]
 
 
-def table(iteration: int) -> TreeTable:
-    return TreeTable([[None] * len(COLUMNS)])
+def table(iteration: int) -> list:
+    return [[None] * len(COLUMNS)]
 
 
 def told(params, mine, **error: type[Exception]) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from spo_core.config import WandbParams, load_params
-from spo_core.credit import assign_credit, write_credits
+from spo_core.credit import assign_credit
+from spo_core.credit.pairs import read_pairs, write_pairs
 from spo_core.observe.trackers import Trackers
 from spo_core.observe.trackers import wandb as tracking
 from spo_core.observe.trackers.wandb import log_evaluation, resolve_mode
-from spo_core.observe.tree_table import COLUMNS, tree_table
+from spo_core.observe.tree_table import COLUMNS, asked, tree_rows
 from spo_core.system.files import write_json
-from spo_core.tree import read_trees, write_trees
+from spo_core.tree import read_trees
 from tests.conftest import ROOT, random_tree
 from tests.observe.wandb_files import logged, wandb_server
 
@@ -226,20 +227,20 @@ def iterations(tmp_path) -> Path:
         folder = tmp_path / "iterations" / f"{number:06d}"
         folder.mkdir(parents=True)
         trees = [random_tree(rng, depth=2, widest=3, longest=5) for _ in range(3)]
-        write_trees(folder / "trees.parquet", trees)
-        write_credits(folder / "credits.parquet", trees, [assign_credit(tree, params.credit) for tree in trees])
+        write_pairs(folder, [(tree, assign_credit(tree, params.credit)) for tree in trees])
         write_json(folder / "questions.json", [{"question_id": "q", "question": "2 + 2?"}])
     return tmp_path / "iterations"
 
 
 def table(iterations: Path, number: int, trees: int):
-    return tree_table(iterations / f"{number:06d}", trees, lambda ids: " ".join(map(str, ids)))
+    folder = iterations / f"{number:06d}"
+    return tree_rows(read_pairs(folder)[:trees], asked(folder), lambda ids: " ".join(map(str, ids)))
 
 
 def test_a_table_has_a_row_for_every_segment_of_its_trees(iterations):
     sampled = read_trees(iterations / "000001" / "trees.parquet")
     for count in (1, 2, 3, 9):
-        rows = [dict(zip(COLUMNS, one, strict=True)) for one in table(iterations, 1, count).rows]
+        rows = [dict(zip(COLUMNS, one, strict=True)) for one in table(iterations, 1, count)]
         segments = [(t, i, n) for t, tree in enumerate(sampled[:count]) for i, n in enumerate(tree.nodes) if i > 0]
         assert len(rows) == len(segments)
         for one, (tree, index, node) in zip(rows, segments, strict=True):
@@ -258,5 +259,5 @@ def test_w_and_b_gets_a_table_of_trees_at_the_interval(tmp_path, monkeypatch, it
     (found,) = tmp_path.glob("outputs/wandb/wandb/offline-run-*/files/media/table/*.table.json")
     content = json.loads(found.read_text())
     assert content["columns"] == list(COLUMNS)
-    assert json.dumps(content["data"]) == json.dumps(table(iterations, 2, 2).rows)
+    assert json.dumps(content["data"]) == json.dumps(table(iterations, 2, 2))
     assert ["trees" in "".join(one) for one in kept(tmp_path)] == [False, True, False]

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
+from spo_core.credit.pairs import CreditedTree, write_pairs
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.ranks import Ranks
-from spo_core.learn.objective import CreditedTree
-from spo_core.learn.pairs import write_pairs
 from spo_core.system.files import room_at
 from spo_core.system.plugins import project
 from spo_core.system.progress import Progress

@@ -64,8 +64,8 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     import torch
 
     from spo_core.config import LearnParams
+    from spo_core.credit.pairs import read_pairs
     from spo_core.learn.deepspeed.backend import DeepSpeedBackend, join_ranks
-    from spo_core.learn.pairs import read_pairs
     from spo_core.learn.trainer import Trainer
     from spo_core.learn.tree_check import check_policy
     from spo_core.policy.checkpoint import load_policy

@@ -19,7 +19,7 @@ from spo_core.errors import ConfigError
 from spo_core.observe.trackers import thread
 from spo_core.observe.trackers.protocol import TrackedRun, Tracker
 from spo_core.observe.trackers.thread import TrackerThread
-from spo_core.observe.tree_table import TreeTable
+from spo_core.observe.tree_table import Rows
 from spo_core.system.plugins import load
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ class Trackers:
     """All trackers of a run; a context. Each has a thread, so that one that raises or hangs stops nothing.
 
     ``history`` has the rows of the iterations before: each tracker is told those that it has not, so that an outage
-    leaves no gap. ``trees`` gives an iteration's table of trees. Starting and finishing wait PATIENCE seconds at most.
+    leaves no gap. ``trees`` gives the rows of an iteration's table of trees. Starting and finishing wait PATIENCE
+    seconds at most.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Trackers:
         root: Path,
         name: str,
         history: Sequence[Mapping[str, Any]] = (),
-        trees: Callable[[int], TreeTable] | None = None,
+        trees: Callable[[int], Rows] | None = None,
     ) -> None:
         self._every, self._trees = params.run.wandb.trees_every, trees
         run = TrackedRun(params, run_directory, root, name)
@@ -75,7 +76,7 @@ class Trackers:
         for one in told:
             one.tell(row, table)
 
-    def _table(self, iteration: int) -> TreeTable | None:
+    def _table(self, iteration: int) -> Rows | None:
         if self._trees is None or self._every is None or iteration % self._every:
             return None
         try:

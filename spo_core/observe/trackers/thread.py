@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from spo_core.observe.trackers.protocol import TrackedRun, Tracker
-from spo_core.observe.tree_table import COLUMNS, TreeTable
+from spo_core.observe.tree_table import COLUMNS, Rows
 
 log = logging.getLogger(__name__)
 PATIENCE = 90.0  # seconds for one call, and at the end for all that are left; above the limits of W&B's tracker
@@ -47,10 +47,10 @@ class TrackerThread:
         if not self._started.wait(max(0.0, deadline - monotonic())):
             self._give_up(f"it did not start within {PATIENCE:g} s")
 
-    def tell(self, row: Mapping[str, Any], table: TreeTable | None) -> None:
+    def tell(self, row: Mapping[str, Any], table: Rows | None) -> None:
         """Have a row logged, after the table of trees that belongs to it."""
         if table is not None:
-            self._put(methodcaller("table", "trees", row["iteration"], COLUMNS, table.rows))
+            self._put(methodcaller("table", "trees", row["iteration"], COLUMNS, table))
         self._put(methodcaller("log", dict(row)))
 
     def finish(self, failed: bool) -> None:
