@@ -1,4 +1,4 @@
-"""When things run. Settings that Prefect reads as it is imported stand here."""
+"""Prefect flows: when things run. This file makes the settings that Prefect reads when it is imported."""
 
 import logging
 import os
@@ -7,17 +7,17 @@ import tempfile
 
 from spo_core.system.processes import die_with_parent
 
-# what a run logs is kept by the server; the terminal has progress bars, and one message where something fails
+# Prefect's server keeps a run's log; the terminal shows progress bars, and one message where something fails
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
-# what is worth a line there, and not warnings alone; prefect.toml hands these loggers to the server
+# the server's log gets INFO of these loggers, not warnings alone; prefect.toml hands them to the server
 for name in ("spo_core", "tasks"):
     logging.getLogger(name).setLevel(logging.INFO)
 
-# Prefect makes its home as it is imported; a dry run writes nothing
+# importing Prefect makes its home folder, and a dry run must not write into the project
 if "--dry-run" in sys.argv:
     os.environ["PREFECT_HOME"] = tempfile.gettempdir()
 
-# a killed make or ``dvc repro`` leaves no process behind that would hold the run's lock
+# end with make or ``dvc repro``: a process left behind would hold the run's lock
 if "MAKELEVEL" in os.environ or "DVC_STAGE" in os.environ:
     die_with_parent()

@@ -39,10 +39,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all params and an
 
 @contextmanager
 def served() -> Iterator[None]:
-    """Give the flows of one command a Prefect server: the one that Prefect is set to, else one started here.
+    """Give the flows of one command a Prefect server: the one that PREFECT_API_URL names, else one started here.
 
-    Prefect's ephemeral server is in reach of an interrupt from the keyboard, after which a flow waits for it for
-    minutes, and outlives a flow that is killed.
+    Prefect's own ephemeral server will not do: an interrupt from the keyboard ends it before the flow, which then waits
+    for it for minutes, and it outlives a flow that is killed.
     """
     if PREFECT_API_URL.value() is not None:
         yield
@@ -54,12 +54,12 @@ def served() -> Iterator[None]:
         try:
             yield
         finally:
-            for worker in (EventsWorker, APILogWorker):  # what they still hold would be sent to a server that is gone
+            for worker in (EventsWorker, APILogWorker):  # send what they still hold while the server is there
                 worker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def main(command: Callable[..., Any]) -> None:
-    """Run a typer command; a refusal is one or two lines on standard error and exit status 2."""
+    """Run a typer command. An SPOError is printed to standard error in one or two lines, with exit status 2."""
     handler = logging.StreamHandler()  # on the logger itself: Prefect stops extra loggers from propagating
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -1,4 +1,4 @@
-"""What ``make demo`` runs: ``dvc repro`` with one Prefect server for all its stages, then the table."""
+"""``make demo``: runs ``dvc repro`` with one Prefect server for all its stages, then prints the summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 
 def command() -> None:
-    """Bring every stage of dvc.yaml up to date and show the result; redoes nothing that has not changed."""
+    """Bring every stage of dvc.yaml up to date and show the result; stages that have not changed are not run again."""
     spec = RunSpec.here()
     check_environment(spec.paths)
     if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""``make deploy``: work pools, limits, automations and deployments on the server that PREFECT_API_URL names."""
+"""``make deploy``: creates work pools, limits, automations and deployments on the server that PREFECT_API_URL names."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Pool:
     type: str
     description: str
     template: dict[str, Any]
-    """Base job template; empty: the worker's own."""
+    """Base job template; empty for the default of the worker's type."""
 
 
 def command() -> None:
-    """Create on Prefect's server what prefect.yaml and automations.yaml say; what is there is brought up to date."""
+    """Create on Prefect's server what prefect.yaml and automations.yaml say, or bring it up to date."""
     root = Path.cwd()
     check_server()
     pools = read_pools(root)
@@ -70,7 +70,7 @@ def check_server() -> None:
 
 
 def read_yaml(path: Path, key: str) -> Any:
-    """What a file has under a key; ConfigError where there is no such thing."""
+    """The content of a YAML file under ``key``. Raises ConfigError where the file or the key is missing or damaged."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))[key]
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def read_yaml(path: Path, key: str) -> Any:
 
 
 def read_pools(root: Path) -> list[Pool]:
-    """The work pools of prefect.yaml; raises ConfigError for one, or its template, that cannot be read."""
+    """The work pools of prefect.yaml. Raises ConfigError where one of them or its template cannot be read."""
     pools = []
     for name, pool in read_yaml(root / "prefect.yaml", "definitions")["pools"].items():
         if not {"type", "description"} <= pool.keys():
@@ -97,7 +97,7 @@ def read_pools(root: Path) -> list[Pool]:
 
 
 def create_pool(client: SyncPrefectClient, pool: Pool) -> None:
-    """Create it, or bring description and template up to date; raises ConfigError where its type is another."""
+    """Create a work pool, or update its description and template. Raises ConfigError where its type is another."""
     try:
         found = client.read_work_pool(pool.name)
     except ObjectNotFound:
@@ -122,8 +122,7 @@ def create_pool(client: SyncPrefectClient, pool: Pool) -> None:
 
 
 def create_limit(client: SyncPrefectClient, name: str | None) -> None:
-    """Create a global concurrency limit of one slot; one that exists keeps its number of slots. None: no limit is
-    wanted."""
+    """Create a global concurrency limit of one slot; one that exists keeps its slots. ``name`` None: do nothing."""
     if name is None:
         return
     try:
@@ -135,7 +134,7 @@ def create_limit(client: SyncPrefectClient, name: str | None) -> None:
 
 
 def create_automation(client: SyncPrefectClient, content: dict[str, Any]) -> None:
-    """Create or update an automation by its name; left out where a block that it names is not there."""
+    """Create or update an automation by its name; does nothing where a notification block that it names is missing."""
     actions, name = [], content["name"]
     for action in content["actions"]:
         action = dict(action)
@@ -156,7 +155,7 @@ def create_automation(client: SyncPrefectClient, content: dict[str, Any]) -> Non
     there = AutomationCore.model_validate(known[0].model_dump(exclude={"id"}))
     if "enabled" not in content:
         automation = automation.model_copy(update={"enabled": there.enabled})
-    if there == automation:  # an update would have the server forget the runs that it watches
+    if there == automation:  # an update would make the server forget which runs it watches
         print(f"automation {name}: there")
         return
     client.update_automation(known[0].id, automation)
@@ -164,8 +163,8 @@ def create_automation(client: SyncPrefectClient, content: dict[str, Any]) -> Non
 
 
 def read_automation(content: dict[str, Any]) -> AutomationCore:
-    """Raises ConfigError for what Prefect refuses, and for a key that it would not heed: a trigger with a misspelt
-    condition holds for everything."""
+    """Validate an automation. Raises ConfigError where Prefect does, and for keys that Prefect ignores: a trigger with
+    a misspelt condition would hold for everything."""
     place = f"automations.yaml, {content.get('name')}"
     try:
         automation = AutomationCore.model_validate(content)
@@ -178,7 +177,7 @@ def read_automation(content: dict[str, Any]) -> AutomationCore:
 
 
 def _unheeded(given: Any, read: Any) -> str | None:
-    """The first key of nested mappings that the other side does not have."""
+    """The first key of ``given``, nested keys by their path, that ``read`` does not have."""
     if isinstance(given, list) and isinstance(read, list):
         return next((key for pair in zip(given, read, strict=False) if (key := _unheeded(*pair)) is not None), None)
     if not (isinstance(given, dict) and isinstance(read, dict)):
@@ -201,7 +200,7 @@ def block_id(client: SyncPrefectClient, name: str) -> str | None:
 
 
 def deploy_all(root: Path) -> None:
-    """``prefect deploy --all`` with this folder as the deployments' own; raises SPOError with its last words."""
+    """Run ``prefect deploy --all`` in this folder. Raises SPOError with its last line where it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=root,
@@ -218,7 +217,7 @@ def deploy_all(root: Path) -> None:
 def tell_leftovers(
     client: SyncPrefectClient, pools: list[Pool], deployments: list[dict[str, Any]], automations: list[dict[str, Any]]
 ) -> None:
-    """Say what an earlier ``make deploy`` created and the files no longer have; nothing is deleted."""
+    """Print what an earlier ``make deploy`` created and the files no longer have; nothing is deleted."""
     wanted = {pool.name for pool in pools}
     for pool in client.read_work_pools():
         if pool.name.split("-")[0] == OURS and pool.name not in wanted:

@@ -1,4 +1,4 @@
-"""Evaluate a policy in the cells of a suite, problem sets × contexts; or compare two."""
+"""Evaluates a policy in the cells of a suite, problem sets × contexts, or compares two policies."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def evaluate(
     suite: str | None = None,
     cell: str | None = None,
 ) -> list[CellScore]:
+    """Score a policy in every cell of the suite, or in one, and publish the scores."""
     spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
     check_evaluation(spec.params, spec.inputs, own=spec.owns(model), cell=cell)
     found = find_model(spec, refer(model, spec.paths))
@@ -58,6 +59,7 @@ def compare_models(
     cell: str | None = None,
     force: bool = False,
 ) -> list[Comparison]:
+    """Compare two policies question by question in every cell of the suite, or in one."""
     spec = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True)
     for model in (a, b):
         check_evaluation(spec.params, spec.inputs, own=spec.owns(model), cell=cell)
@@ -94,7 +96,7 @@ def command(
         raise ConfigError("--force goes with --compare")
     spec = RunSpec.here(preset, set_ or (), name, suite=suite, evaluates=True)
     params = spec.params
-    chosen_cells(params, cell)  # refuses an unknown one
+    chosen_cells(params, cell)  # raises for an unknown cell
     for reference in compare or (model,):
         refer(reference, spec.paths)
         check_evaluation(params, spec.inputs, own=spec.owns(reference), cell=cell)

@@ -21,7 +21,8 @@ from tasks.records import RunSpec
 
 @flow(name="experiment")
 def experiment(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
-    name = RunSpec.here(preset, overrides, name).run_name  # the same for evaluations, whatever is overridden
+    """Run all stages of one run; returns its summary."""
+    name = RunSpec.here(preset, overrides, name).run_name  # one name: evaluations ignore some overrides in theirs
     run: dict[str, Any] = {"preset": preset, "overrides": overrides, "name": name}
     prepare(**run)
     warmup(**run)
@@ -32,7 +33,7 @@ def experiment(preset: str | None = None, overrides: tuple[str, ...] = (), name:
 
 
 def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
-    """Run every stage in order; each continues or reuses what an earlier run of the same params left."""
+    """Run every stage in order; each reuses or continues what an earlier run of the same params left."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_environment(spec.paths)
     check_source(spec.params)

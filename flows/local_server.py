@@ -1,4 +1,4 @@
-"""A Prefect server for the length of one command, so that each stage need not start its own (20 s apiece)."""
+"""Starts a Prefect server for one command, so that each stage need not start its own (20 s apiece)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ START_LIMIT = 180  # seconds; the first start creates the database
 
 @contextmanager
 def local_server(root: Path) -> Iterator[dict[str, str]]:
-    """The environment for commands that should use one server: on loopback, gone with this process.
+    """Run a server on loopback while the context lasts; yields the environment with which commands use it.
 
-    Where PREFECT_API_URL is set that server is used, and none is started. Raises SPOError where it does not start.
+    Where PREFECT_API_URL is set, that server is used and none is started. Raises SPOError where it does not start.
     """
     if "PREFECT_API_URL" in os.environ:
         yield dict(os.environ)
@@ -55,7 +55,7 @@ def _healthy(url: str) -> bool:
 
 
 def main(parent: int, port: int) -> None:
-    """Become the server; the kernel ends it should its parent die without a word."""
+    """Replace this process by the server, which ends with process ``parent``."""
     die_with(parent)
     factory = "prefect.server.api.server:create_app"
     arguments = ["--factory", factory, "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]

@@ -1,4 +1,4 @@
-"""Every night: evaluate the newest checkpoint of training, if it was not yet, and tell when it does worse."""
+"""Evaluates the newest checkpoint of training, unless a report has it, and reports where its accuracy fell."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from tasks.records import RunSpec
 def nightly(
     preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None, suite: str | None = None
 ) -> State:
+    """Evaluate the newest checkpoint and publish a report. The state is Completed whatever came of the night: its name
+    says Completed, NothingNew, Dropped (too late) or Busy."""
     spec, night = RunSpec.here(preset, overrides, name, suite=suite, evaluates=True), this_night()
     params, paths, limits = spec.params, spec.paths, spec.params.evaluate.nightly
     if night.hours_late > limits.max_late_hours:
@@ -61,13 +63,13 @@ def nightly(
         )
         target = paths.nightly(free_name(paths, night.date))
         publish_night(spec, report, found.run, target)
-        write_report(target, report, evaluated)  # last: what it names is not evaluated again
+        write_report(target, report, evaluated)  # last: a policy with a report is not evaluated again
     worse = f"; fell: {', '.join(report.fell)}" if report.fell else ""
     return ended("Completed", f"{found.name}: {target}{worse}")
 
 
 def ended(name: str, message: str) -> State:
-    """A night that ended as it should, whatever came of it."""
+    """The state of a night that did not fail."""
     return Completed(name=name, message=message, data=message)
 
 

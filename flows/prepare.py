@@ -1,4 +1,4 @@
-"""Prepare the splits of a problem set."""
+"""Prepares the splits of a problem set."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Source = Annotated[str | None, typer.Option(metavar="DIR", help="Sugar for --set
 
 @flow(name="prepare")
 def prepare(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
+    """Write the splits of the problem set; returns how many questions each has, and how many were left out."""
     spec = RunSpec.here(preset, overrides, name)
     counts = prepare_dataset(spec)
     record_outputs(spec, "prepare")

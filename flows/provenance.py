@@ -1,4 +1,4 @@
-"""Where a policy comes from: its data, params, code, flow runs and W&B run. Reads files alone: no flow, no server."""
+"""Traces a policy to its data, params, code, flow runs and W&B run. Reads files alone: no flow, no server."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tasks.versioning import find_model, find_record
 
 
 def asked(name: str, spec: RunSpec) -> Asked:
-    """A checkpoint, a folder, REVISION:PATH, or the file of a score. Raises SPOError where it is not there."""
+    """The policy to trace: a checkpoint, a folder, REVISION:PATH, or that of a score's file. Raises SPOError where it
+    is missing."""
     if (path := spec.paths.root / name).suffix == ".json" and path.is_file():
         return asked_score(path)
     reference = refer(name, spec.paths)
     if reference.kind == "hub":
         raise UnknownPolicy(f"{name}: unknown; a hub id, and no run here made it")
-    if reference.kind == "revision":  # what training published since may say nothing of it
+    if reference.kind == "revision":  # with that revision's own record: the present one may be of another run
         return asked_folder(name, find_model.fn(spec, reference).folder, find_record(spec, reference))
     return asked_folder(name, Path(reference.place))
 
 
 def page(flow_run_id: str) -> str | None:
-    """The address of a flow run's page, None where no server is set; the server is not asked whether it still has the
-    run."""
+    """URL of a flow run's page, None where no server is set. Whether the server still has the run is not asked."""
     known = PREFECT_UI_URL.value() or PREFECT_API_URL.value()
     return url_for("flow-run", obj_id=flow_run_id) if known else None
 

@@ -1,4 +1,4 @@
-"""Summarise a finished run: metrics/summary.json and report/index.html."""
+"""Summarises a finished run: metrics/summary.json and report/index.html."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tasks.versioning import record_outputs
 
 @flow(name="report")
 def report(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
+    """Write the summary and the report of a run; returns the summary."""
     spec = RunSpec.here(preset, overrides, name)
     summary = build_report(spec)
     record_outputs(spec, "report")

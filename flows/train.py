@@ -1,4 +1,4 @@
-"""Train the policy: rollout, advantage, train, until done. The one place where the iteration loop stands."""
+"""Trains the policy: rollout, advantage, train, until done. The iteration loop stands here and nowhere else."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def train(
     replay: str | None = None,
     rollouts_only: bool = False,
 ) -> dict:
+    """Train and publish the policy, or with ``rollouts_only`` record its trees; returns the run's final numbers."""
     spec = RunSpec.here(preset, overrides, name, replay, rollouts_only)
     params = spec.params
     with (
@@ -44,7 +45,7 @@ def train(
         ) as session,
         training_trackers(spec, session) as log_metrics,
     ):
-        version_milestones(spec, session.run, params.run.milestone_every)  # a killed flow may have left some
+        version_milestones(spec, session.run, params.run.milestone_every)  # those of a flow that was killed
         while not session.finished:
             iteration = Iteration(str(session.run.path), session.iteration + 1)
             collect_rollouts(iteration)
@@ -76,7 +77,7 @@ def command(
             raise ConfigError("--dry-run tells of ordinary runs; leave out --replay and --rollouts-only")
         params = load_params(Path.cwd(), preset, tuple(set_ or ()))
         open_project(Path.cwd())
-        sources(params)  # refuses what does not fit
+        sources(params)  # raises where a function of the project's own does not fit
         check_trackers(params)
         print_dry_run(params)
         return

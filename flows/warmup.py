@@ -1,4 +1,4 @@
-"""Make the policy that reinforcement learning starts from."""
+"""Makes the policy that reinforcement learning starts from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tasks.warmup import warm_up_policy
 
 @flow(name="warmup")
 def warmup(preset: str | None = None, overrides: tuple[str, ...] = (), name: str | None = None) -> dict:
+    """Warm up and publish the first policy; returns the number of steps and the last loss."""
     spec = RunSpec.here(preset, overrides, name)
     metrics = warm_up_policy(spec)
     record_outputs(spec, "warmup")

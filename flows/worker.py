@@ -1,5 +1,5 @@
-"""``make worker``: Prefect's workers for the pools of processes that prefect.yaml has; told to end, they wait for their
-runs. Prefect's own command does not: its worker kills them."""
+"""``make worker``: Prefect's workers for the process pools of prefect.yaml. When told to end they wait for their runs,
+which the worker of Prefect's own command would kill."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from flows.deploy import check_server, read_pools
 from spo_core.errors import ConfigError, SPOError
 from spo_core.system.processes import die_with_parent
 
-LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"  # a worker's terminal says what its runs do
-TICK = 0.5  # seconds between looks at the runs
-MANY = 10_000  # runs at once; Prefect counts those of a worker that has a limit
+LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"  # INFO, so that a worker's terminal shows what its runs do
+TICK = 0.5  # seconds between checks whether runs are under way
+MANY = 10_000  # runs at once: Prefect counts a worker's runs only where it has a limit
 
 
 def command(
     pools: Annotated[list[str] | None, typer.Argument(metavar="POOL...", help="Only these; all by default.")] = None,
     inside: Annotated[bool, typer.Option("--inside", hidden=True)] = False,
 ) -> None:
-    """Run what is due in the pools. The first interrupt or SIGTERM lets the runs under way end, the second ends them
-    too, the third kills."""
+    """Run what is due in the pools. The first interrupt or SIGTERM waits for the runs under way, the second ends them,
+    the third kills them."""
     if inside:
         asyncio.run(work(pools or []))
         return
@@ -43,13 +43,13 @@ def command(
 
 
 def supervise(pools: list[str]) -> None:
-    """Returns when the workers were told to end and did; raises SPOError where one failed."""
+    """Run the workers in a child process and pass signals on, until told to end. Raises SPOError where one failed."""
     told: list[int] = []
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.worker", "--inside", *pools],
         env=os.environ | {LEVEL: "INFO"},
         preexec_fn=_become_worker,
-        start_new_session=True,  # out of reach of the keyboard, whose interrupt would end the runs too
+        start_new_session=True,  # or an interrupt from the keyboard would reach the runs too
     )
 
     def tell(number: int, _: object) -> None:
@@ -67,13 +67,13 @@ def supervise(pools: list[str]) -> None:
 
 
 def _become_worker() -> None:
-    """Runs are cancelled by an interrupt, which a shell has ignored where it starts make with ``&``."""
+    """Heed SIGINT, by which Prefect cancels runs: a shell that starts make with ``&`` has it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent()
 
 
 async def work(pools: list[str]) -> None:
-    """One worker for each pool, until SIGTERM comes, or one of them fails, and the runs under way have ended."""
+    """Run one worker for each pool until SIGTERM or until one fails, then wait for the runs under way."""
     workers = [ProcessWorker(work_pool_name=pool, limit=MANY) for pool in pools]
     polls = [worker.get_and_submit_flow_runs for worker in workers]
     ending = asyncio.Event()
@@ -82,10 +82,10 @@ async def work(pools: list[str]) -> None:
         if not ending.is_set():
             await polls[number]()
 
-    for number, worker in enumerate(workers):  # a subclass would be Prefect's process worker from then on
+    for number, worker in enumerate(workers):  # patched: Prefect would register a subclass as its process worker
         worker.get_and_submit_flow_runs = partial(poll, number)  # type: ignore[method-assign,assignment]
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
-    # not anyio's tasks: their cancellation would break off a worker's own tidying too
+    # asyncio's tasks: cancelling anyio's would also interrupt a worker's own clean-up
     tasks = [asyncio.create_task(worker.start()) for worker in workers]
     for task in tasks:
         task.add_done_callback(lambda _: ending.set())

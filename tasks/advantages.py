@@ -12,5 +12,5 @@ from tasks.records import Iteration
 
 @task(name="advantage", cache_policy=NO_CACHE, persist_result=False)
 def assign_advantages(iteration: Iteration) -> dict:
-    """Values, advantages and masks of trees.parquet; writes credits.parquet."""
+    """Assign values, advantages and masks to the iteration's trees, and write credits.parquet; returns metrics."""
     return credit_step(session(iteration.run_directory), iteration.number)

@@ -1,4 +1,4 @@
-"""The cluster that ``run.task_runner`` names, opened once for a flow; tasks are mapped over it."""
+"""Opens the cluster that ``run.task_runner`` names, once for a flow, and maps tasks over it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from spo_core.train.shards import close_worker_later
 
 LOOPBACK = "127.0.0.1"
 RAY_MEMORY = 128 * 2**20  # bytes of Ray's object store, which holds a few small records
-FIRST_WORKER = 60.0  # seconds in which a Dask cluster that is not ours must have a worker
+FIRST_WORKER = 60.0  # seconds in which a Dask cluster at a given address must have a worker
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A started Prefect task runner, ``runner``, that tasks are mapped over; None: nothing is mapped.
+    """A started Prefect task runner; ``runner`` None runs tasks in this process.
 
-    ``lost``: what the runner raises where workers died too often.
+    ``lost``: exceptions that the runner raises where workers died too often.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Cluster:
     lost: tuple[type[Exception], ...] = ()
 
     def map(self, task: Task, calls: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-        """Results of a task's calls, in order: one call after the other, or all at once over the cluster.
+        """Yield the results of a task's calls in order; calls run one after the other, or all at once on the cluster.
 
         Raises what a task raised, and EngineError where workers died.
         """
@@ -56,9 +56,9 @@ class Cluster:
 
 @contextmanager
 def cluster(params: TaskRunnerParams) -> Iterator[Cluster]:
-    """Connect to the cluster, or start one on this machine that only it can reach, until the block ends.
+    """Connect to a cluster, or start one on this machine that no other can reach, while the context lasts.
 
-    Raises ConfigError where the extra is missing, nobody answers at the address, or no worker could ever take a task.
+    Raises ConfigError where the extra is missing, nothing answers at the address, or no worker could ever take a task.
     """
     if isinstance(params, DaskRunner):
         _need("prefect_dask", params)
@@ -106,14 +106,14 @@ def _dask(params: DaskRunner) -> Iterator[Cluster]:
                 raise ConfigError(
                     f"run.task_runner.address {params.address}: no worker within {FIRST_WORKER:g} s; start some"
                 ) from None
-            # those workers go on; what they hold for this flow must not, once a part that they may be at is done
+            # the workers outlive this flow; the engines that they keep for it must not, once their shard is done
             stack.callback(_quietly, lambda: client.run(close_worker_later, wait=False))
         yield Cluster("dask", runner, (KilledWorker, FutureCancelledError, CommClosedError))
 
 
 @cache
 def _ray_token() -> str:
-    """One a process: Ray's library remembers the first, and an experiment's stages start a cluster each."""
+    """The token of this process's clusters: one, as Ray remembers the first, and each stage starts a cluster."""
     return secrets.token_hex(32)
 
 
@@ -122,7 +122,7 @@ def _ray(params: RayRunner) -> Iterator[Cluster]:
     own: dict[str, str] = {}
     if params.address is None:
         own = {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only way to have Ray listen on the loopback device alone
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only setting that makes Ray listen on loopback alone
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": _ray_token(),
         }
@@ -139,7 +139,7 @@ def _ray(params: RayRunner) -> Iterator[Cluster]:
             settings = {"init_kwargs": {"address": "auto"}}
         options: dict[str, Any] = {"num_cpus": 1}
         if params.gpus:
-            options |= {"num_gpus": params.gpus}  # Ray ends the worker after the part, and the GPU is free with it
+            options |= {"num_gpus": params.gpus}  # Ray ends such a worker after its shard, which frees the GPU
         runner = RayTaskRunner(**settings)
         try:
             stack.enter_context(runner)
@@ -154,14 +154,14 @@ def _ray(params: RayRunner) -> Iterator[Cluster]:
 
 
 def has_room(nodes: Sequence[Mapping[str, Any]], gpus: float) -> bool:
-    """Whether one of ``ray.nodes()`` could ever take a part; Ray would wait for one that can."""
+    """Whether one of ``ray.nodes()`` could ever run a shard's task; Ray itself would wait for one that can."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     return any(found.get("CPU", 0) >= 1 and found.get("GPU", 0) >= gpus for found in resources)
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set for the block; children started in it keep them."""
+    """Set environment variables in this context; processes started in it keep them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -175,5 +175,5 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _quietly(call: Callable[[], object]) -> None:
-    with suppress(Exception):  # whatever became of the workers, the flow has its result
+    with suppress(Exception):  # the workers may be gone, and the flow has its result
         call()

@@ -14,7 +14,7 @@ from tasks.records import RunSpec
 
 @task(name="prepare splits", cache_policy=NO_CACHE, persist_result=False)
 def prepare_dataset(spec: RunSpec) -> dict:
-    """Publish data/<problem set>; the number of questions of each split, and of those left out."""
+    """Publish data/<problem set>; returns the number of questions in each split, and of those left out."""
     started = time.perf_counter()
     counts = prepare_splits(spec.params, spec.paths)
     write_json(spec.paths.metrics("prepare"), counts | {"seconds": round(time.perf_counter() - started, 2)})

@@ -19,7 +19,8 @@ from tasks.records import RunSpec
 
 @task(name="evaluate", cache_policy=NO_CACHE, persist_result=False)
 def measure(spec: RunSpec, model: Model, cell: Cell, wait_seconds: float | None = None) -> Evaluated:
-    """Evaluate in one cell, holding ``run.gpu_limit`` meanwhile; waits at most so long for it, for ever with None."""
+    """Evaluate a policy in one cell, holding a slot of ``run.gpu_limit``. Raises LimitBusy after ``wait_seconds``
+    without one; None waits for ever."""
     params = spec.params
     with (
         concurrency_slot(params.run.gpu_limit, wait_seconds),
@@ -35,13 +36,14 @@ def measure(spec: RunSpec, model: Model, cell: Cell, wait_seconds: float | None 
 
 @task(name="publish score", cache_policy=NO_CACHE, persist_result=False)
 def publish_score(spec: RunSpec, model: Model, evaluated: Evaluated) -> Path:
-    """Among the run's metrics, or below outputs/evaluations for other policies and suites; the file of the score."""
+    """Publish a score; returns its file."""
     target = score_file(spec, model, evaluated.score)
     publish_cell(evaluated, target)
     return target
 
 
 def score_file(spec: RunSpec, model: Model, score: CellScore) -> Path:
+    """File of a score: among the run's metrics, or below outputs/evaluations for other policies and suites."""
     if spec.owns(model.name):
         return spec.paths.evaluation(model.name, score.cell)
     changed = f"-{digest(spec.overrides)[:8]}" if spec.overrides else ""

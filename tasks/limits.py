@@ -1,4 +1,4 @@
-"""Prefect's named limits: who may use the GPU now."""
+"""Prefect's global concurrency limits, by which flows take turns on the GPU and in the DVC repository."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spo_core.errors import SPOError
 
 log = logging.getLogger(__name__)
 LEASE = 300  # seconds after which the server takes a slot back from a process that died
-GIVE_WAY = 45  # seconds; a process that waits for a slot asks again within 40
+GIVE_WAY = 45  # seconds: a process that waits for a slot asks again within 40
 
 
 class LimitBusy(SPOError):
@@ -28,11 +28,10 @@ class LimitBusy(SPOError):
 
 @contextmanager
 def concurrency_slot(limit: str | None, timeout: float | None = None) -> Iterator[None]:
-    """Hold one slot of a global concurrency limit while the block lasts; waits for ever where ``timeout`` is None.
+    """Hold one slot of a global concurrency limit in this context; waits for ever where ``timeout`` is None.
 
-    Where no server is named (PREFECT_API_URL), or it has no such limit, nothing is held: nobody is there to take turns
-    with. Raises LimitBusy after ``timeout`` seconds. A slot that is lost or cannot be given back, because the server
-    went away, is logged and never stops the block.
+    Raises LimitBusy after ``timeout`` seconds. Nothing is held where no server is named (PREFECT_API_URL) or it has no
+    such limit. A slot that is lost or cannot be given back, because the server went away, is only logged.
     """
     known = _limit(limit)
     if limit is None or known is None:
@@ -58,9 +57,9 @@ def concurrency_slot(limit: str | None, timeout: float | None = None) -> Iterato
 
 
 def give_way(limit: str | None) -> None:
-    """Leave others time to take the slot between two holds: GIVE_WAY seconds where any flow runs beside this one.
+    """Wait until another flow has taken the free slot, up to GIVE_WAY seconds, if any flow runs beside this one.
 
-    Without this, whoever waits would never get a slot from one who takes it again at once.
+    Called between two holds of one flow, which would otherwise take the slot again before a waiting flow asks.
     """
     until = time.monotonic() + GIVE_WAY
     while (known := _limit(limit)) and known.active_slots < known.limit and _others_run() and time.monotonic() < until:
@@ -75,7 +74,7 @@ def _others_run() -> bool:
 
 
 def _limit(name: str | None) -> GlobalConcurrencyLimitResponse | None:
-    """The limit as the server has it; None where there is none that counts."""
+    """The limit as the server has it; None where it has none, or an inactive one."""
     if name is None or PREFECT_API_URL.value() is None:
         return None
     with get_client(sync_client=True) as client:

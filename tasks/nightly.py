@@ -1,4 +1,4 @@
-"""When a nightly evaluation runs, and whom it tells."""
+"""The start time of a nightly evaluation's flow run, and publishing its report to Prefect, W&B and automations."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ FELL = "spo.evaluation.fell"
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """The start of a nightly run: ``date`` is that of the schedule's timezone, or of this machine's for runs without
-    one."""
+    """The start of a nightly run, in the timezone of its schedule, or of this machine for runs without one."""
 
     started: datetime
     hours_late: float
@@ -42,7 +41,7 @@ class Night:
 
 
 def this_night() -> Night:
-    """Read the start of the present flow run."""
+    """The start of the present flow run, or the present time outside a flow."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     started = datetime.now(_timezone(run)) if run else datetime.now().astimezone()
@@ -52,7 +51,7 @@ def this_night() -> Night:
 
 
 def _timezone(run: FlowRun) -> tzinfo | None:
-    """Timezone of the schedule that made the run, else of its deployment's first schedule; None where there is none."""
+    """Timezone of the schedule that made the run, else of its deployment's first schedule, else of this machine."""
     if run.deployment_id is None:
         return datetime.now().astimezone().tzinfo
     with get_client(sync_client=True) as client:
@@ -66,7 +65,10 @@ def _timezone(run: FlowRun) -> tzinfo | None:
 
 @task(name="publish night", cache_policy=NO_CACHE, persist_result=False)
 def publish_night(spec: RunSpec, report: NightlyReport, run_directory: Path, path: Path) -> None:
-    """Tell Prefect's pages, W&B and, where a score fell, whoever listens to the event; ``path``: of the report."""
+    """Publish a report as a table on Prefect's pages and as W&B metrics and, where a score fell, as event FELL.
+
+    ``path`` is the report's file.
+    """
     key = "nightly-" + re.sub(r"[^a-z0-9]+", "-", report.run.lower()).strip("-")
     description = f"Iteration {report.iteration} of {report.run}, suite {report.suite}; report {path}"
     if report.compared_with is not None:

@@ -1,7 +1,6 @@
-"""Who is told how a training goes: the terminal, trackers, Prefect's pages, and the run's own record of its starts.
+"""Reports the progress of a training to the terminal, to trackers and to Prefect's pages, and records its start.
 
-What Prefect's pages show is written by a thread of its own, so that a server that is slow or gone costs training
-nothing; tasks/provenance.py tells why each start is recorded.
+A thread of its own writes to Prefect's pages, so that a slow or missing server costs training nothing.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from tasks.provenance import caller
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)
-INTERVAL = 10.0  # seconds between two writings of the same pages
-ANSWER_LIMIT = 5.0  # seconds that the server has to take one
+INTERVAL = 10.0  # seconds between two writes of the pages
+ANSWER_LIMIT = 5.0  # seconds that the server has to answer
 
 
 @contextmanager
 def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Start whoever is told how training goes; yields what is to be called with the metrics of each iteration."""
+    """Start progress bar, trackers and pages; yields a function to call with the metrics of each iteration."""
     rows, iterations = session.run.read_metrics(), spec.params.run.iterations
 
     def trees(iteration: int) -> Rows:
@@ -68,7 +67,7 @@ def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Map
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Beside the progress: the reward, and the share of answers that could not be compared if there is one."""
+    """Text beside the progress bar: the reward and, unless 0, the share of answers that could not be compared."""
     failed = metrics.get("rollout/failed_share", 0.0)
     return {"reward": f"{metrics['rollout/reward']:.3f}"} | ({"failed": f"{failed:.1%}"} if failed else {})
 
@@ -88,7 +87,7 @@ class Pages:
         self._changed, self._ended = threading.Event(), threading.Event()
         context = FlowRunContext.get()
         self._flow_run = context.flow_run.id if context and context.flow_run else None
-        run = copy_context().run  # the settings of this command's server
+        run = copy_context().run  # Prefect's settings, among them the server of this command
         self._thread = threading.Thread(target=run, args=(self._keep_writing,), name="pages", daemon=True)
 
     def show(self, metrics: Mapping[str, Any]) -> None:
@@ -101,7 +100,7 @@ class Pages:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """The last state is written too, if the server takes it in time."""
+        """Write the last state too, if the server takes it within two ANSWER_LIMITs."""
         self._over = kind is None
         self._ended.set()
         self._changed.set()
@@ -113,10 +112,10 @@ class Pages:
             while True:
                 self._changed.wait()
                 self._changed.clear()
-                last = self._ended.is_set()  # looked at last, so that an end in between is not missed
+                last = self._ended.is_set()  # read before writing: rows of an end after this are written next time
                 try:
                     self._write()
-                except Exception as error:  # whatever the client raises
+                except Exception as error:  # the client raises errors of many types
                     if not self._failed:
                         log.warning("Prefect's server does not take the run's table (%s); training goes on", error)
                     self._failed = True
@@ -145,12 +144,12 @@ class Pages:
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """``iterations-my-run``: small letters, digits and dashes, as Prefect asks."""
+    """A key that Prefect accepts (small letters, digits, dashes), as ``iterations-my-run``."""
     return f"{kind}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run")
 
 
 def table_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an iteration, for people."""
+    """An iteration's row of the table on Prefect's pages."""
     accuracy = metrics.get("eval/validation_accuracy")
     return {
         "iteration": metrics["iteration"],

@@ -1,4 +1,4 @@
-"""Who starts a run, and what a finished one leaves for ``python -m flows.provenance``."""
+"""Finds the flow run that starts a run, and publishes what ``python -m flows.provenance`` reads of a finished one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def caller(spec: RunSpec) -> Caller:
-    """The present flow run. A server that does not answer costs the deployment's name alone."""
+    """The present flow run as a run's record has it; without the deployment's name if the server does not answer."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return Caller(spec.preset, spec.overrides)
@@ -37,7 +37,7 @@ def _deployment() -> str | None:
                 return None
             deployment = client.read_deployment(found.deployment_id)
             return f"{client.read_flow(found.flow_id).name}/{deployment.name}"
-    except Exception as error:  # whatever the client raises
+    except Exception as error:  # the client raises errors of many types
         log.info("the deployment's name is not known: %s", error)
         return None
 

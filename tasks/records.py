@@ -1,4 +1,4 @@
-"""What passes between tasks: paths, names and a few numbers. Never tensors, never rollouts."""
+"""Records that flows and tasks hand on: paths, names and a few numbers. Never tensors, never rollouts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from spo_core.evaluate.models import CHECKPOINTS
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 
-EVALUATION = ("evaluate.", "verify.")  # what overrides begin with that evaluation alone, or evaluation too, reads
+EVALUATION = ("evaluate.", "verify.")  # namespaces that evaluation reads; training reads verify too
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Which params and which outputs: all a flow is told. Without overrides it is the main run, which DVC records.
+    """All that a flow is told: which params, which outputs. Without overrides it is the main run, which DVC records.
 
     ``replay`` is a directory of recorded rollouts to train on; ``rollouts_only`` samples and trains nothing; ``suite``
-    replaces that of the params. Of a spec that ``evaluates``, overrides of evaluation alone make no other run.
+    replaces that of the params. Where ``evaluates`` is set, overrides of evaluation do not name another run.
     """
 
     root: str
@@ -43,19 +43,19 @@ class RunSpec:
         suite: str | None = None,
         evaluates: bool = False,
     ) -> RunSpec:
-        """A run of the project in the current folder, as for DVC and Prefect; its params are validated at once."""
+        """The spec of a run of the project in the current folder. Raises ConfigError where its params are refused."""
         spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite, evaluates)
         problem_set(spec.params.data)
         return spec
 
     @cached_property
     def params(self) -> Params:
-        """Resolved when first asked for; files that change later do not count."""
+        """Resolved params, read once; later changes of the files do not count."""
         return load_params(Path(self.root), self.preset, self.overrides, self.suite)
 
     @property
     def run_name(self) -> str | None:
-        """Name below outputs/runs; None for the main run. Replays have ``replay`` behind, so as to replace no run."""
+        """Name below outputs/runs, None for the main run; replays end in ``replay``, so that they replace no run."""
         decide = tuple(o for o in self.overrides if not (self.evaluates and o.startswith(EVALUATION)))
         changed = digest(decide)[:8] if decide else ""
         chosen = (self.name,) if self.name else (self.preset, changed)
@@ -63,23 +63,23 @@ class RunSpec:
         return "-".join(part for part in (*chosen, debugging) if part) or None
 
     def owns(self, model: str) -> bool:
-        """Whether this evaluates one of the run's checkpoints as the run itself does: its scores then stand among the
-        run's metrics, else below outputs/evaluations."""
+        """Whether ``model`` is one of the run's checkpoints, evaluated with the run's own params: such scores stand
+        among the run's metrics, others below outputs/evaluations."""
         other = self.suite is not None or (self.name is None and any(o.startswith(EVALUATION) for o in self.overrides))
         return model in CHECKPOINTS and not other
 
     @property
     def paths(self) -> Paths:
-        """Where it publishes."""
+        """Paths to which the run publishes."""
         return Paths(Path(self.root), self.run_name)
 
     @property
     def inputs(self) -> Paths:
-        """Where its dataset and first policy lie: its own, else those of its preset, else of the main run; the first
-        that are there and for which the params are the same. So a run that changes only how it learns needs no other.
+        """Paths of the run's dataset and first policy: its own, else its preset's, else the main run's; the first that
+        exist and whose params are the same. So a run that changes only how it learns uses those of another.
 
-        As with the main run's own, nothing tells whether they were made before the params were last edited: DVC does,
-        and the run's manifest has their digests."""
+        Whether params were edited after these were made is not checked here: DVC does, and the run's manifest has
+        their digests."""
         own = replace(self, replay=None, rollouts_only=False)
         for spec in (own, RunSpec(self.root, self.preset), RunSpec(self.root)):
             if (spec.paths.checkpoint("warmup") / "config.json").is_file() and own._prepared_as(spec):

@@ -28,15 +28,15 @@ def build_report(spec: RunSpec) -> dict:
 
 
 def link_report(page: Path, name: str) -> None:
-    """Among the artifacts of the present flow run; outside one nothing is written, and no error stops anything."""
+    """Add a link to the report to the present flow run's artifacts; an error of the server is only logged."""
     if FlowRunContext.get() is None:
         return
     place = page.resolve()
-    # browsers open no file:// link on another machine's page, so the path stands there too, to be copied
+    # browsers open no file:// link from another machine's page, so the path is shown too, to be copied
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             create_link_artifact(
                 place.as_uri(), str(place), key=artifact_key("report", name), description=f"Report of {name}: `{place}`"
             )
-    except Exception as error:  # whatever the client raises
+    except Exception as error:  # the client raises errors of many types
         log.warning("Prefect's server does not take the link to %s: %s", place, error)

@@ -29,17 +29,17 @@ def collect_rollouts(iteration: Iteration) -> dict:
         return rollout_step(current, iteration.number, show)
 
 
-@task(name="sample part", cache_policy=NO_CACHE, persist_result=False)
-def collect_shard(part: QuestionShard) -> ShardDone:
-    """A worker's share of an iteration's questions; see ``spo_core.train.shards``."""
-    return sample_shard(part)
+@task(name="sample shard", cache_policy=NO_CACHE, persist_result=False)
+def collect_shard(shard: QuestionShard) -> ShardDone:
+    """Sample and grade a shard of an iteration's questions in a worker; see ``spo_core.train.shards``."""
+    return sample_shard(shard)
 
 
 def shard_mapper(workers: Cluster) -> MapShards | None:
-    """How a session has its questions sampled by a cluster; None where it samples them itself."""
+    """Function by which a session has shards sampled on a cluster; None where it samples all questions itself."""
     if workers.runner is None:
         return None
-    return lambda parts: workers.map(collect_shard, [{"part": part} for part in parts])
+    return lambda shards: workers.map(collect_shard, [{"shard": shard} for shard in shards])
 
 
 @task(name="keep", cache_policy=NO_CACHE, persist_result=False)
@@ -49,7 +49,7 @@ def keep_rollouts(iteration: Iteration) -> dict:
 
 
 def recorded_rollouts(current: Session) -> dict:
-    """What a run that only samples leaves, and where."""
+    """Folder, iterations and generated tokens of a run that only samples."""
     return {
         "folder": str(current.run.path),
         "iterations": current.iteration,

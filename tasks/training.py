@@ -16,7 +16,7 @@ from tasks.records import Iteration, RunSpec
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
 def update_policy(iteration: Iteration) -> dict:
-    """Train on trees.parquet and credits.parquet; completes the iteration and returns its metrics."""
+    """Train on the iteration's trees and credits, and complete the iteration; returns its metrics."""
     with bar("update", None, unit="step", inner=True) as progress:
 
         def show(done: int, total: int) -> None:
@@ -27,7 +27,8 @@ def update_policy(iteration: Iteration) -> dict:
 
 
 def publish_training(current: Session, spec: RunSpec) -> dict:
-    """Publish checkpoints/final and best, metrics/train.json, metrics/train and plots/train.csv of a finished run."""
+    """Publish checkpoints/final and best, metrics/train, plots/train.csv and metrics/train.json, whose content it
+    returns."""
     paths, rows, best = spec.paths, current.run.read_metrics(), find_best(current)
     publish(current.run.checkpoint(current.iteration) / "policy", paths.checkpoint("final"))
     publish(current.run.best(best.iteration) / "policy", paths.checkpoint("best"))

@@ -1,4 +1,4 @@
-"""Versioning of what a flow published."""
+"""Versions with DVC what flows publish, and fetches policies of other revisions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from tasks.limits import concurrency_slot
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)
-DVC_LIMIT = "dvc"  # Prefect's limit that whoever writes to the DVC repository holds, where the server has it
-PATIENCE = 60.0  # seconds that training waits for it
+DVC_LIMIT = "dvc"  # Prefect's limit for writing to the DVC repository, where the server has it
+PATIENCE = 60.0  # seconds that training waits for a slot of it
 
 
 @task(name="record outputs", cache_policy=NO_CACHE, persist_result=False)
 def record_outputs(spec: RunSpec, *stages: str) -> None:
-    """Leave it to ``dvc repro`` where that calls; otherwise commit the main run's stages, or add a run's policy.
-
-    A run with overrides versions its trained policy alone; everything else follows from it and its params.
-    """
+    """Commit the main run's ``stages`` to DVC, or add the trained policy of a run with overrides; everything else of
+    such a run follows from policy and params. Under ``dvc repro``, which records outputs itself, do nothing."""
     root = spec.paths.root
     if os.environ.get("DVC_STAGE") or not dvc.is_repository(root):
         return
@@ -41,10 +39,7 @@ def record_outputs(spec: RunSpec, *stages: str) -> None:
 
 
 def version_milestones(spec: RunSpec, run: RunDirectory, every: int | None) -> None:
-    """Version the policies of milestones that DVC does not have yet, those that a killed flow left too.
-
-    ``every`` is ``run.milestone_every``.
-    """
+    """Version the policies of all milestones that DVC does not have yet; ``every`` is ``run.milestone_every``."""
     if dvc.is_repository(spec.paths.root):
         waiting = [number for number in run.milestones(every) if not _is_versioned(spec, run, number)]
         if waiting:
@@ -53,10 +48,9 @@ def version_milestones(spec: RunSpec, run: RunDirectory, every: int | None) -> N
 
 @task(name="version milestones", cache_policy=NO_CACHE, persist_result=False)
 def add_milestones(spec: RunSpec, run_directory: str, numbers: list[int]) -> None:
-    """Publish the policies by hard links and ``dvc add`` them, each on its own: no stage's lock has a part in it. What
-    made them stands beside, in a file for git.
+    """Publish policies by hard links with their provenance beside them, and ``dvc add`` each, outside all stages.
 
-    What fails is logged and stops no training; the next milestone, the end or the next start tries again.
+    A failure is logged and does not stop training; the next milestone, the end or the next start tries again.
     """
     run = RunDirectory(Path(run_directory))
     targets = [spec.paths.milestone(run.path.name, number) for number in numbers]
@@ -69,7 +63,7 @@ def add_milestones(spec: RunSpec, run_directory: str, numbers: list[int]) -> Non
             dvc.add_milestones(spec.paths.root, targets)
         for number in numbers:
             run.mark_versioned(number)
-    except Exception as error:  # of DVC, of the server, of the disk
+    except Exception as error:  # DVC, the server and the disk raise errors of many types
         log.warning("milestones %s are not versioned yet: %s", ", ".join(map(str, numbers)), error)
     else:
         log.info("versioned %s", ", ".join(f"{target}.dvc" for target in targets))
@@ -80,7 +74,7 @@ def _is_versioned(spec: RunSpec, run: RunDirectory, number: int) -> bool:
 
 
 def find_record(spec: RunSpec, reference: Reference) -> Path | None:
-    """What training published beside a revision's checkpoint; None where the revision has nothing of the kind."""
+    """File of the provenance published with a revision's checkpoint; None where the revision has none."""
     asked = Path(reference.place)
     if reference.revision is None:
         return None
@@ -96,7 +90,7 @@ def find_record(spec: RunSpec, reference: Reference) -> Path | None:
         try:
             if not target.is_file():
                 dvc.fetch(spec.paths.root, reference.revision, place, target)
-        except SPOError as error:  # made before such records were, or by a run that versions its policy alone
+        except SPOError as error:  # a revision older than such records, or a run that versions its policy alone
             log.warning("%s: no record of what made it: %s", reference.name, error)
             return None
         return target
@@ -104,7 +98,7 @@ def find_record(spec: RunSpec, reference: Reference) -> Path | None:
 
 @task(name="find model", cache_policy=NO_CACHE, persist_result=False)
 def find_model(spec: RunSpec, reference: Reference) -> Model:
-    """The policy that was asked for, on this machine. Raises SPOError where git, DVC or the hub does not give it."""
+    """Fetch the policy that was asked for. Raises SPOError where git, DVC or the hub does not give it."""
     if reference.kind == "hub":
         return folder_model(reference.name, download(reference))
     if reference.revision is None:

@@ -14,7 +14,7 @@ from tasks.records import RunSpec
 
 @task(name="warm up", cache_policy=NO_CACHE, persist_result=False)
 def warm_up_policy(spec: RunSpec) -> dict:
-    """Publish checkpoints/warmup, its metrics and its loss curve."""
+    """Warm up and publish checkpoints/warmup, its metrics and its loss curve; returns steps and the last loss."""
     params, paths = spec.params, spec.paths
     with bar("warm-up", params.policy.warmup.steps, unit="step") as progress:
 

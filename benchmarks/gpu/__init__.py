@@ -1,1 +1,1 @@
-"""What a new GPU is tried with first: see ``python -m benchmarks.gpu --help``."""
+"""First measurements on a new GPU: see ``python -m benchmarks.gpu --help``."""

@@ -1,7 +1,7 @@
-"""Try a GPU: is the update right on it, how fast is it, does the embedded run come out the same, how fast is sampling.
+"""Tries a GPU: is the update right on it, and how fast; does the embedded run come out the same; how fast is sampling.
 
 Needs torch, transformers and this project's code alone, and less than eight minutes on one card. Each part prints its
-table and rewrites the result file, under the card's name, as it ends. Exit status 1: something is not as it should be.
+table as it ends and adds it to the result file under the card's name. Exit status 1: a part found something wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.machine import RESULTS, describe_machine
 from spo_core.policy.device import device_name, find_device, use_device
 from spo_core.system.files import read_json, write_json
 
-PARTS: dict[int, tuple[Callable[[Setting], Result], float]] = {  # and the seconds it may begin something in
+PARTS: dict[int, tuple[Callable[[Setting], Result], float]] = {  # and seconds after which it begins nothing more
     1: (equality.run, 60.0),
     2: (update.run, 150.0),
     3: (embedded.run, 180.0),
@@ -45,7 +45,7 @@ def command(
         Path | None, typer.Option(help="Result file; by default benchmarks/results/gpu.json on a GPU, none on a CPU.")
     ] = None,
 ) -> None:
-    """Measure, print a table a part, write the results."""
+    """Measure, print a table for each part, write the results."""
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH)
     chosen = sorted(set(part or PARTS))
@@ -74,7 +74,7 @@ def command(
 
 
 def keep(out: Path, device: torch.device, number: int, content: dict) -> None:
-    """Replace what the file has of this card and part."""
+    """Replace this card's result of one part in the file."""
     cards = read_json(out) if out.is_file() else {}
     machine = describe_machine()
     name = device_name(device) if device.type == "cuda" else machine["cpu"]

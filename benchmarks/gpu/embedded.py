@@ -38,7 +38,7 @@ SMALL = (
 
 
 def run(setting: Setting) -> Result:
-    """``best`` is chosen by the validation split in both runs."""
+    """Run the embedded pipeline and compare its best validation accuracy with the recorded run's."""
     overrides = (f"run.device='{setting.device}'", *(SMALL if setting.small else ()))
     params = load_params(ROOT, None, overrides)
     content: dict[str, Any] = {"device": str(setting.device)}
@@ -76,7 +76,7 @@ def run(setting: Setting) -> Result:
 
 
 def compared(content: dict[str, Any], questions: int) -> str | None:
-    """What is wrong; nothing where the time was over before the run was."""
+    """Say what is wrong with the accuracy, if anything; None too where the time was over before the run was."""
     done, recorded = content["training"], read_json(RECORDED)
     if done["iterations"] < done["of"]:
         content["stopped"] = "the part's time was over"

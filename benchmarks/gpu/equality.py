@@ -20,14 +20,14 @@ from spo_core.tree import FinishReason, Node
 CASE = Case("4 layers", layers=4, hidden=256, heads=4, kv_heads=2, intermediate=512, vocabulary=1000)
 SMALL = Case("2 layers", layers=2, hidden=64, heads=4, kv_heads=2, intermediate=96, vocabulary=60)
 WAYS = {"cuda": ("flex", "rows"), "cpu": ("rows",)}  # FlexAttention has no backward pass on CPUs
-# relative, of the gradient's norm and of the sum of the loss's sizes. float32 differs by the order of sums; bfloat16 is
-# held to the flat float32 result, and may be off by so many times what flat is in bfloat16
+# tolerances, relative to the gradient's norm and to the loss of flat in float32. float32 may differ by the order of
+# sums; bfloat16 by this many times what flat in bfloat16 differs by
 FLOAT32, BFLOAT16 = 1e-4, 1.5
-LEAST = 1e-3  # of bfloat16, where flat happens to be exact
+LEAST = 1e-3  # tolerance of bfloat16 where flat happens to be exact
 
 
 def ragged(case: Case, longest: int, rng: np.random.Generator) -> WeightedTree:
-    """1 to 4 children to a depth of 4, segments of 1 to ``longest`` tokens; some branches end early."""
+    """A random tree: 1 to 4 children to a depth of 4, segments of 1 to ``longest`` tokens; some branches end early."""
     nodes = [Node.prompt(rng.integers(3, case.vocabulary, longest))]
     level = [0]
     for depth in range(1, 5):
@@ -44,7 +44,7 @@ def ragged(case: Case, longest: int, rng: np.random.Generator) -> WeightedTree:
 
 
 def found(model: PreTrainedModel, tree: WeightedTree, way: str) -> tuple[torch.Tensor, float]:
-    """The gradient, float64 on the CPU, and the loss."""
+    """The gradient (flat, float64, on the CPU) and the loss of a tree, computed in one ``way``."""
     model.zero_grad()
     added = update_flat(model, tree, 16) if way == "flat" else update_tree(TreePolicy(model, way), tree, 10**6)
     gradient = torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
@@ -52,7 +52,7 @@ def found(model: PreTrainedModel, tree: WeightedTree, way: str) -> tuple[torch.T
 
 
 def run(setting: Setting) -> Result:
-    """Every way in float32 and bfloat16."""
+    """Compare every way, in float32 and bfloat16, with flat in float32."""
     case = SMALL if setting.small else CASE
     torch.manual_seed(0)
     with torch.device(setting.device):

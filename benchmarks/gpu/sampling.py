@@ -28,7 +28,7 @@ def embedded_case() -> Case:
 
 
 def run(setting: Setting) -> Result:
-    """No token stops a response, so that all have the same length; random weights decode as fast as others."""
+    """Measure sampling. No token stops a response, so all have one length; random weights decode as fast as others."""
     if setting.small:
         cases = [(Case("2 layers", 2, 32, 2, 2, 48, 60, prompt=5, segment=6), 4, "float32")]
     else:
@@ -60,7 +60,7 @@ def run(setting: Setting) -> Result:
 
 
 def sample(policy: PreTrainedModel, case: Case, slots: int) -> None:
-    """One response of ``case.segment`` tokens in every slot, each after a prompt of its own."""
+    """Sample one response of ``case.segment`` tokens in every slot, each after a prompt of its own."""
     length = case.prompt + case.segment
     engine = TransformersEngine(policy, stop_ids=(), context_length=length, max_concurrency=slots)
     engine.policy_changed(0)

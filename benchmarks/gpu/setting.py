@@ -1,4 +1,4 @@
-"""What the parts share: device and size, a clock that waits for the device, its peak, what a part gives back."""
+"""Shared by the parts: device and size, a clock that waits for the device, the device's peak, a part's result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-# dense bfloat16, 1e12 operations a second, from NVIDIA's data sheets; the first name that a card's name contains
+# dense bfloat16 from NVIDIA's data sheets, in 1e12 operations a second; a card has the first name that its own contains
 PEAKS = {
     "H100 PCIe": 756,
     "H100 NVL": 835,
@@ -22,13 +22,13 @@ PEAKS = {
     "L40S": 362,
     "L4": 121,
 }
-SIDE = 8192  # of the matrices where a card is not in the table
+SIDE = 8192  # side of the matrices that measure a card which is not in the table
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """``small`` is for tests: seconds on a CPU, and its numbers mean nothing. ``deadline``: of a part, in the time of
-    ``time.monotonic``; what is repeated is not begun again after it."""
+    """How a part measures. ``small`` is for tests: seconds on a CPU, and its numbers mean nothing. ``deadline`` is the
+    value of ``time.monotonic`` after which nothing is repeated."""
 
     device: torch.device
     small: bool
@@ -36,11 +36,11 @@ class Setting:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """That the work takes, until the device is done with it."""
+        """Seconds that the work takes, until the device is done with it."""
         self.wait()
         started = time.perf_counter()
         work()
@@ -48,10 +48,8 @@ class Setting:
         return time.perf_counter() - started
 
     def repeated(self, work: Callable[[], object], most: int) -> tuple[float, float, int]:
-        """Seconds of the first run, which compiles and warms up; the median of those after it, and their number.
-
-        There is one at least, and no further one where the time that is left is shorter than the last.
-        """
+        """Seconds of the first run, which compiles and warms up; median of the later runs; and their number, 1 to
+        ``most``: none is begun where less time is left than the last one took."""
         first = self.seconds(work)
         times = [self.seconds(work)]
         while len(times) < most and self.left > times[-1]:
@@ -76,7 +74,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of a part: what is printed, what is written, and what is wrong, if anything is."""
+    """A part's result: the table to print, the content to write, and what is wrong, if anything is."""
 
     table: Table
     content: dict[str, Any]
@@ -84,7 +82,7 @@ class Result:
 
 
 def table(title: str, *columns: str) -> Table:
-    """The first column is text, the others are numbers."""
+    """An empty table whose first column is text and whose others are numbers."""
     made = Table(title=title)
     for place, column in enumerate(columns):
         made.add_column(column, justify="right" if place else "left")
@@ -92,7 +90,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def peak_operations(setting: Setting) -> tuple[float, str]:
-    """bfloat16 operations a second of the device at its best, and where the number is from."""
+    """Peak bfloat16 operations a second of the device, and the number's source."""
     if setting.device.type == "cuda":
         name = torch.cuda.get_device_name(setting.device)
         for known, peak in PEAKS.items():

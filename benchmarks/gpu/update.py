@@ -30,21 +30,22 @@ QWEN = Case("Qwen2-1.5B, M = 600", 28, 1536, 12, 2, 8960, 151936, prompt=150, se
 CASES = (QWEN, replace(QWEN, name="Qwen2-1.5B, M = 150", segment=150))
 SMALL = (Case("2 layers, M = 3", 2, 32, 4, 2, 48, 60, prompt=5, segment=3, budget=200, branches=(2, 2, 2)),)
 RATE = 1e-6
-ROWS = 4  # at once; their logits alone take 2.4 GB in float32
+ROWS = 4  # rows in one forward pass; their logits alone take 2.4 GB in float32
 REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one update: tokens forwarded without padding, for each the keys it attends to summed up, and positions that
-    are projected onto the vocabulary."""
+    """Work of one update: tokens forwarded without padding, the sum over them of the keys each attends to, and
+    positions projected onto the vocabulary."""
 
     tokens: int
     keys: int
     projected: int
 
     def operations(self, case: Case) -> float:
-        """Of forward and backward pass: 6 a token and weight of a matrix, 12 a token, key and hidden dimension."""
+        """Operations of forward and backward pass: 6 for each token and weight of a matrix, 12 for each token, key and
+        hidden dimension."""
         keys = case.kv_heads * (case.hidden // case.heads)
         layer = 2 * case.hidden**2 + 2 * case.hidden * keys + 3 * case.hidden * case.intermediate
         head = case.hidden * case.vocabulary
@@ -69,7 +70,7 @@ def work_of_rows(tree: WeightedTree) -> Work:
 
 
 def run(setting: Setting) -> Result:
-    """Both sizes of segments; the flat way only as often as there is time."""
+    """Measure both lengths of segments."""
     peak, source = peak_operations(setting)
     shown = table(
         f"2. Update of one tree (peak: {peak / 1e12:,.1f} TFLOP/s, {source})",
@@ -101,8 +102,8 @@ def run(setting: Setting) -> Result:
 
 
 def prepared(setting: Setting, case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, Work], float]:
-    """An update in each way, of one policy, and what it computes; and the seconds of a first forward pass over the
-    tree, which compiles."""
+    """For one policy: an update in each way, the work of each, and the seconds of a first forward pass over the tree,
+    which compiles."""
     torch.manual_seed(0)
     with torch.device(setting.device):
         model = Qwen2ForCausalLM(Qwen2Config(**case.config)).eval()
@@ -135,7 +136,7 @@ def prepared(setting: Setting, case: Case) -> tuple[dict[str, Callable[[], objec
 
 
 def sampled(backend: TorchBackend, tree: WeightedTree, budget: int) -> WeightedTree:
-    """The same with the policy's own log-probs as those of sampling."""
+    """The same tree with the policy's own log-probs as sampling log-probs."""
     nodes = list(tree.tree.nodes)
     for part in divide([tree], budget)[0]:
         batch = layout([piece.segments for piece in part], backend.device)
@@ -151,7 +152,7 @@ def sampled(backend: TorchBackend, tree: WeightedTree, budget: int) -> WeightedT
 
 
 def measured(setting: Setting, update: Callable[[], object]) -> dict[str, Any]:
-    """Seconds and peak memory; or what stood in the way."""
+    """Seconds and peak memory of an update, or ``failed`` where memory ran out."""
     setting.forget_peak()
     try:
         first, median, times = setting.repeated(update, REPEATS)
