@@ -1,9 +1,10 @@
 """Adaptive Monte Carlo against a fixed number of value rollouts: error of the values, and tokens decoded for them.
 
 Responses to the last training questions are sampled from the warmed-up policy and cut as preset ``spo-chain`` cuts
-them. Truth is the mean of many fresh rollouts from every cut state; its own variance, p (1 - p) / rollouts, is in every
-row. Each repeat values the same states again with other seeds, through the sampler that training uses. The defaults of
-``adaptive_monte_carlo`` were chosen on other questions and seeds. Writes benchmarks/results/adaptive_values.json.
+them. The true value of a cut state is taken to be the mean of many fresh rollouts; its variance, p (1 - p) / rollouts,
+is part of every row's error. Each repeat values the same states with other seeds, through the sampler that training
+uses. The defaults of ``adaptive_monte_carlo`` were chosen on other questions and seeds. Writes
+benchmarks/results/adaptive_values.json.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Values = dict[State, float]
 
 
 class Reseeded:
-    """An engine that decodes the same responses but fresh value rollouts; only responses are kept for others."""
+    """An engine with the same responses in every repeat, but fresh value rollouts (requests without ``keep``)."""
 
     def __init__(self, engine: TransformersEngine, repeat: int) -> None:
         self.engine, self.repeat = engine, repeat
@@ -73,7 +74,7 @@ class Bench:
         return self.verifier.rewards.of_outcome(verdict.outcome)
 
     def grow(self, value: MonteCarlo | AdaptiveMonteCarlo, repeat: int) -> list[RolloutTree]:
-        """Graded trees; the responses are the same in every call."""
+        """Grow and grade one tree a question; the responses are the same in every call."""
         credit = self.params.credit.model_copy(update={"value": value})
         engine = Reseeded(self.engine, repeat)
         sampler = Sampler(
@@ -88,7 +89,7 @@ class Bench:
         return sampler.grow(self.prompts)
 
     def truth(self, states: list[State], rollouts: int) -> Values:
-        """Mean reward of ``rollouts`` from every state."""
+        """Mean reward of ``rollouts`` fresh rollouts from every state."""
         prompts = {p.question_id: np.asarray(p.token_ids, np.int32) for p in self.prompts}
         prefixes = [np.concatenate([prompts[q], np.frombuffer(tokens, np.int32)]) for q, tokens in states]
         room = self.params.rollout.context_length

@@ -34,7 +34,7 @@ Curve = list[tuple[float, float]]
 
 
 def run(label: str, preset: str | None, seed: int, budget: int, environment: dict[str, str]) -> dict:
-    """One training run; reused where it was already made."""
+    """Make a training run, or reuse it; returns its curve and figures."""
     name = f"compare-{label.lower()}-{seed}"
     overrides = [f"run.seed={seed}", f"run.max_generated_tokens={budget}", "run.iterations=10000"]
     options = [*(["--preset", preset] if preset else []), *(f"--set={o}" for o in overrides), "--name", name]
@@ -57,7 +57,7 @@ def run(label: str, preset: str | None, seed: int, budget: int, environment: dic
 
 
 def mean_and_band(runs: list[dict], axis: str) -> tuple[Curve, list[tuple[float, float, float]]]:
-    """Mean over seeds, and the range between lowest and highest, on a common grid; over 5 iterations smoothed."""
+    """Mean over seeds, and lowest and highest, on a common grid of ``axis``; smoothed over 5 iterations."""
     grid = np.linspace(max(r[axis][0] for r in runs), min(r[axis][-1] for r in runs), 40)
     smooth = [np.convolve(np.pad(r["accuracy"], 2, mode="edge"), np.ones(5) / 5, mode="valid") for r in runs]
     curves = np.array([np.interp(grid, r[axis], s) for r, s in zip(runs, smooth, strict=True)])

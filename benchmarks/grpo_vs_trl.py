@@ -1,9 +1,9 @@
 """An iteration of the GRPO preset against TRL's GRPOTrainer: the same policy, questions, group size, lengths, optimizer
 and CPU threads; seconds split into rollout (sampling and rewards) and update.
 
-Measured are completions of the warmed-up policy that end by themselves, so of very different lengths, as in training;
-and completions all made as long as a limit (ours: no token stops; TRL: min_new_tokens). Iterations of the two alternate
-in one process. Needs the extra ``benchmarks``. Writes benchmarks/results/grpo_vs_trl.json.
+Completions of the warmed-up policy end by themselves, at very different lengths as in training; in a second measurement
+all are as long as a limit (ours: no token stops; TRL: min_new_tokens). Iterations of the two alternate in one process.
+Needs the extra ``benchmarks``. Writes benchmarks/results/grpo_vs_trl.json.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from spo_core.system.files import write_json
 
 @dataclass
 class Seconds:
-    """Of each iteration."""
+    """Seconds of each iteration."""
 
     rollout: list[float] = field(default_factory=list)
     update: list[float] = field(default_factory=list)
 
 
 def reward(token_ids: list[int]) -> float:
-    """Worth nothing, but different for the completions of a group: equal ones would not be trained by us."""
+    """A meaningless reward that differs among the completions of a group: with equal ones we would train nothing."""
     return zlib.crc32(bytes(token_ids)) / 2**32
 
 
 def ours(model: PreTrainedModel, tokenizer: Any, questions: list[str], params: Params, into: Seconds) -> Iterator[int]:
-    """One iteration a step: the rollout and train steps of a run, without its files; yields the tokens sampled."""
+    """Make one iteration a step, without a run's files; yields the tokens sampled, adds its seconds to ``into``."""
     engine = TransformersEngine(
         model,
         stop_ids=() if params.rollout.max_completion_tokens else stop_ids(model, tokenizer),
@@ -91,7 +91,7 @@ def grade(ended: Sequence[Ended]) -> list[tuple[float, str]]:
 def trl_trainer(
     model: PreTrainedModel, tokenizer: Any, questions: list[str], params: Params, into: Seconds, iterations: int
 ) -> Any:
-    """A GRPOTrainer that makes ``iterations`` iterations and notes their seconds."""
+    """A GRPOTrainer that makes ``iterations`` iterations and adds their seconds to ``into``."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -173,7 +173,8 @@ def summary(seconds: Seconds) -> dict[str, Any]:
 
 
 def compare(optimizer_steps: int, iterations: int, length: int | None, folder: Path | None = None) -> dict[str, Any]:
-    """Completions of exactly ``length`` tokens; None: until the policy in ``folder`` stops or the context is full."""
+    """Measure completions of exactly ``length`` tokens; None: until the policy in ``folder`` stops or the context is
+    full."""
     overrides = [f"learn.optimizer_steps={optimizer_steps}", f"rollout.max_completion_tokens={length or 'null'}"]
     params = load_params(Path.cwd(), "grpo", tuple(overrides))
     small = params.data.model_copy(update={"train": params.rollout.questions, "validation": 1, "test": 1})
@@ -191,7 +192,7 @@ def compare(optimizer_steps: int, iterations: int, length: int | None, folder: P
     sampled: list[int] = []
 
     class Alternate(TrainerCallback):
-        """After each of TRL's iterations one of ours."""
+        """Makes one of our iterations after each of TRL's."""
 
         def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % optimizer_steps == 0:

@@ -1,10 +1,10 @@
 """What Prefect, W&B and progress bars cost an iteration, in milliseconds, and what the server's database grows by.
 
-The train flow of the embedded run goes on for many iterations in a temporary folder, with a server of its own and W&B
-offline. An iteration lasts from the beginning of its rollouts to that of the next one's; what it spends in
-``rollout_step``, ``credit_step`` and ``train_step`` is the work, the rest is the cost: all is measured in one run, so
-its noise cancels. What the server's process does beside it shows in no number here but those of its database. The
-target is 2 % of an iteration and 100 ms. Writes benchmarks/results/orchestration.json.
+The train flow of the embedded run makes many iterations in a temporary folder, with its own server and W&B offline. An
+iteration lasts from the beginning of its rollouts to that of the next one's; time in ``rollout_step``, ``credit_step``
+and ``train_step`` is work, the rest is cost. Both are measured in one run, so that noise cancels. Of the server's own
+process only the database is measured. The target is 2 % of an iteration and 100 ms. Writes
+benchmarks/results/orchestration.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from spo_core.system.processes import die_with_parent
 ROOT = Path(__file__).resolve().parent.parent
 SHARE, MILLISECONDS = 0.02, 100.0  # the target
 WORK = {"tasks.rollouts": "rollout_step", "tasks.advantages": "credit_step", "tasks.training": "train_step"}
-SETTLED = 5.0  # seconds after which the server has written what it was sent
+SETTLED = 5.0  # seconds in which the server writes what it was sent
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Spent:
 
 @dataclass(slots=True)
 class Clock:
-    """Takes the time inside functions that it is put around."""
+    """Adds up the time spent inside functions that ``around`` wraps."""
 
     iterations: list[Spent] = field(default_factory=list)
     database: Path | None = None
@@ -87,7 +87,7 @@ def sizes(database: Path) -> dict[str, int]:
 
 
 def growth(before: Mapping[str, int], after: Mapping[str, int], iterations: int) -> dict[str, float]:
-    """What became more, an iteration."""
+    """Growth per iteration of whatever grew."""
     return {
         name: round((size - before.get(name, 0)) / iterations, 2)
         for name, size in after.items()
@@ -96,7 +96,7 @@ def growth(before: Mapping[str, int], after: Mapping[str, int], iterations: int)
 
 
 def summarize(spent: Sequence[Spent]) -> dict[str, Any]:
-    """Of all iterations but the last, whose end is not known, and the first, in which much happens once."""
+    """Statistics over all iterations but the last, whose end is unknown, and the first, in which much happens once."""
     ms: dict[str, list[float]] = {"iteration": [], "cost": [], "of it W&B": [], "of it artifacts": []}
     for one, following in pairwise(spent[1:]):
         whole = following.began - one.began
@@ -116,7 +116,7 @@ def summarize(spent: Sequence[Spent]) -> dict[str, Any]:
 
 
 def inside(target: Path) -> None:
-    """Run the flow of the project in the current folder; its times go to ``target``."""
+    """Run the flow of the project in the current folder, and write its times to ``target``."""
     import importlib
 
     from prefect.events.worker import EventsWorker
@@ -155,13 +155,13 @@ def inside(target: Path) -> None:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """With mappings within mappings merged too."""
+    """``base`` with ``changes``, merged at every level of nested mappings."""
     inner = {k: merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **changes, **inner}
 
 
 def measure(iterations: int, changes: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Of the project's main run with these changes of params; at least 3 iterations."""
+    """Measure the project's main run with these changes of params, over at least 3 iterations."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         project.mkdir()

@@ -1,11 +1,10 @@
 """What an iteration of the published size costs beside the model: seconds and memory, by step.
 
-An engine that answers at once with random tokens takes the place of the real one, and the policy has two tiny layers
-under a vocabulary of real size; all else is the product's own: prompts, sampler, stop strings, grading, credit, files,
-replay, planning, layout, checkpoint, and what two ranks are handed and read. Responses are random tokens that end in a
-plain number, and then by the end token or, one in ten, by a stop string. Shown but not counted: drawing the random
-tokens (engine), and the policy's forward and backward passes and its optimizer (model). Writes
-benchmarks/results/overhead.json.
+An engine that answers at once with random tokens replaces the real one, and the policy has two tiny layers under a
+vocabulary of real size; all else is the product's own: prompts, sampler, stop strings, grading, credit, files, replay,
+planning, layout, checkpoint, and writing and reading what two ranks are handed. Responses are random tokens, then a
+plain number, then the end token or, in one of ten, a stop string. Shown but not counted: drawing the random tokens
+(engine), and the policy's forward and backward passes and optimizer (model). Writes benchmarks/results/overhead.json.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
 
 NOT_COUNTED = ("engine", "model", "start of ranks")
-RANKS = 2  # that are handed what is trained
+RANKS = 2  # processes that read what is trained
 ANSWERED = 256  # requests that the engine answers in one step
 COMMON = (
-    "run.iterations=2",  # of which one is run, so that nothing is validated
+    "run.iterations=2",  # only the first is run: the last would validate
     "run.checkpoint_every=1",
     "run.threads=2",
-    "learn.max_logprob_gap=1e9",  # random log-probs are of no policy
+    "learn.max_logprob_gap=1e9",  # the random log-probs are not the policy's
     "learn.backend={type: torch}",
     "learn.dtype=float32",
     "learn.gradient_checkpointing=false",
@@ -62,7 +61,7 @@ COMMON = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A published preset; ``tokens`` of a response, or of a tree's last segment, on average; target in seconds."""
+    """A published preset; ``tokens``: mean length of responses, or of a tree's last segments; target in seconds."""
 
     name: str
     preset: str
@@ -116,7 +115,7 @@ def random_tokenizer(vocabulary: int, special: Sequence[str], seed: int = 0) -> 
 
 
 class InstantEngine:
-    """Answers at once: random tokens, and where a response may end before its limit a plain number and an end."""
+    """An engine that answers at once: random tokens, and where a response may end, a plain number and an end."""
 
     gives_entropies, restarts = False, 0
 
@@ -173,7 +172,7 @@ class InstantEngine:
 
 
 def prepare(case: Case, params: Params, paths: Paths) -> None:
-    """Questions and a first policy, as the stages before training would leave them."""
+    """Write questions and a first policy, as the stages before training leave them."""
     special = (
         ("<s>", "</s>")
         if case.preset.startswith("rho")
@@ -196,7 +195,7 @@ def no_logprobs(backend: Any, batch: TreeBatch, *_: Any) -> tuple[torch.Tensor, 
 
 
 def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
-    """Have every step timed; what is drawn from the replay buffer is kept in the result."""
+    """Have every step timed; returns a mapping that will hold the drawn ``pairs``."""
     kept: dict[str, Any] = {}
     make_stop, draw = sampling.stop_at, ReplayBuffer.draw
 
@@ -233,14 +232,14 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
 
 
 def read_timed(folder: Path) -> float:
-    """What one rank does with what it is handed; seconds."""
+    """Read what a rank is handed; returns the seconds it took."""
     started = time.perf_counter()
     read_pairs(folder)
     return time.perf_counter() - started
 
 
 def hand_over(spans: Spans, pairs: Sequence[Any], folder: Path) -> None:
-    """Write what is trained, and have as many processes as ranks read it at once."""
+    """Write what is trained, and have RANKS processes read it at once."""
     folder.mkdir()
     with spans.step("hand-over"):
         write_pairs(folder, pairs)
@@ -252,7 +251,7 @@ def hand_over(spans: Spans, pairs: Sequence[Any], folder: Path) -> None:
 
 
 def measure(case: Case, root: Path, overrides: Sequence[str] = (), *, skip_model: bool = False) -> dict[str, Any]:
-    """One iteration of a case."""
+    """Measure one iteration of a case."""
     params = load_params(root, case.preset, (*COMMON, *case.overrides, *overrides))
     with tempfile.TemporaryDirectory(prefix="spo-overhead-") as name:
         paths = Paths(Path(name))

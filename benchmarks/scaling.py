@@ -1,8 +1,8 @@
-"""What the published runs would need on 8 and on 64 GPUs, computed: no GPU is used, and none was at hand.
+"""Computes what the published runs would need on 8 and on 64 GPUs; no GPU was used.
 
-Every number that goes in stands below with where it comes from: *measured* by this project (benchmarks/results, on a
-CPU), *published*, counted by spo_core/estimate/work.py from a preset, or *assumed*. A pair is a range, lowest first,
-and so is every result; nothing in between is more likely. ``docs/scaling.md`` quotes what this prints.
+Every input stands below with its source: *measured* by this project (benchmarks/results, on a CPU), *published*,
+counted by spo_core/estimate/work.py from a preset, or *assumed*. A pair is a range, lowest first, and so is every
+result; no value in between is more likely. ``docs/scaling.md`` quotes what this prints.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DISK = 2e9  # bytes/s of a fast shared file system; the lower end is measured
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """By this project on two CPU cores."""
+    """Inputs measured by this project on two CPU cores."""
 
     tree_token: Range
     """Time of a token forwarded in a tree, in units of one in padded sequences."""
@@ -56,7 +56,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of one iteration, lowest and highest."""
+    """Seconds of one iteration, lowest and highest."""
 
     busy: int
     """GPUs that have a question of their own to sample."""
@@ -80,14 +80,14 @@ def read_measured(results: Path = RESULTS) -> Measured:
 
 
 def seconds(params: Params, found: Estimate, gpus: int, measured: Measured) -> Seconds:
-    """Rollouts and update use all GPUs in turn; low takes the expected counts and the fast rates, high the limits of
-    the counts and the slow rates."""
+    """Seconds of an iteration whose rollouts and update use all GPUs in turn. The lowest takes expected counts and fast
+    rates, the highest upper bounds of the counts and slow rates."""
     shape = architecture(params)
     assert shape is not None
     size = estimate_memory(params, shape).parameters
     questions = params.rollout.questions
     busy = min(gpus, questions)
-    share = -(-questions // busy) / questions  # of the questions, on the GPU with most
+    share = -(-questions // busy) / questions  # share of the questions that the GPU with most of them has
     longest = (found.context_length / 2, found.context_length)
 
     def rollout(end: int) -> float:
@@ -99,7 +99,7 @@ def seconds(params: Params, found: Estimate, gpus: int, measured: Measured) -> S
     def update(end: int) -> float:
         work = (found.expected, found.most)[end]
         paths = found.optimizer_steps * longest[end]  # no step is faster than one path on one GPU
-        # in parts for ranks a tree repeats ancestors, at most until each segment is a sequence of its own
+        # dividing trees among ranks repeats ancestors, at worst until each segment is a sequence of its own
         tokens = max((work.forwarded_tokens, work.flat_tokens)[end] / gpus, paths)
         forward = tokens * OPERATIONS * size * measured.tree_token[end] / (PEAK * UTILISATION[1 - end])
         return forward + found.optimizer_steps * 2 * 4 * size / REDUCE[gpus > NODE][1 - end]

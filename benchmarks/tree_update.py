@@ -1,9 +1,8 @@
 """Forward and backward pass over a tree with each prefix computed once, against one padded sequence per segment.
 
-The second is how the published code trains (docs/reference.md 6 item 10), here in the micro-batch size that is
-fastest for it, without its mask of padding, and with logits at every position as there. Same trees, same loss, same
-process, in turns; medians.
-With a GPU: a Qwen2-1.5B configuration with random weights in bfloat16, segments of 600 tokens, FlexAttention.
+The second is how the published code trains (docs/reference.md 6 item 10), with logits at every position as there, but
+without its mask of padding and in the micro-batch size that is fastest. Same trees, same loss, same process, in turns;
+medians. With a GPU: a Qwen2-1.5B configuration with random weights in bfloat16, segments of 600 tokens, FlexAttention.
 Writes benchmarks/results/tree_update.json.
 """
 
@@ -54,12 +53,12 @@ class Case:
     prompt: int = 80
     segment: int = 30
     budget: int = 16384  # of one forward pass of ours
-    rounds: int = 1  # times the repeats asked for
+    rounds: int = 1  # multiplies the repeats asked for
     branches: tuple[int, ...] = BRANCH_FACTORS
 
     @property
     def config(self) -> dict[str, int]:
-        """Of transformers."""
+        """Keywords of the model's transformers configuration."""
         return {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
@@ -77,7 +76,7 @@ class Case:
         return LlamaForCausalLM(LlamaConfig(**self.config)).train()
 
     def tree(self) -> WeightedTree:
-        """Every node full, every token trained, old log-probs and advantages at random."""
+        """A tree with all nodes full, all sampled tokens trained, and random old log-probs and advantages."""
         rng = np.random.default_rng(0)
         nodes = [Node.prompt(rng.integers(3, self.vocabulary, self.prompt))]
         level = [0]
@@ -93,7 +92,7 @@ class Case:
 
 
 def weighted(nodes: list[Node], rng: np.random.Generator) -> WeightedTree:
-    """A tree whose every sampled token is trained, with an advantage at random for each segment."""
+    """A tree whose every sampled token is trained, with a random advantage for each segment."""
     sizes = [len(node.token_ids) for node in nodes]
     trained = tuple(np.full(n, i > 0) for i, n in enumerate(sizes))
     advantages = tuple(np.full(n, rng.standard_normal(), np.float32) for n in sizes)
@@ -110,14 +109,14 @@ GPU_CASES = (Case("Qwen2-1.5B", 28, 1536, 12, 2, 8960, 151936, prompt=150, segme
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What one way of computing the loss and adding its gradient forwarded, padding left out; the loss is detached."""
+    """Tokens that one way of adding the gradient forwarded, without padding, and the loss, detached."""
 
     tokens: int
     loss: torch.Tensor
 
 
 def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> Added:
-    """Add the gradient of the whole tree."""
+    """Add the gradient of the whole tree, each prefix computed once."""
     total = sum(int(mask.sum()) for mask in tree.masks)
     forwarded, loss = 0, torch.zeros((), device=policy.model.device)
     for part in divide([tree], budget)[0]:
@@ -137,7 +136,7 @@ def update_tree(policy: TreePolicy, tree: WeightedTree, budget: int) -> Added:
 
 
 def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) -> Added:
-    """The same gradient from one padded sequence per segment."""
+    """Add the same gradient from one padded sequence per segment."""
     device, nodes = model.device, tree.tree.nodes
     total = sum(int(mask.sum()) for mask in tree.masks)
     trained = [index for index in range(1, len(nodes))]
@@ -169,7 +168,7 @@ def update_flat(model: PreTrainedModel, tree: WeightedTree, micro_batch: int) ->
 
 
 def methods(case: Case) -> tuple[PreTrainedModel, dict[str, Callable[[], Added]]]:
-    """The model, and ways to add the same gradient to it, each telling what it forwarded."""
+    """The model, and the ways to add the same gradient to it, by name."""
     model, tree = case.model(), case.tree()
     plain = {f"sequences, {size} at once": partial(update_flat, model, tree, size) for size in MICRO_BATCHES}
     return model, {"tree": partial(update_tree, TreePolicy(model), tree, case.budget)} | plain
@@ -183,7 +182,7 @@ def gradient(model: PreTrainedModel, update: Callable[[], Added]) -> tuple[torch
 
 
 def seconds(updates: dict[str, Callable[[], Added]], repeats: int) -> dict[str, list[float]]:
-    """Of every update, in turns, so that a machine that slows down slows all of them."""
+    """Seconds of every update, run in turns, so that a machine that slows down slows all of them."""
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(repeats):
         for name, update in updates.items():
@@ -196,7 +195,7 @@ def seconds(updates: dict[str, Callable[[], Added]], repeats: int) -> dict[str, 
 
 
 def peak_memory(case: Case, method: str, threads: int) -> int:
-    """Bytes beyond those in use before, in a process of its own (on a GPU: of its memory)."""
+    """Bytes that a method needs beyond the model's, on a GPU of its memory; call it in a process of its own."""
     torch.set_num_threads(threads)
     update = methods(case)[1][method]
     if torch.cuda.is_available():

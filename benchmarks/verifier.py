@@ -64,7 +64,7 @@ def expressions(count: int, rng: np.random.Generator) -> Pairs:
 
 
 class Watched(WorkerPool):
-    """Notes how long each answer was under way, in seconds."""
+    """A pool that records how long each answer was under way, in seconds."""
 
     def __init__(self, workers: int, seconds: float) -> None:
         super().__init__(workers, seconds)
@@ -95,7 +95,7 @@ def rate(verifier: Verifier, pairs: Pairs) -> tuple[float, float]:
 
 
 def rate_alone(pairs: Pairs) -> tuple[float, float]:
-    """As ``rate``, of math-verify by itself."""
+    """``rate`` of math-verify alone, in this process."""
     from math_verify import parse, verify
 
     started = time.perf_counter()
@@ -154,7 +154,7 @@ def command(
 
 
 def measure_stalls(workers: int, seconds: float, pairs: Pairs) -> dict[str, float]:
-    """Hostile answers spread over others: how long any answer was under way, and how long all took."""
+    """Grade hostile answers spread over others; returns how long any answer was under way, and how long all took."""
     good: list[Task] = [("math", given, gold) for given, gold, _ in pairs]
     mixed = list(good)
     step = len(good) // len(HOSTILE)

@@ -12,7 +12,7 @@ from tasks.records import RunSpec
 
 
 def warmed_policy() -> Path:
-    """Its folder: the main run's, or one made for benchmarks once."""
+    """Folder of the warmed-up policy: the main run's, or one made once for benchmarks."""
     for spec in (RunSpec.here(), RunSpec.here(name="benchmark-policy")):
         if (spec.paths.checkpoint("warmup") / "config.json").is_file():
             return spec.paths.checkpoint("warmup")

