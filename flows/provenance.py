@@ -19,8 +19,7 @@ from tasks.versioning import find_model, find_record
 
 
 def asked(name: str, spec: RunSpec) -> Asked:
-    """The policy to trace: a checkpoint, a folder, REVISION:PATH, or that of a score's file. Raises SPOError where it
-    is missing."""
+    """The policy to trace: a checkpoint, folder or REVISION:PATH, or a score file's. Raises SPOError if missing."""
     if (path := spec.paths.root / name).suffix == ".json" and path.is_file():
         return asked_score(path)
     reference = refer(name, spec.paths)

@@ -36,9 +36,7 @@ class Cluster:
 
     def map(self, task: Task, calls: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         """Yield the results of a task's calls in order; calls run one after the other, or all at once on the cluster.
-
-        Raises what a task raised, and EngineError where workers died.
-        """
+        Raises what a task raised, and EngineError where workers died."""
         if self.runner is None:
             for call in calls:
                 yield task(**call)

@@ -65,10 +65,8 @@ def _timezone(run: FlowRun) -> tzinfo | None:
 
 @task(name="publish night", cache_policy=NO_CACHE, persist_result=False)
 def publish_night(spec: RunSpec, report: NightlyReport, run_directory: Path, path: Path) -> None:
-    """Publish a report as a table on Prefect's pages and as W&B metrics and, where a score fell, as event FELL.
-
-    ``path`` is the report's file.
-    """
+    """Publish a report, whose file is ``path``, as a table on Prefect's pages and as W&B metrics and, where a score
+    fell, as event FELL."""
     key = "nightly-" + re.sub(r"[^a-z0-9]+", "-", report.run.lower()).strip("-")
     description = f"Iteration {report.iteration} of {report.run}, suite {report.suite}; report {path}"
     if report.compared_with is not None:

@@ -27,8 +27,7 @@ def update_policy(iteration: Iteration) -> dict:
 
 
 def publish_training(current: Session, spec: RunSpec) -> dict:
-    """Publish checkpoints/final and best, metrics/train, plots/train.csv and metrics/train.json, whose content it
-    returns."""
+    """Publish checkpoints/final and best, metrics/train, plots/train.csv, and metrics/train.json, which it returns."""
     paths, rows, best = spec.paths, current.run.read_metrics(), find_best(current)
     publish(current.run.checkpoint(current.iteration) / "policy", paths.checkpoint("final"))
     publish(current.run.best(best.iteration) / "policy", paths.checkpoint("best"))

@@ -21,8 +21,7 @@ from spo_core.tree import RolloutTree, parts, pruned, ragged
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Credit:
-    """The credit of one tree: ``values`` float64 [nodes]; per node, ``advantages`` float32 and ``masks`` bool, both
-    [tokens of the node]."""
+    """Credit of one tree: ``values`` float64 [nodes]; per node, ``advantages`` float32 and ``masks`` bool [tokens]."""
 
     values: np.ndarray
     advantages: tuple[np.ndarray, ...]

@@ -73,10 +73,8 @@ def check_values(tree: RolloutTree, values: np.ndarray, params: Value) -> None:
 
 
 def tree_mean(tree: RolloutTree) -> np.ndarray:
-    """V(leaf) = its reward, V(node) = unweighted mean of its children's values; float64 [nodes].
-
-    SPO-tree, paper section 4.2; docs/reference.md 1.3.
-    """
+    """V(leaf) = its reward, V(node) = unweighted mean of its children's values; float64 [nodes]. SPO-tree: paper
+    section 4.2, docs/reference.md 1.3."""
     values = np.array([node.reward for node in tree.nodes], np.float64)
     for index in range(len(tree.nodes) - 1, -1, -1):
         if tree.children[index]:

@@ -21,10 +21,8 @@ SPLIT = "where learn.max_tokens_per_forward or micro-batches split trees"
 
 
 def print_dry_run(params: Params, console: Console | None = None) -> None:
-    """Print all params, estimates for each context length, and memory; no policy and no dataset is loaded.
-
-    Raises ConfigError for an unknown problem set.
-    """
+    """Print all params, estimates for each context length, and memory; no policy and no dataset is loaded. Raises
+    ConfigError for an unknown problem set."""
     problem_set(params.data)
     console = console or Console(width=None if sys.stdout.isatty() else LINE, highlight=False, markup=False)
     for namespace, content in params.model_dump(mode="json").items():

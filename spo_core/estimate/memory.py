@@ -46,10 +46,8 @@ class Memory:
 
 
 def architecture(params: Params) -> PolicyShape | None:
-    """The policy's shape, from params, its folder's config.json or ``policy.init.shape``; None where unknown.
-
-    Raises DataError for a config.json that is not JSON.
-    """
+    """The policy's shape, from params, its folder's config.json or ``policy.init.shape``; None where unknown. Raises
+    DataError for a config.json that is not JSON."""
     init = params.policy.init
     if init.type == "pretrained":
         config = Path(init.path) / "config.json"

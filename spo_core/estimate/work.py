@@ -1,7 +1,5 @@
-"""Estimates what one iteration samples and trains from params alone: limits, and expectations under assumptions.
-
-Validation is not counted. Memory is in ``memory.py``.
-"""
+"""Estimates what one iteration samples and trains, without validation, from params alone: limits, and expectations
+under assumptions. Memory is in ``memory.py``."""
 
 from __future__ import annotations
 

@@ -41,10 +41,8 @@ def find_cell(params: Params, name: str) -> Cell:
 
 
 def evaluated_set(params: Params, name: str) -> ProblemSet:
-    """The problem set of a cell, with the suite's template or else that of training.
-
-    Raises ConfigError for an unknown set or template.
-    """
+    """The problem set of a cell, with the suite's template or else that of training. Raises ConfigError where one is
+    unknown."""
     data, template = params.data, params.evaluate.template
     if name != data.problem_set:
         source = params.evaluate.sources.get(name)

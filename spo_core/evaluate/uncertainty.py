@@ -48,8 +48,7 @@ def mean(values: ArrayLike) -> float:
 
 
 def standard_error(means: ArrayLike) -> float | None:
-    """Standard error of the mean over questions: standard deviation (ddof 1) / sqrt(questions); None for a single
-    question."""
+    """Standard error of the mean over questions, standard deviation (ddof 1) / sqrt(questions); None for one."""
     flat = np.asarray(means, np.float64).ravel()
     if flat.size < 2:
         return None
@@ -84,10 +83,8 @@ def _expanded_tail(level: float, count: int, freedom: int) -> float:
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
-    """Difference b - a of two measurements of the same questions, from their question means, both (questions,).
-
-    Raises ValueError unless they have one shape and are not empty.
-    """
+    """Difference b - a of two measurements of the same questions, from their question means, both (questions,). Raises
+    ValueError unless they have one shape and are not empty."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"question means must be (questions,) twice, got shapes {first.shape} and {second.shape}")
@@ -108,10 +105,8 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p-value of McNemar's exact test on rewards of 0 and 1, both (questions,); 1 where none differs.
-
-    Raises ValueError for other rewards or shapes.
-    """
+    """Two-sided p-value of McNemar's exact test on rewards of 0 and 1, both (questions,); 1 where none differs. Raises
+    ValueError for other rewards or shapes."""
     first, second = _zeros_and_ones(np.stack([np.asarray(a), np.asarray(b)]))
     won, lost = int((second > first).sum()), int((second < first).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0

@@ -42,9 +42,7 @@ class Backend(Protocol):
 
     def step(self, learning_rate: float) -> float:
         """Clip the gradient, update the weights, zero the gradient; returns its norm before clipping, over all ranks.
-
-        Where the norm is not finite, the weights stay as they are.
-        """
+        Where the norm is not finite, the weights stay as they are."""
         ...
 
     def total(self, values: Tensor) -> Tensor:

@@ -71,7 +71,6 @@ def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Count each query block's key blocks, int32 (1, 1, blocks), and sort their indices to the front, (1, 1, ...,
-    blocks)."""
+    """Key blocks of each query block: their number, int32 (1, 1, blocks), and indices first, (1, 1, blocks, blocks)."""
     indices = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], indices.int()[None, None]

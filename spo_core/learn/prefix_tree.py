@@ -143,8 +143,7 @@ def _kept(tree: PrefixTree, wanted: np.ndarray) -> list[int]:
 
 
 def prefix_tree(tree: RolloutTree, needed: Sequence[int]) -> tuple[PrefixTree, dict[int, np.ndarray]]:
-    """Build the prefix tree of ``needed``, ascending and with all ancestors; also returns the numbers of each node's
-    tokens."""
+    """The prefix tree of ``needed`` nodes, ascending with all ancestors, and the numbers of each one's tokens."""
     result = PrefixTree(sum(len(tree.nodes[i].token_ids) for i in needed))
     places: dict[int, np.ndarray] = {}
     for index in needed:

@@ -29,9 +29,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 def make_tokenizer(kind: str, problem: ProblemSet) -> PreTrainedTokenizerFast:
     """A tokenizer of ``kind`` characters (a token for each item of the problem set's alphabet) or bytes (256 tokens).
-
-    Raises ConfigError for characters where the problem set has no alphabet.
-    """
+    Raises ConfigError for characters where the problem set has no alphabet."""
     special = {PAD: 0, BOS: 1, EOS: 2}
     if kind == "characters":
         alphabet = problem.alphabet()

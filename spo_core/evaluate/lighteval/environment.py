@@ -9,8 +9,7 @@ import spo_core
 
 
 def child_environment(scratch: Path, threads: int) -> dict[str, str]:
-    """Environment in which a child finds this project, but not our packages, the network, or caches outside
-    ``scratch``."""
+    """Environment in which a child finds this project, no packages of ours, no network, and caches in ``scratch``."""
     foreign = ("PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "HF_", "HUGGING_FACE_", "TRANSFORMERS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
         "PYTHONPATH": str(Path(spo_core.__file__).resolve().parents[1]),

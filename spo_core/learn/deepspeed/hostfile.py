@@ -13,10 +13,8 @@ _LINE = re.compile(r"^([\w.:-]+)\s+slots=(\d+)$")
 
 
 def read_hostfile(path: Path, ranks: int) -> dict[str, int]:
-    """Ranks of each machine, in the file's order: every slot until there are ``ranks``.
-
-    Raises ConfigError where the file is missing, malformed or has fewer slots.
-    """
+    """Ranks of each machine, in the file's order: every slot until there are ``ranks``. Raises ConfigError where the
+    file is missing, malformed or has fewer slots."""
     if not path.is_file():
         raise ConfigError(f"learn.backend.hostfile {path}: no such file")
     slots: dict[str, int] = {}
@@ -42,10 +40,8 @@ def read_hostfile(path: Path, ranks: int) -> dict[str, int]:
 
 
 def addresses(hosts: list[str]) -> tuple[str, str]:
-    """This machine's address as the others see it, and that of the first host, where rank 0 runs.
-
-    Raises ConfigError for a host whose name this machine cannot resolve.
-    """
+    """This machine's address as the others see it, and that of the first host, where rank 0 runs. Raises ConfigError
+    for a host whose name this machine cannot resolve."""
     ours = {host: _towards(host) for host in hosts}
     away = [address for address in ours.values() if not _loopback(address)]
     here = (away or list(ours.values()))[0]  # a machine may resolve its own name to the loopback device

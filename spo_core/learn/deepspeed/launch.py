@@ -16,8 +16,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def launch_on_hosts(hosts: Mapping[str, int], hostfile: Path, config: Path, master: tuple[str, int]) -> list[str]:
-    """Command that starts ``hosts[name]`` ranks on each machine, by pdsh and ssh; they meet at ``master``, (address,
-    port)."""
+    """Command that starts ``hosts[name]`` ranks on each machine by pdsh and ssh; they meet at ``master``'s port."""
     chosen = "@".join(f"{host}:{','.join(map(str, range(count)))}" for host, count in hosts.items())
     there = ["--master_addr", master[0], "--master_port", str(master[1])]
     # --force_multi: a single host need not be this machine; --no_ssh_check: pdsh itself says which it cannot reach
@@ -64,8 +63,7 @@ def launcher_environment() -> dict[str, str]:
 
 
 def rank_environment(most: int) -> dict[str, str]:
-    """Environment of ranks on other machines, at most ``most`` on one: CPU threads, and NCCL and Gloo settings if
-    any."""
+    """Environment of ranks on other machines, at most ``most`` on one: CPU threads, and any NCCL and Gloo settings."""
     chosen = {name: value for name, value in os.environ.items() if name.startswith(("NCCL_", "GLOO_"))}
     return chosen | {"OMP_NUM_THREADS": _threads(most)}
 
