@@ -16,6 +16,7 @@ class Paths:
 
     @property
     def output(self) -> Path:
+        """Folder that the run publishes to."""
         return self.root if self.run_name is None else self.root / "outputs" / "runs" / self.run_name
 
     @property

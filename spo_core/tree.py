@@ -145,6 +145,7 @@ class RolloutTree:
 
     @property
     def generated_tokens(self) -> int:
+        """Number of sampled tokens, value rollouts included."""
         return int(self.lengths[1:].sum())
 
 

@@ -57,7 +57,8 @@ class Backend(Protocol):
 
 
 class TrainerHandle(Protocol):
-    """A trainer as a run holds it: a Trainer in this process, or a DeepSpeedTrainer whose ranks are other processes."""
+    """A trainer as a run holds it: a Trainer in this process, or a DeepSpeedTrainer whose ranks are other processes.
+    Trainer documents its members."""
 
     @property
     def step(self) -> int: ...

@@ -70,6 +70,7 @@ class Trainer:
         return learning_rate(self.step - self.schedule_start, self.params)
 
     def restart_learning_rate(self) -> None:
+        """Begin the learning rate's schedule anew, warm-up included, with the next step."""
         self.schedule_start = self.step
 
     def save(self, folder: Path) -> None:

@@ -265,6 +265,7 @@ def check_run(work: Path, stage: str, identity: dict[str, Any], name: str | None
 
 
 def run_path(work: Path, stage: str, identity: dict[str, Any], name: str | None) -> Path:
+    """Working directory of a run; ``name`` takes the place of its identity's digest."""
     return work / f"{stage}-{name or digest(identity)[:12]}"
 
 
