@@ -1,4 +1,4 @@
-"""Unicode, HTML and Markdown as plain LaTeX."""
+"""Rewrites Unicode, HTML and Markdown as plain LaTeX."""
 
 from __future__ import annotations
 

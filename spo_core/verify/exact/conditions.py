@@ -1,6 +1,6 @@
-r"""What is said behind an answer of its letters: ``k\in\mathbb{Z}``, "for all real x", "where C is a constant".
+r"""Conditions behind an answer on its letters: ``k\in\mathbb{Z}``, "for all real x", "where C is a constant".
 
-A letter that stands for any integer has no name of its own: see ``families``.
+A letter that stands for any integer may have any name: see ``families``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORM = re.compile(
 
 
 def without_condition(text: str) -> tuple[str, list[str], str] | None:
-    r"""What ``text`` says, the letters it says something of, and of which set: Z, N, R or "" for any.
+    r"""Split ``text`` into the answer, the letters of its condition and their set: Z, N, R or "" for any.
 
     None where there is no such condition.
     """

@@ -1,4 +1,4 @@
-r"""How numbers are written: groups of thousands, decimal commas, periods that repeat, powers of ten, ``10C3``."""
+r"""Rewrites numbers in one form: groups of thousands, decimal commas, repeating periods, powers of ten, ``10C3``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARRANGE = re.compile(_CHOOSE.pattern.replace("C", "P"))
 
 
 def plain_numbers(text: str) -> str:
-    """Numbers as ``1234.5``, ``1.2\\overline{3}``, ``5\\times 10^6`` and ``\\binom{10}{3}``."""
+    """Write numbers as ``1234.5``, ``1.2\\overline{3}``, ``5\\times 10^6`` and ``\\binom{10}{3}``."""
     text = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
     text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
@@ -48,7 +48,7 @@ def _dotted(match: re.Match[str]) -> str:
 
 
 def _endless(match: re.Match[str]) -> str:
-    r"""``0.1666\ldots``: the shortest period that is written twice, or a digit that is written three times."""
+    r"""Mark the period of ``0.1666\ldots``: the shortest that is written twice, a single digit three times."""
     whole, digits = match.groups()
     for length in range(1, len(digits) // 2 + 1):
         times = 3 if length == 1 else 2

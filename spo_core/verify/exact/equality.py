@@ -1,4 +1,4 @@
-"""Whether two expressions have the same value: exactly, or to far more digits than anybody writes."""
+"""Decides whether two expressions have the same value, exactly or to far more digits than anybody writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from spo_core.verify.exact.evaluation import Undefined, near, quotient, value_at
 from spo_core.verify.exact.huge import is_huge, same_huge
 
-_BITS = 600  # of precision for constants, which must agree to all but _SPARE of them
-_FEWER_BITS = 260  # for functions at a point
+_BITS = 600  # precision of constants, which must agree to all but _SPARE of them
+_FEWER_BITS = 260  # precision of functions at a point
 _SPARE = 100
 _POINTS = 14
 _DECISIVE = 4  # points at which both must be defined
@@ -23,7 +23,7 @@ def same_value(one: Any, other: Any) -> bool:
     """Whether two values, each a ``Fraction`` or a sympy expression, are equal. No tolerance: 0.333 is not 1/3, and
     3.14159 is not pi.
 
-    Functions are the same if they are wherever both are defined: at random points, positive and negative.
+    Functions are equal if they are at random points, positive and negative, at which both are defined.
     """
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
@@ -49,7 +49,7 @@ def same_value(one: Any, other: Any) -> bool:
 
 
 def proportional(one: Any, other: Any) -> Any | None:
-    """The constant, if there is one other than 0, by which ``other`` must be multiplied to give ``one``."""
+    """The constant other than 0 by which ``other`` must be multiplied to give ``one``; None where there is none."""
     one, other = to_sympy(one), to_sympy(other)
     if not one.free_symbols or one.free_symbols != other.free_symbols:
         return None
@@ -85,7 +85,7 @@ def _same_constant(one: Any, other: Any) -> bool:
 
 
 def _values(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """The values of both at points where both are defined: real ones, if there are enough such points."""
+    """Yield the values of both at points where both are defined: real values, if there are enough such points."""
     import sympy
 
     unknowns = sorted(one.free_symbols | other.free_symbols, key=str)
@@ -111,7 +111,7 @@ def _is_complex(value: Any) -> bool:
 
 
 def _points(one: Any, other: Any, unknowns: list[Any]) -> list[dict[Any, Any]]:
-    """Always the same points: small and large, positive and negative; whole, natural or complex where it must be."""
+    """Points at which to compare, always the same: small and large, of both signs; whole or complex where needed."""
     import sympy
 
     whole, natural = set(), set()

@@ -1,6 +1,6 @@
-r"""The value of an expression at a point: an exact fraction where that can be had, else many correct digits.
+r"""Evaluates an expression at a point: to an exact fraction where possible, else to many correct digits.
 
-Functions are the partial functions of school: an odd root of a negative number is real, an even one is none. So
+Functions are the partial functions of school: an odd root of a negative number is real, an even one is undefined. So
 ``\sqrt a\sqrt b`` has no value where a is negative, and ``\sqrt{ab}`` may have one. Only in expressions that hold i,
 and where nothing else is defined, are roots of negative constants complex.
 """
@@ -12,25 +12,25 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-_MOST_BITS = 20_000  # of precision, before what cancels is taken for zero
-_LOST = 40  # bits that a sum may lose before it is worked out again
-_LARGEST_LOG = 100_000  # of the values that are worked out, in bits
-_EXACT_BITS = 4000  # of numerator and denominator; larger fractions are rounded
-_MOST_TERMS = 200  # of a sum at a point
+_MOST_BITS = 20_000  # precision at which what still cancels is taken for zero
+_LOST = 40  # bits that a sum may lose before it is computed again with more
+_LARGEST_LOG = 100_000  # largest binary logarithm of a value that is computed
+_EXACT_BITS = 4000  # bits of numerator and denominator; larger fractions are rounded
+_MOST_TERMS = 200  # terms of a sum that is evaluated
 
 
 class Undefined(Exception):
-    """No value there, or one too large to work out."""
+    """Raised where an expression has no value at a point, or one too large to compute."""
 
 
 class _Cancelled(Exception):
-    """A sum has lost too many digits."""
+    """Raised where a sum has lost too many digits."""
 
 
 def value_at(expression: Any, where: Mapping[Any, Any], bits: int, *, real: bool) -> Any:
-    """A ``Fraction``, or an mpmath number that is right to nearly ``bits`` bits.
+    """Value of ``expression`` as a ``Fraction``, or as an mpmath number correct to nearly ``bits`` bits.
 
-    ``where`` maps every symbol of ``expression`` to a ``Fraction`` or an mpmath number. Raises Undefined.
+    ``where`` maps every symbol of it to a ``Fraction`` or an mpmath number. Raises Undefined.
     """
     work = bits
     while True:
@@ -61,7 +61,7 @@ def quotient(one: Any, other: Any, bits: int) -> Any:
 
 @cache
 def _context(bits: int) -> Any:
-    """A context of its own, so that nobody else's precision changes."""
+    """A new mpmath context, so that the global precision does not change."""
     import mpmath
 
     context = mpmath.MPContext()
@@ -112,7 +112,7 @@ class _Evaluator:
         raise Undefined
 
     def number(self, value: Any) -> Any:
-        """An mpmath number; in real mode never a complex one."""
+        """``value`` as an mpmath number. Raises Undefined for a complex one in real mode."""
         number = _rounded(value, self.context)
         if self.real and hasattr(number, "imag") and number.imag != 0:
             raise Undefined
@@ -181,7 +181,7 @@ class _Evaluator:
         return product
 
     def _unknown_function(self, name: str, arguments: list[Any]) -> Any:
-        """Evaluate a function of which only the name is known, as one that obeys no law."""
+        """Evaluate a function known by name only, as some function without any algebraic property."""
         total = self.context.mpf(sum(ord(letter) * 31**place for place, letter in enumerate(name)) % 1009)
         for place, argument in enumerate(arguments):
             total = self.context.cos(total + (place + 2) * self.number(argument)) + self.number(argument) / (7 + place)
@@ -199,7 +199,7 @@ def _limited(value: Fraction) -> Any:
 
 
 def _analytic(name: str, domain: Callable[[Any], bool] = lambda value: True) -> Callable[..., Any]:
-    """mpmath's function of one argument; ``domain`` says where it is real, of real arguments."""
+    """mpmath's function of one argument; ``domain`` tells for which real arguments it is real."""
 
     def evaluate(evaluator: _Evaluator, argument: Any) -> Any:
         number = evaluator.number(argument)
@@ -281,7 +281,7 @@ def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _divisors(name: str) -> Callable[..., Any]:
-    """Make a function of whole numbers."""
+    """A function of whole numbers, as ``math`` has it."""
 
     def evaluate(evaluator: _Evaluator, *arguments: Any) -> Any:
         import math

@@ -1,9 +1,9 @@
 r"""Reads one scalar expression, whole and exactly, from normalised LaTeX.
 
-Building expressions is sympy's. Reading them is ours, because the readers at hand are lenient where a grader must not
+sympy builds the expressions, but does not read them, because the readers at hand are lenient where a grader must not
 be: latex2sympy, which math-verify reads with, takes ``--5`` for 5, ``1 2`` for 3, ``1/2x`` for 1/(2x) and ``foo 5`` for
 5*f*o*o, rounds decimals to binary and needs a tenth of a second for a parenthesis. Here whatever is not understood is
-refused, and numbers that nobody could write out are not worked out. What it has no word for is left to ``library``.
+refused, and numbers too long to write out stay symbols. Integrals, limits and determinants are left to ``library``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spo_core.verify.exact.tokens import Unreadable, number_of, plain_number, to
 
 _LONGEST = 1000
 _DEEPEST = 60
-_MOST_TERMS = 1000  # of a sum that is added up
+_MOST_TERMS = 1000  # terms of a sum that is added up
 
 _LETTERS = """
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega
@@ -36,7 +36,7 @@ _RATIO = re.compile(r"([-+]?)(?:(\d+)/(\d+)|\\frac\{(-?\d+)\}\{(-?\d+)\})", re.A
 
 
 def read_expression(text: str) -> Any | None:
-    """A ``Fraction`` or a sympy expression; None where the whole of ``text`` is not one expression."""
+    """Read ``text`` as a ``Fraction`` or a sympy expression; None where all of it is not one expression."""
     if len(text) > _LONGEST:
         return None
     try:
@@ -55,7 +55,7 @@ def read_expression(text: str) -> Any | None:
 
 
 class _Reader:
-    """Recursive descent: sums of products of powers."""
+    """Recursive descent over tokens: sums of products of powers. Methods raise Unreadable."""
 
     def __init__(self, text: str) -> None:
         import sympy
@@ -65,7 +65,7 @@ class _Reader:
         self.position = 0
         self.depth = 0
         self.bars = 0  # absolute values that are open
-        self.bound: set[str] = set()  # letters that count, as k below a sum
+        self.bound: set[str] = set()  # indices of sums and products that are open
 
     def whole(self) -> Any:
         value = self._sum()
@@ -94,7 +94,7 @@ class _Reader:
         while self._peek() in _SIGNS:
             minus = self._next() == "-"
             if self._peek() in _SIGNS and (minus or self._peek() == "+"):
-                raise Unreadable  # "--5": a slip of the pen, not five
+                raise Unreadable  # "--5" is a slip, not five
             term = self._signed(first=False)
             total = total - term if minus else total + term
         self.depth -= 1
@@ -277,7 +277,7 @@ class _Reader:
         return of_several(name, values)
 
     def _series(self, kind: str) -> Any:
-        r"""``\sum_{k=1}^{n}`` of the product behind it: added up where the limits are numbers."""
+        r"""Read ``\sum_{k=1}^{n}`` of the product behind it; added up where the limits are numbers."""
         self._take("_")
         self._take("{")
         letter = self._next()
@@ -320,7 +320,7 @@ class _Reader:
         return value if exponent is None else power(value, exponent)
 
     def _argument(self) -> Any:
-        """``(x+1)`` of ``sin(x+1)y``; without parentheses the whole product, ``2x`` of ``sin 2x cos x``."""
+        """Read a function's argument: ``(x+1)`` in ``sin(x+1)y``, and the whole product ``2x`` in ``sin 2x cos x``."""
         if self._peek() in ("(", "{", "["):
             return self._enclosed(self._next())
         if self._peek()[1:] in PREFIXED:
@@ -329,7 +329,7 @@ class _Reader:
         while self._starts_factor(self._peek()) and self._peek() != "(" and self._peek()[1:] not in PREFIXED:
             value = value * self._power()
         if self._peek() == "/" and self._peek(1)[1:] not in PREFIXED:
-            raise Unreadable  # sin x/2: who knows
+            raise Unreadable  # sin x/2 is ambiguous
         return value
 
 

@@ -1,4 +1,4 @@
-r"""Families of solutions, ``\frac{\pi}{4}+k\pi`` for every integer k: their letter may be any, and start anywhere."""
+r"""Compares families of solutions, ``\frac{\pi}{4}+k\pi`` for every integer k, whatever their letter and offset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LETTERS = frozenset("abcdjklmnpqrst")
 
 
 def as_family(node: Any, letters: list[str], which: str) -> Any:
-    """``node`` with symbols that have no name in place of ``letters``; ``which`` is Z or N."""
+    """Replace ``letters`` in ``node`` by the symbols of families' members; ``which`` is Z or N."""
     import sympy
 
     names = {sympy.Symbol(name.lstrip("\\")): sympy.Symbol(f"{_MEMBER}{which} {i}") for i, name in enumerate(letters)}
@@ -20,7 +20,7 @@ def as_family(node: Any, letters: list[str], which: str) -> Any:
 
 
 def mapped(node: Any, names: dict[Any, Any]) -> Any:
-    """``node`` with other symbols in all its values."""
+    """Replace symbols, as ``names`` maps them, in all values of ``node``."""
     if hasattr(node, "xreplace"):
         return node.xreplace(names)
     if isinstance(node, tuple):
@@ -43,7 +43,7 @@ def same_family(one: Any, other: Any) -> bool | None:
     if not any(members):
         return None
     one, other = to_sympy(one), to_sympy(other)
-    if not all(members):  # one says of no letter that it is an integer
+    if not all(members):  # one of the two does not say that its letter is an integer
         known, bare = (one, other) if members[0] else (other, one)
         free = [symbol for symbol in bare.free_symbols - known.free_symbols if symbol.name in _LETTERS]
         found = members[0] or members[1]

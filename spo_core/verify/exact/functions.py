@@ -1,4 +1,4 @@
-"""The functions that an expression may name, and how sympy has them."""
+"""The functions that an expression may name, and their sympy forms."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CALLED = {"abs": "Abs", "factorial": "factorial", "floor": "floor", "ceil": "cei
 """Functions whose argument stands in brackets or braces."""
 OF_SEVERAL = {"gcd": "GreatestDivisor", "lcm": "LeastMultiple", "max": "Max", "min": "Min"}
 INVERSES = {name: f"arc{name}" for name in (*_TRIGONOMETRIC, "sinh", "cosh", "tanh")}
-"""What ``sin^{-1}`` is, by name."""
+"""Names of inverse functions, as for ``sin^{-1}``."""
 
 
 def applied(name: str, argument: Any, base: Any | None = None) -> Any:
-    """A function of one argument; ``base`` is a logarithm's, 10 where it has none."""
+    """The function ``name`` of one argument; ``base`` is a logarithm's, 10 where it has none."""
     import sympy
 
     if name == "log":
@@ -39,7 +39,8 @@ def applied(name: str, argument: Any, base: Any | None = None) -> Any:
 
 
 def of_several(name: str, values: list[Any]) -> Any:
-    """A function of several arguments, in no order but for C and P; raises Unreadable for fewer than two."""
+    """The function ``name`` of several arguments, whose order matters for C and P only. Raises Unreadable for fewer
+    than two."""
     import sympy
 
     if len(values) < 2:

@@ -1,8 +1,8 @@
-r"""The exact grader: whether the answer given says what the gold answer says.
+r"""The exact grader: decides whether the answer given is the gold answer.
 
-It reads both - ``notation`` evens out their spelling, ``structures`` tells what they are, ``expressions`` and
-math-verify (``library``) read the mathematics, ``phrases`` numbers in English, ``units`` what is counted - and compares
-exactly (``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Its policies:
+It reads both - ``notation`` unifies their spelling, ``structures`` tells their kind, ``expressions`` and math-verify
+(``library``) read mathematics, ``phrases`` numbers in English, ``units`` units - and compares them exactly
+(``matching``, ``equality``). docs/grading.md says what is equal to what, by kind. Its policies:
 
 - numbers are exact: 0.333 is not 1/3. ``10,00`` is no number, ``0,100`` a list;
 - expressions are equal wherever both are defined, for real letters: constants to 150 digits, functions at a dozen
@@ -29,10 +29,10 @@ from spo_core.verify.outcome import Outcome
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """CORRECT, WRONG, or UNPARSABLE: the gold answer is mathematics and the one given cannot be read as any.
+    """CORRECT, WRONG, or UNPARSABLE where the gold answer is mathematics and the one given cannot be read as any.
 
-    Raises MemoryError, and what only a mistake of ours raises: ImportError, NameError. May take long over large
-    mathematics, so callers limit its time and its memory.
+    Raises MemoryError, and ImportError and NameError, which only a bug here can raise. May take long over large
+    mathematics, so callers limit its time and memory.
     """
     outcome = quick(given, gold)
     if outcome is None:
@@ -40,13 +40,13 @@ def compare(given: str, gold: str) -> Outcome:
             outcome = _read_and_compare(normalise(given), normalise(gold))
         except (MemoryError, ImportError, NameError):
             raise
-        except Exception:  # sympy stumbled: nothing was compared, which is no silent "wrong"
+        except Exception:  # sympy failed: nothing was compared, so WRONG would be false
             outcome = Outcome.UNPARSABLE
     return outcome
 
 
 def quick(given: str, gold: str) -> Outcome | None:
-    """What equal texts and plain numbers decide; None for the rest, which takes sympy."""
+    """Outcome for equal texts and for plain numbers; None for anything else, which takes sympy."""
     if given == gold and given:
         return Outcome.CORRECT
     number, expected = parse_number(given), parse_number(gold)
@@ -70,7 +70,7 @@ def _read_and_compare(given: str, gold: str) -> Outcome:
     seed(0)
     answer, expected = read(given), read(gold)
     if isinstance(expected, Amount) and expected.unit is None:
-        expected = Value(expected.product)  # a gold 2k is twice k; only one given may be 2000
+        expected = Value(expected.product)  # a gold 2k is twice k; only an answer given may mean 2000
     if same_answer(answer, expected):
         return Outcome.CORRECT
     parts = expected.items if isinstance(expected, Several) else (expected,)

@@ -1,4 +1,4 @@
-r"""Matrices, vectors, determinants, systems and functions by cases."""
+r"""Reads matrices, vectors, determinants, systems and functions by cases."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _LARGEST = 6  # rows of a determinant
 
 
 def rows_of(inside: str) -> list[list[str]]:
-    """The text of every cell."""
+    """The texts of all cells, row by row."""
     rows = [row for row in _ROW_END.split(inside.strip()) if row.strip()]
     return [[cell.strip() for cell in row.split("&")] for row in rows]
 
 
 def read_grid(text: str, read: Read) -> Answer | None:
-    r"""A matrix, with what stands before and behind it: ``2\begin{pmatrix}...``, ``\det``, a transpose."""
+    r"""Read a matrix with a factor, ``\det`` or transpose around it: ``2\begin{pmatrix}...``; else None."""
     match = _MATRIX.fullmatch(text)
     if not match or r"\begin" in match["before"]:
         return None
@@ -72,7 +72,7 @@ def _determinant(grid: Grid, before: str, behind: str) -> Answer | None:
 
 
 def _values(grid: Grid) -> list[list[Any]] | None:
-    """What is in the cells; None where a cell is no value."""
+    """The cells' values as sympy expressions; None where a cell is no value."""
     values = [[to_sympy(getattr(cell, "value", None)) for cell in row] for row in grid.rows]
     return None if any(value is None for row in values for value in row) else values
 
@@ -82,7 +82,7 @@ def _factor(text: str) -> Any | None:
 
 
 def scaled(node: Grid | Group, before: str) -> Answer | None:
-    """A matrix or vector times what stands before it."""
+    """Multiply a matrix or vector by the factor before it; None where that is no factor."""
     if not before:
         return node
     factor = _factor(before)
@@ -104,7 +104,7 @@ def scaled(node: Grid | Group, before: str) -> Answer | None:
 
 
 def read_nested(group: Group) -> Answer:
-    """``[[1,2],[3,4]]`` is a matrix; any other group is what it is."""
+    """Turn ``[[1,2],[3,4]]`` into a matrix; any other group is returned."""
     rows = [item.items for item in group.items if isinstance(item, Group) and item.left == "[" and item.right == "]"]
     if (
         group.left == "["
@@ -117,7 +117,7 @@ def read_nested(group: Group) -> Answer:
 
 
 def read_scaled_group(text: str, read: Read) -> Answer | None:
-    r"""``-(1,2)``, ``(1,2)^T``, ``\frac12\langle 3,4\rangle`` and ``(1,2)\cdot(3,4)``."""
+    r"""Read ``-(1,2)``, ``(1,2)^T``, ``\frac12\langle 3,4\rangle`` and ``(1,2)\cdot(3,4)``; None for other text."""
     if transposed := _TRANSPOSED.fullmatch(text):
         row = read(transposed[1])
         return Grid(tuple((item,) for item in row.items)) if isinstance(row, Group) else None
@@ -145,7 +145,7 @@ def _dot(one: Group, other: Group) -> Answer | None:
 
 
 def read_system(text: str, read: Read) -> Answer | None:
-    r"""Lines of ``cases`` or ``aligned``: relations side by side, or values with the conditions they are for."""
+    r"""Read the lines of ``cases`` or ``aligned``: relations side by side, or values with their conditions."""
     match = _SYSTEM.fullmatch(text)
     if not match:
         return None

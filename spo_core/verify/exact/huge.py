@@ -1,4 +1,4 @@
-r"""Powers and factorials: worked out where they are small, else kept as symbols that still cancel.
+r"""Powers and factorials: computed where they are small, else kept as symbols that still cancel.
 
 ``2^{10^6}`` becomes the symbol of 2 to the power 10^6, so that ``4^{500000}`` is the same and ``2^{10^6}+1`` is not.
 """
@@ -11,14 +11,14 @@ from typing import Any
 from spo_core.verify.exact.tokens import Unreadable
 
 LARGEST_FACTORIAL = 3000
-_MOST_BITS = 200_000  # of a power that is worked out
-_LARGEST_BASE = 10**12  # of a power that is not
-_APART = 5000  # exponents, or factorials, between which there may be a quotient
+_MOST_BITS = 200_000  # size of a power that is computed
+_LARGEST_BASE = 10**12  # base of a power that is kept as a symbol
+_APART = 5000  # largest difference of exponents or factorials whose quotient is computed
 _PRIME, _FACTORIAL = "prime ", "factorial "
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """A power; an odd root of a negative number is the real one, as at school. Raises Unreadable for a tower."""
+    """base ** exponent; odd roots of negative numbers are real, as at school. Raises Unreadable if too large."""
     import sympy
 
     if base.is_number and exponent.is_number and base not in (0, 1, -1, sympy.E):
@@ -51,7 +51,7 @@ def _kept(base: Any, exponent: Any) -> Any:
 
 
 def factorial(value: Any, step: int = 1) -> Any:
-    """``n!``, or with step 2 ``n!!``; a large one is a symbol. Raises Unreadable where it is not defined."""
+    """``n!``, or with step 2 ``n!!``; a large ``n!`` is a symbol. Raises Unreadable if undefined or too large."""
     import sympy
 
     if value.is_number and not (value.is_Integer and value >= 0):
@@ -70,8 +70,8 @@ def is_huge(expression: Any) -> bool:
 
 
 def same_huge(one: Any, other: Any) -> bool:
-    """Whether two expressions that hold such symbols are the same number: their difference is 0 once what all its
-    terms share is divided out."""
+    """Whether two expressions with such symbols are the same number: whether their difference is 0 once the factors
+    that all its terms share are divided out."""
     import sympy
 
     terms = [term.as_powers_dict() for term in sympy.Add.make_args(sympy.expand(one - other))]

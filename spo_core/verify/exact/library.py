@@ -1,7 +1,7 @@
-r"""What the strict reader leaves to math-verify: integrals, limits and determinants.
+r"""Reads integrals, limits and determinants with math-verify.
 
-math-verify alone is too lenient to be asked about everything (see ``expressions``). It reads texts that hold one of
-these signs and nothing that it is known to misread; what it has read is worked out and compared exactly, as all is.
+math-verify is too lenient to read everything (see ``expressions``). It is given texts that hold one of these signs and
+nothing that it is known to misread; the expression it returns is computed, and compared exactly like any other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SIGN = re.compile(r"\\(?:int|lim|begin\{vmatrix\})(?![a-zA-Z])")
 
 
 def read_by_library(text: str) -> Any | None:
-    """A sympy expression, worked out; None where ``text`` holds none of the signs or is not one expression.
+    """Read and compute a sympy expression; None where ``text`` holds none of the signs or is not one expression.
 
     May take forever: callers limit its time.
     """
@@ -25,7 +25,7 @@ def read_by_library(text: str) -> Any | None:
     import sympy
     from math_verify import LatexExtractionConfig, parse
 
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that time is not limited here is known
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its time limit is off
     found = parse(
         f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=False
     )
@@ -36,7 +36,7 @@ def read_by_library(text: str) -> Any | None:
 
 
 def _misread(text: str) -> bool:
-    """Double signs, numbers side by side, decimals, lists, relations and words."""
+    """Whether the text has what math-verify misreads: double signs, numbers side by side, decimals, lists, words..."""
     bare = re.sub(r"\\(?:begin|end)\{vmatrix\}|\\[a-zA-Z]+", "@", text)
     words = re.findall(r"[a-zA-Z]{2,}", bare)
     odd = re.search(r"[-+]\s*[-+]|\d\s+\d|[.,<>=]", bare) is not None or r"\text" in text

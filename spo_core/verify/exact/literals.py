@@ -1,4 +1,4 @@
-"""Plain numbers, read exactly. Needs no mathematics library, so grading a plain number costs microseconds."""
+"""Reads plain numbers exactly, without a mathematics library, so that grading them costs microseconds."""
 
 from __future__ import annotations
 

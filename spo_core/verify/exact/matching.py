@@ -1,4 +1,4 @@
-"""Whether two answers that have been read are the same answer."""
+"""Decides whether two answers that have been read are the same answer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _folded(node: Answer) -> Answer:
 
 
 def same(one: Answer, other: Answer) -> bool:
-    """Each rule is for two kinds of answer, in whichever order they come."""
+    """Whether two answers are the same, by a rule for their two kinds, in either order."""
     if one == other and not isinstance(one, Value | Amount | Letter | Equation | Several | Group | Grid):
         return True
     return _same(one, other) or (type(one) is not type(other) and _same(other, one))
@@ -60,7 +60,7 @@ def _same(one: Answer, other: Answer) -> bool:
         case Several(), _:
             return _same_several(one, other)
         case _, Several():
-            return False  # the other way round
+            return False  # decided with the two exchanged
         case Equation(), Equation():
             return _same_equation(one, other)
         case Equation(), Residue() if other.unknown and one.names_a_variable() and one.name != other.unknown:
@@ -126,12 +126,12 @@ def _same(one: Answer, other: Answer) -> bool:
 
 
 def _agree(one: str | None, other: str | None) -> bool:
-    """The same name, or none on one side."""
+    """Whether two names are the same, or one is missing."""
     return not one or not other or one == other
 
 
 def _brackets(group: Group) -> tuple[str, str]:
-    """Angle brackets are those of a tuple."""
+    """The brackets of a group, angle brackets as parentheses."""
     return ("(", ")") if (group.left, group.right) == (r"\langle", r"\rangle") else (group.left, group.right)
 
 
@@ -140,7 +140,7 @@ def _same_items(one: Sequence[Answer], other: Sequence[Answer]) -> bool:
 
 
 def _same_ratio(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """``4:6`` and ``2:3``."""
+    """Whether two ratios are the same, as ``4:6`` and ``2:3``."""
     if len(one) != len(other):
         return False
     crossed = [
@@ -150,7 +150,7 @@ def _same_ratio(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 
 def _same_vector(vector: Group | Grid, value: Any) -> bool:
-    r"""``(3,4)`` is ``3\mathbf{i}+4\mathbf{j}``."""
+    r"""Whether ``vector`` is ``value`` in unit vectors, as ``(3,4)`` is ``3\mathbf{i}+4\mathbf{j}``."""
     import sympy
 
     units = [sympy.Symbol(f"hat {letter}") for letter in "ijk"]
@@ -191,7 +191,7 @@ def _covers(these: Sequence[Answer], those: Sequence[Answer]) -> bool:
 
 
 def _same_amount(amount: Amount, bare: Value) -> bool:
-    """A unit may be left out, a percent sign too: 5% is 5 or exactly 0.05, a right angle 90 or pi/2."""
+    """Whether an amount is a bare value: units may be left out; 5% is 5 or exactly 0.05, a right angle 90 or pi/2."""
     if amount.product is not None and same_value(amount.product, bare.value):
         return True
     if amount.unit is not None and not amount.unit.sure:
@@ -199,7 +199,7 @@ def _same_amount(amount: Amount, bare: Value) -> bool:
     if amount.unit == PERCENT and same_value(amount.value / 100, bare.value):
         return True
     if amount.unit == PERCENT and isinstance(amount.value, Fraction) and abs(amount.value) < 1:
-        return False  # 0.5 is rather a half than half a percent
+        return False  # 0.5 means a half, not half a percent
     if same_value(amount.value, bare.value):
         return True
     if amount.unit == DEGREES:
@@ -210,7 +210,7 @@ def _same_amount(amount: Amount, bare: Value) -> bool:
 
 
 def _answer(equation: Equation) -> Answer | None:
-    """What an equation says something is: 5 in ``x = 5``, in ``2 + 3 = 5`` and in ``x = 2 + 3 = 5``."""
+    """The answer that an equation gives: 5 in ``x = 5``, in ``2 + 3 = 5`` and in ``x = 2 + 3 = 5``; else None."""
     values = tuple(map(_number_of, equation.values()))
     if equation.name is None and len(values) < 2:
         return None
@@ -218,12 +218,12 @@ def _answer(equation: Equation) -> Answer | None:
 
 
 def _number_of(node: Answer) -> Answer:
-    """``52_8`` as 42, between signs of equality."""
+    """Turn a numeral of another base, as a side of an equation, into its value: ``52_8`` into 42."""
     return Value(Fraction(int(node.digits, node.base))) if isinstance(node, Based) and node.digits.isalnum() else node
 
 
 def _same_equation(one: Equation, other: Equation) -> bool:
-    """The same names of the same answers; otherwise equal up to a constant factor."""
+    """Whether two equations give the same name the same answer, or are equal up to a constant factor."""
     other = _with_variable_of(one, other)
     if one.name and other.name and names_agree(one.name, other.name):
         answers = _answer(one), _answer(other)
@@ -240,7 +240,7 @@ def _same_equation(one: Equation, other: Equation) -> bool:
 
 
 def _with_variable_of(one: Equation, other: Equation) -> Equation:
-    """``f(n) = n+1`` as ``f(x) = x+1``, where ``one`` is of the same function of x."""
+    """Rewrite ``f(n) = n+1`` as ``f(x) = x+1`` where ``one`` defines the same function with variable x."""
     import sympy
 
     wanted, given = (FUNCTION.fullmatch(name or "") or INDEXED.fullmatch(name or "") for name in (one.name, other.name))
@@ -254,7 +254,7 @@ def _with_variable_of(one: Equation, other: Equation) -> Equation:
 
 
 def _difference(equation: Equation) -> Any | None:
-    """Left side less right side, times what either is divided by: ``y/x = 2`` is ``y = 2x``."""
+    """Left side less right side, times their denominators, so that ``y/x = 2`` is ``y = 2x``; None without values."""
     import sympy
 
     if len(equation.sides) != 2:

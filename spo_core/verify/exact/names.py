@@ -1,4 +1,4 @@
-r"""Left sides that only name what stands behind them: ``x``, ``f(3)``, ``P(X=2)``, ``|A\cup B|``, ``\angle A``, "Area".
+r"""Left sides that only name the answer: ``x``, ``f(3)``, ``P(X=2)``, ``|A\cup B|``, ``\angle A``, "Area".
 
 ``2a`` and ``\sqrt{x}`` name nothing: ``2a = 10`` does not say 10.
 """
@@ -41,15 +41,15 @@ _NAMES = (
 _NAME = re.compile("|".join(_NAMES))
 _SEGMENT = re.compile(rf"[A-Z]{{2}}|m?{_MARK}|\|[A-Z]{{2}}\|")
 FUNCTION = re.compile(rf"((?:[a-zA-Z]|\\(?:phi|psi))(?:_\{{[^{{}}]*\}})?'*)\(({VARIABLE})\)")
-"""A function and its variable."""
+"""Matches a function with its variable, ``f(x)``."""
 INDEXED = re.compile(r"([a-zA-Z])_\{([a-z])\}")
-"""A sequence and its index."""
+"""Matches a sequence with its index, ``a_{n}``."""
 LABEL = re.compile(r"\\text\{|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z] [a-zA-Z]")
-"""Words, which name whatever they stand before."""
+"""Matches words, which name whatever follows them."""
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` is what something is called; "not x" and "half of x" are not."""
+    """Whether ``text`` is a name; "not x" and "half of x" are none."""
     if _NAME.fullmatch(text) is None:
         return False
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z']{2,}", re.sub(r"_\{[^{}]*\}", "", text))
@@ -57,7 +57,7 @@ def is_name(text: str) -> bool:
 
 
 def is_measured(text: str) -> bool:
-    """A segment or an angle: several of them in a row are all names."""
+    """Whether ``text`` is a segment or an angle: of ``AB = CD = 5`` all but the last are names."""
     return _SEGMENT.fullmatch(text) is not None
 
 
@@ -72,7 +72,7 @@ def _plainer(name: str) -> str:
 
 
 def names_agree(one: str, other: str) -> bool:
-    """The same name; a label in words; or a variable for its function, y for f(x) but not x."""
+    """Whether two names may stand for the same: equal names, a label in words, or y for f(x) but not x."""
     one, other = _plainer(one), _plainer(other)
     if one == other or LABEL.search(one) or LABEL.search(other):
         return True

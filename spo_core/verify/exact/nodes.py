@@ -19,9 +19,9 @@ SIMPLE_NAME = re.compile(VARIABLE)
 class Words:
     key: str
     sign: str = ""
-    """What stands before or over a name of geometry: ``\\angle``."""
+    """Sign before or over a name of geometry: ``\\angle``."""
     product: Any | None = None
-    """What two or three letters say if they are variables: ``ma``."""
+    """Value of two or three letters if they are variables: ``ma``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Letter:
     name: str
     value: Any | None
     text: str = ""
-    """What stands behind the choice: ``5`` in ``(A) 5``."""
+    """Text behind the choice: ``5`` in ``(A) 5``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Amount:
     value: Any
     unit: Unit | None
     product: Any | None = None
-    """``5 m`` may also be five times m."""
+    """Value if the unit is a variable: ``5 m`` may be five times m."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Residue:
-    """A whole class of numbers, named by one: ``3 mod 5``."""
+    """A residue class, named by one of its numbers: ``3 mod 5``."""
 
     value: Fraction
     modulus: Fraction
@@ -71,7 +71,7 @@ class Residue:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """``(1,2)``, a tuple or an interval: only what it is compared with tells."""
+    """``(1,2)``, a tuple or an interval, as the answer that it is compared with tells."""
 
     left: str
     right: str
@@ -90,11 +90,11 @@ class Equation:
 
     sides: tuple[Answer, ...]
     name: str | None = None
-    """The first or last side, where that is but a name for the others, as in ``x = 5``."""
+    """The first or last side, where that only names the others, as in ``x = 5``."""
     named: int = 0
 
     def values(self) -> tuple[Answer, ...]:
-        """The sides, less the name."""
+        """The sides without the name."""
         if self.name is None:
             return self.sides
         return self.sides[1:] if self.named == 0 else self.sides[:-1]
@@ -109,7 +109,7 @@ class Region:
 
     points: Any
     unknown: str | None = None
-    """The variable it is said of, if any."""
+    """The variable whose values these are, if it is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Inequality:
 class Grid:
     rows: tuple[tuple[Answer, ...], ...]
     unordered: bool = False
-    """Rows are cases: values and what they are for."""
+    """Rows are cases: values and their conditions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ _WORD = re.compile(rf"(?<![a-zA-Z])(?:[a-zA-Z]{{3,}}|{_SHORT})(?![a-zA-Z])", re.
 
 
 def obvious_words(text: str) -> Words | None:
-    r"""Words that no mathematics can be read from, "no solution" and names as ``\triangle ABC``."""
+    r"""Read words that are no mathematics, as "no solution" and ``\triangle ABC``; None for other text."""
     if text in (r"\emptyset", r"\{\}", r"\{ \}"):
         return NOTHING
     for pattern, words in _PHRASES.items():
@@ -180,7 +180,7 @@ def obvious_words(text: str) -> Words | None:
 
 
 def as_words(text: str) -> Words:
-    """Letter case and articles do not matter in words; in mathematics that is only not understood, they do."""
+    """``text`` as Words, without articles and in lower case; mathematics that is not understood keeps its case."""
     plain = " ".join(re.sub(r"\\text\{([^{}]*)\}", lambda match: f" {match.group(1).casefold()} ", text).split())
     plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", plain)  # July 4th
     if re.fullmatch(r"[^\\{}^_=+\d]*[a-zA-Z]{2}[^\\{}^_=+]*", plain):

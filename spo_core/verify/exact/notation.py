@@ -23,9 +23,9 @@ from spo_core.verify.exact.spellings import (
 from spo_core.verify.exact.wrappers import closing, without_wrapper
 
 LONGEST = 2000
-"""Longer texts are no answers: they are compared as they stand."""
+"""Characters; longer texts are no answers, and are not normalised."""
 
-_ROUNDS = 60  # nested wrappers go one per round; text in need of more is left half-unwrapped
+_ROUNDS = 60  # each removes one level of nested wrappers; deeper ones stay
 
 _BARE_FUNCTION = re.compile(
     rf"(?<![a-zA-Z\\])(?:{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-zA-Z])"
@@ -61,7 +61,7 @@ _TIGHT = re.compile(r" ?([()\[\]+\-=<>|^_/:;&!*]|\\[{}]|(?<!\\)[{}]) ?")
 
 
 def normalise(text: str) -> str:
-    """The one spelling of ``text``; ``normalise(normalise(text)) == normalise(text)``."""
+    """Rewrite ``text`` in the one spelling; ``normalise(normalise(text)) == normalise(text)``."""
     text = " ".join(printable(text).split()) if len(text) <= LONGEST else text.strip()
     for _ in range(_ROUNDS):
         if len(text) > LONGEST:
@@ -95,7 +95,7 @@ def _commands(text: str) -> str:
 def _command(match: re.Match[str]) -> str:
     name = match.group()
     if name in NOTHING:
-        # a letter behind must not become part of the command before
+        # a space, or a letter behind would become part of the command before
         return " " if name[-1].isalpha() else ""
     if name in SPACES:
         return " "
@@ -106,7 +106,7 @@ def _command(match: re.Match[str]) -> str:
 
 
 def _unit_vectors(text: str) -> str:
-    r"""``\hat{i}`` for the unit vectors i, j and k in all their types: where there are two, i is not the imaginary."""
+    r"""Write the unit vectors i, j and k as ``\hat{i}``; they are such where two of them stand in the text."""
     found = {match[1] or match[2] for match in _UNIT_VECTOR.finditer(text)}
     if len(found) > 1:
         return _UNIT_VECTOR.sub(lambda match: rf"\hat{{{match[1] or match[2]}}}", text)
@@ -117,7 +117,7 @@ def _unit_vectors(text: str) -> str:
 
 
 def _fonts(text: str) -> str:
-    r"""Boxes unwrapped, fonts all ``\text``, and none around what is no word."""
+    r"""Unwrap boxes, write all fonts as ``\text``, and remove fonts around what is no word."""
     text = _TYPED_LETTER.sub(r" \1", _without_wrapper(text))
     text = _NESTED_FONT.sub(lambda match: f" {match[2]} " if match[1] in FONTS else match[0], text)
     text = _FONT_GROUP.sub(_font, text)
@@ -133,7 +133,7 @@ def _without_wrapper(text: str) -> str:
 
 
 def _infix(text: str) -> str:
-    r"""``{1 \over 2}`` and ``{5 \choose 2}`` as ``\frac`` and ``\binom``."""
+    r"""Write ``{1 \over 2}`` and ``{5 \choose 2}`` as ``\frac`` and ``\binom``."""
     begins: list[int] = []
     for match in _INFIX.finditer(text):
         token = match.group()
@@ -151,7 +151,7 @@ def _infix(text: str) -> str:
                 continue
             fraction = rf"\{'frac' if match.group(1) == 'over' else 'binom'}{{{above}}}{{{below}}}"
             if begins and not re.search(r"[\^_a-zA-Z\]}] ?$", text[: begin - 1]):
-                begin, end = begin - 1, end + 1  # no argument of a command: the braces only hold it together
+                begin, end = begin - 1, end + 1  # braces that are not a command's argument go
             return text[:begin] + fraction + text[end:]
     return text
 
@@ -172,12 +172,12 @@ def _font(match: re.Match[str]) -> str:
     constant = name in (r"\mathrm", r"\operatorname") and bare in ("e", "i")
     if not (choice or constant or (name in TYPES and len(bare) == 1)):
         return rf"\text{{{content}}}"
-    # it must not become part of a command before
+    # a space, or it would become part of the command before
     return (" " if match.string[: match.start()][-1:].isalpha() else "") + content
 
 
 def _words_to_commands(text: str) -> str:
-    r"""``sqrt(2)``, ``pi``, ``infinity`` and ``x^(2)`` as LaTeX has them; ``<=`` and ``*`` as signs."""
+    r"""Write ``sqrt(2)``, ``pi``, ``infinity`` and ``x^(2)`` in LaTeX, and ``<=`` and ``*`` as signs."""
     text = re.sub(r"\s*<=\s*", r"\\leq ", text)
     text = re.sub(r"\s*>=\s*", r"\\geq ", text)
     text = re.sub(r"(?<= )per cent(?![a-zA-Z])", "percent", text)
@@ -196,7 +196,7 @@ def _words_to_commands(text: str) -> str:
 
 
 def _bare_functions(text: str) -> str:
-    """Functions without a backslash, but for those in prose."""
+    """Put backslashes before the names of functions, except in prose."""
     prose = re.findall(r"(?<![a-zA-Z\\])([a-zA-Z]{3,}) (?=([a-zA-Z]{2,}))", text)
     if all(before in FUNCTIONS and after in FUNCTIONS for before, after in prose):
         text = re.sub(r"(?<![a-zA-Z])(\\?)log ?(2|10)(?= ?\()", r"\\log_{\2}", text)
@@ -209,7 +209,7 @@ def _bare_function(match: re.Match[str]) -> str:
 
 
 def _braces(text: str) -> str:
-    r"""Arguments in braces: ``\frac12``, ``\sqrt2``, ``x^2``, ``a_1``; the degree sign without."""
+    r"""Put arguments in braces, as in ``\frac12``, ``\sqrt2``, ``x^2``, ``a_1``, but not the degree sign."""
     text = re.sub(r"\^ ?\{ ?\\circ ?\}|\^ ?\\circ(?![a-zA-Z])", r"^\\circ ", text)
     text = re.sub(rf"\\(frac|binom) ?({_ARGUMENT})", r"\\\1{\2}", text)
     text = re.sub(rf"\\(frac|binom) ?(\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*\}}) ?({_ARGUMENT})", r"\\\1\2{\3}", text)
@@ -222,7 +222,7 @@ def _braces(text: str) -> str:
 
 
 def _spaces(text: str) -> str:
-    """Spaces only where they tell words, numbers or commands apart."""
+    """Remove spaces that do not separate words, numbers or commands."""
     text = " ".join(text.split())
     parts = re.split(r"(\\text\{[^{}]*\})", text)
     for index, part in enumerate(parts):
@@ -258,7 +258,7 @@ def _ends(text: str) -> str:
 
 
 def _all(step: Callable[[str], str]) -> Callable[[str], str]:
-    """A step that takes one thing away at a time, until there is none."""
+    """Repeat a step that removes one thing at a time until it changes nothing."""
 
     def repeated(text: str) -> str:
         while (shorter := step(text)) != text:

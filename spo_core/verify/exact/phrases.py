@@ -1,7 +1,6 @@
 r"""Numbers and arithmetic in English: "three hundred and five", "2.5 million", "two thirds", "5 squared", "3 choose 2".
 
-A phrase is read from the left, as far as it is one; what stands behind may be a unit. Numbers in figures or LaTeX are
-words of a phrase like any other.
+A phrase is read from the left as far as it goes; a unit may follow. Numbers in figures or LaTeX count as words of it.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ _SIGN = re.compile(r" ?(?:\\[%$]|\^\\circ)$")
 class _Token:
     text: str
     end: int
-    """Where it ends in the whole text."""
+    """Where the token ends in the whole text."""
     is_word: bool
 
 
 def read_phrase(text: str) -> tuple[Any, str] | None:
-    """The number at the beginning of ``text`` that takes a word to say, and what stands behind; None without one.
+    """Read the number at the beginning of ``text``, in words or figures; returns it and the text behind, or None.
 
-    Of a number without words the value is its own, too: ``("5", "5 apples")`` gives 5 and " apples".
+    "two thirds of a mile" gives 2/3 and " of a mile", "5 apples" 5 and " apples".
     """
     tokens = _tokens(text)
     if not tokens:
@@ -67,7 +66,7 @@ def read_phrase(text: str) -> tuple[Any, str] | None:
 
 
 def _tokens(text: str) -> list[_Token]:
-    r"""Words of the vocabulary, and all else as pieces of mathematics; up to the first word that is neither."""
+    r"""Split ``text`` into words of the vocabulary and pieces of mathematics, up to the first other word."""
     tokens: list[_Token] = []
     begin: int | None = None
     depth = 0
@@ -101,7 +100,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _add_words(tokens: list[_Token], source: str, offset: int, end: int | None) -> bool:
-    """Add words of ``source`` that are of the vocabulary; False where there is another."""
+    """Add the words of ``source`` to ``tokens``; False at the first that is not of the vocabulary."""
     for match in re.finditer(rf"({_WORD})|([^A-Za-z\s]+)", source):
         where = offset + match.end()
         if end is not None and not source[match.end() :].strip():
@@ -118,19 +117,19 @@ def _add_words(tokens: list[_Token], source: str, offset: int, end: int | None) 
 
 
 class _Phrase:
-    """Recursive descent; every method leaves ``position`` behind what it has read."""
+    """Recursive descent over tokens; methods move ``position`` behind what they read, or raise Unreadable."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self.tokens = tokens
         self.position = 0
 
     def _peek(self, ahead: int = 0) -> str:
-        """The word that comes, in lower case; "" for none."""
+        """The word at ``position`` plus ``ahead``, in lower case; "" if there is none."""
         index = self.position + ahead
         return self.tokens[index].text if index < len(self.tokens) and self.tokens[index].is_word else ""
 
     def _piece(self, ahead: int = 0) -> str:
-        """The piece of mathematics that comes."""
+        """The piece of mathematics at ``position`` plus ``ahead``; "" if there is none."""
         index = self.position + ahead
         return self.tokens[index].text if index < len(self.tokens) and not self.tokens[index].is_word else ""
 
@@ -180,7 +179,7 @@ class _Phrase:
         return _plain(value)
 
     def _exponent(self) -> Any:
-        """``to the power of 5``, ``raised to the fifth power``, ``to the fifth``."""
+        """Read ``to the power of 5``, ``raised to the fifth power`` or ``to the fifth``."""
         self._accept("raised")
         if not self._accept("to"):
             raise Unreadable
@@ -217,13 +216,13 @@ class _Phrase:
         return self._number()
 
     def _number(self) -> Any:
-        """A cardinal, and the part it may count: "three quarters", "two and a half", "a third of a million"."""
+        """Read a cardinal and a fraction that it counts: "three quarters", "two and a half", "a third of a million"."""
         begin = self.position
         value, simple = self._cardinal()
         word = self._peek()
         if word in FRACTIONS or (word in PARTS and value == 1):
             if not simple:
-                raise Unreadable  # three hundred thousandths: of which
+                raise Unreadable  # "three hundred thousandths" is ambiguous
             self.position += 1
             return self._part(value / (FRACTIONS | PARTS)[word])
         if self._peek() == "and" and self.position > begin:
@@ -236,7 +235,7 @@ class _Phrase:
         return value
 
     def _fraction(self) -> Any | None:
-        """A proper fraction in words, as "a half" and "three quarters"; None, and nothing read, without one."""
+        """Read a proper fraction in words, as "a half" or "three quarters"; None, with nothing read, without one."""
         begin = self.position
         try:
             if self._accept("half") or self._accept("a", "half") or self._accept("one", "half"):
@@ -255,7 +254,7 @@ class _Phrase:
         return None
 
     def _part(self, part: Any) -> Any:
-        """``half a million``, ``a third of 12``."""
+        """Multiply ``part`` by the number it is a part of, as in ``half a million`` and ``a third of 12``."""
         before = self.position
         if self._accept("of") or self._peek() in ("a", "an"):
             try:
@@ -272,10 +271,10 @@ class _Phrase:
         return value
 
     def _cardinal(self) -> tuple[Any, bool]:
-        """The value of cardinals and magnitudes, and whether it is written without a magnitude."""
+        """Read cardinals and magnitudes; returns their value, and whether there is no magnitude."""
         total: Any = Fraction(0)
         current: Any = None  # what the next magnitude multiplies
-        lowest: Any = None  # of what has been read: what follows must be smaller
+        lowest: Any = None  # place value of the last cardinal: the next one must be smaller
         simple = True
         begin = self.position
         if self._peek() in ("a", "an") and (
@@ -292,7 +291,7 @@ class _Phrase:
                 if value is None or (lowest is not None and not self._fits(value, lowest)):
                     break
                 current = value if current is None else current + value
-                lowest = 10 if word and value in range(20, 100, 10) else 0  # five follows twenty, nothing five
+                lowest = 10 if word and value in range(20, 100, 10) else 0  # five may follow twenty, nothing five
                 self.position += 1
             elif word == "hundred" and current is not None:
                 current, lowest, simple = current * 100, 100, False
@@ -325,7 +324,7 @@ class _Phrase:
         return isinstance(value, Fraction) and 0 < value < lowest
 
     def _decimals(self, whole: Any) -> Any:
-        """``three point one four``."""
+        """Read the decimals of ``three point one four``."""
         self.position += 1
         digits = ""
         while self._peek() in CARDINALS and CARDINALS[self._peek()] < 10:
@@ -340,7 +339,7 @@ class _Phrase:
 
 
 def read_figure(text: str) -> Any | None:
-    """An expression, or a number in groups of thousands."""
+    """Read an expression, or a number in groups of thousands; None where ``text`` is neither."""
     return read_expression(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
 
 

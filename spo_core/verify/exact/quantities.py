@@ -38,13 +38,13 @@ _BEHIND = (
     r"|sales|earnings)|of (?:time|work|length|area))"
 )
 _ADDED = re.compile(rf"(?<=[\w$%}}])(?: ?\\text\{{ ?{_BEHIND} ?\}}$| {_BEHIND}(?=\}}?$))")
-"""What may stand behind an amount and says no more of how much it is."""
+"""Matches words behind an amount that do not change it."""
 _FRACTION_OF_UNITS = re.compile(r"\\frac\{(.+)\}\{(.+)\}")
 _MULTIPLIED = re.compile(rf"({_PLAIN})(?:[kK]|(M))")
 _WORD_BEHIND = re.compile(r"(?<![a-zA-Z\\{_^])[a-zA-Z]{2,}|\\text\{")
 _CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?(?:\\text\{)? ?([ap]\.?m\.?|o'clock)?\}?", re.ASCII | re.IGNORECASE)
 _PRODUCT = re.compile(r"[abcd]+|[k-np-tv-z]+")
-"""Letters that are rather a product of variables than a word: ``abc``, ``xy``, ``kmn``."""
+"""Matches letters that are probably a product of variables, not a word: ``abc``, ``xy``, ``kmn``."""
 _COMPOUND = (("h", "min", "s", "day", "week", "month", "year"), ("mi", "yd", "ft", "in"), ("m", "cm", "mm", "km"),
              ("lb", "pound", "oz"), ("kg", "g"), ("$", "cent"), ("degree", "arcmin", "arcsec"),
              ("gal", "qt", "pint", "cup"))  # fmt: skip
@@ -53,7 +53,7 @@ _COMPOUND = (("h", "min", "s", "day", "week", "month", "year"), ("mi", "yd", "ft
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A number with its unit, if any; ``product`` is what the text says if its letters are variables."""
+    """A number with its unit, if any; ``product`` is the text's value if its letters are variables."""
 
     value: Any
     unit: Unit | None
@@ -61,7 +61,7 @@ class Measured:
 
 
 def measured(text: str) -> list[Measured] | None:
-    """The amounts that stand side by side in ``text``, mostly one; None where it has neither words, sign nor unit."""
+    """Read the amounts side by side in ``text``, mostly one; None where it has neither words, sign nor unit."""
     if len(text) > _LONGEST:
         return None
     bare = _ADDED.sub("", _DOLLARS_AND.sub(r"\1 dollars ", text))
@@ -72,7 +72,7 @@ def measured(text: str) -> list[Measured] | None:
 
 
 def _signed(text: str) -> Measured | None:
-    r"""``5\%``, ``\$`` or ``^\circ`` behind, ``5th``."""
+    r"""Read a number with ``\%``, ``\$`` or ``^\circ`` behind it, ``5th``, or ``70k``."""
     for sign, unit in ((r"\$", DOLLARS), (r"\%", PERCENT), (r"^\circ", DEGREES)):
         if text.endswith(sign) and len(text) > len(sign):
             amount = text.removesuffix(sign).strip()
@@ -85,12 +85,12 @@ def _signed(text: str) -> Measured | None:
     if (ordinal := _ORDINAL.fullmatch(text)) and ordinal[2] == _ending(ordinal[1]):
         return _amount(ordinal[1], ORDINAL)
     value = _multiplied(text)
-    # 2k may be twice k, 2.5k hardly
+    # 2k may be twice k, but 2.5k is 2500
     return None if value is None else Measured(value, None, None if "." in text else read_expression(text))
 
 
 def _multiplied(text: str) -> Any | None:
-    """``70k`` and ``1.5M``."""
+    """The value of ``70k`` and ``1.5M``; None for other text."""
     match = _MULTIPLIED.fullmatch(text)
     value = read_figure(match[1]) if match else None
     return None if match is None or value is None else value * (10**6 if match[2] else 1000)
@@ -106,7 +106,7 @@ def _amount(text: str, unit: Unit) -> Measured | None:
 
 
 def _money(text: str) -> Measured | None:
-    r"""``\$5``, ``Rs. 500``, ``\$5 million``, ``\$120/month``, ``\$70000 profit``."""
+    r"""Read money: ``\$5``, ``Rs. 500``, ``\$5 million``, ``\$120/month``, ``\$70000 profit``."""
     sign = _MONEY.match(text)
     if not sign:
         return None
@@ -134,13 +134,13 @@ def _money(text: str) -> Measured | None:
 
 
 def _ends_of_amount(text: str) -> list[int | None]:
-    """Where the amount may end: before a slash, or as the phrase has it."""
+    """Where the amount may end: before a slash, or (None) where the phrase ends."""
     slash = re.search(r" ?/ ?(?=[a-zA-Z\\])", text)
     return [slash.start(), None] if slash else [None]
 
 
 def _with_symbols(text: str) -> Measured | None:
-    r"""A plain number and units in symbols: ``5 m``, ``9.8 m/s^{2}``, ``5\Omega``, ``25\frac{km}{h}``."""
+    r"""Read a plain number and units in symbols: ``5 m``, ``9.8 m/s^{2}``, ``5\Omega``, ``25\frac{km}{h}``."""
     match = _WITH_SYMBOLS.fullmatch(text)
     if not match:
         return None
@@ -174,7 +174,7 @@ def _in_words(text: str) -> list[Measured] | None:
 
 
 def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
-    """An amount at the beginning of ``text``, to its end or to where another begins, and the rest."""
+    """Read the amount at the beginning of ``text``, to its end or to the next amount; returns it and the rest."""
     if following:
         text = re.sub(r"^(?:,? ?(?:and|\\text\{ ?,? ?and ?\}) |,)\s*", "", text)
         if single := _with_symbols(text):
@@ -204,7 +204,7 @@ def _first_amount(text: str, *, following: bool) -> tuple[Measured, str] | None:
 
 
 def _side_by_side(units: list[Unit | None]) -> bool:
-    """Whether each is a smaller unit of the same kind than the one before."""
+    """Whether the units are different ones of a kind that stands side by side, as hours and minutes."""
     names = [next(iter(unit.powers))[0] if unit and len(unit.powers) == 1 and not unit.words else "" for unit in units]
     return any(all(name in family for name in names) for family in _COMPOUND) and len(set(names)) == len(names)
 
@@ -214,7 +214,7 @@ def is_product(letters: str) -> bool:
 
 
 def clock(text: str) -> tuple[int, int, str] | None:
-    """Hour, minute and ``am``, ``pm`` or nothing of a time of day; None where there are neither minutes nor these."""
+    """Read a time of day as hour, minute and ``am``, ``pm`` or ""; None where it has neither minutes nor these."""
     match = _CLOCK.fullmatch(text)
     if not match or not (match.group(2) or match.group(3)):
         return None

@@ -1,4 +1,4 @@
-r"""Relations: equations and their names, inequalities, approximations, membership."""
+r"""Reads relations: equations and their names, inequalities, approximations, membership."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IMPLIES = re.compile(r"\\Rightarrow(?![a-zA-Z])")
 
 
 def read_implication(text: str, read: Read) -> Answer | None:
-    r"""``2x = 10 \Rightarrow x = 5`` says what its last part says."""
+    r"""Read the last part of ``2x = 10 \Rightarrow x = 5``; None for text without implication."""
     parts, signs = split(text, _IMPLIES)
     return read(parts[-1]) if signs and parts[-1] else None
 
@@ -71,7 +71,7 @@ def read_relation(text: str, read: Read) -> Answer | None:
 
 
 def _approximation(sides: list[str], signs: list[str], read: Read) -> Answer | None:
-    r"""``x \approx 3.14`` is an answer; of ``\frac{22}{7} \approx 3.14`` only the exact part is."""
+    r"""Read ``x \approx 3.14`` as 3.14, and of ``\frac{22}{7} \approx 3.14`` only the exact part."""
     if signs[-1] != r"\approx" or signs.count(r"\approx") > 1:
         return None
     if len(sides) == 2 and is_name(sides[0]):
@@ -98,7 +98,7 @@ def _equation(sides: list[str], read: Read) -> Answer | None:
     for named in (0, len(sides) - 1):
         others = nodes[1:] if named == 0 else nodes[:-1]
         if named and not SIMPLE_NAME.fullmatch(sides[named]) and isinstance(nodes[0], Letter):
-            continue  # "y = ax" is not what ax is called
+            continue  # in "y = ax" ax is not a name of y
         if is_name(sides[named]) and not any(isinstance(node, Words) for node in others):
             if len(nodes) == 2 and isinstance(others[0], Several):  # x = {1,2}: x is 1 or 2
                 each = [(nodes[0], item) if named == 0 else (item, nodes[1]) for item in others[0].items]

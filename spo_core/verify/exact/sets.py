@@ -1,4 +1,4 @@
-r"""Sets of numbers: ``\mathbb{R}``, intervals, unions, builders, and what inequalities in one unknown hold for."""
+r"""Reads sets of numbers: ``\mathbb{R}``, intervals, unions, builders, solutions of inequalities in one unknown."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _solutions(left: Any, sign: str, right: Any, unknown: Any) -> Any:
         turned = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
         left, sign, right = right, turned.get(sign, sign), left
     infinity = sympy.oo
-    if left == unknown and right.is_real:  # quickly, what sympy would find, too
+    if left == unknown and right.is_real:  # a shortcut: sympy would find the same
         if sign in ("<", r"\leq"):
             return sympy.Interval(-infinity, right, True, sign == "<")
         if sign in (">", r"\geq"):
@@ -82,7 +82,7 @@ def _solutions(left: Any, sign: str, right: Any, unknown: Any) -> Any:
 
 
 def of_any_unknown(sign: str, bound: str) -> Answer | None:
-    """``> 5``, said of an unknown that is not named."""
+    """Read ``> 5``, the solutions for an unknown that is not named."""
     node = inequality(["x", bound], [sign])
     return Region(node.points) if isinstance(node, Region) and node.unknown == "x" and "x" not in bound else None
 
@@ -99,13 +99,13 @@ def joined_regions(nodes: list[Answer], joints: list[str]) -> Answer | None:
 
 
 def side_by_side(nodes: list[Answer]) -> Answer | None:
-    """``x > 1, x < 2`` are conditions on one number; ``x < 1, x > 2``, which no number meets, are two answers."""
+    """Join regions in a list: ``x > 1, x < 2`` both hold; ``x < 1, x > 2``, which no number meets, are two answers."""
     both = joined_regions(nodes, ["and"])
     return joined_regions(nodes, ["or"]) if isinstance(both, Region) and both.points.is_empty else both
 
 
 def as_said_region(node: Answer) -> Region | None:
-    """A region, and ``x = 1`` as one of a single number."""
+    """A region as it is, and ``x = 1`` as a region of a single number; None for any other answer."""
     import sympy
 
     if isinstance(node, Region):
@@ -179,13 +179,13 @@ def _less(points: Any, word: str, rest: str) -> Any | None:
 
 
 def read_builder(inside: str, read: Read) -> Answer | None:
-    r"""What stands in the braces of ``\{x\in\mathbb{Z} | 1\leq x\leq 3\}``; None where that is no builder."""
+    r"""Read the inside of the braces of ``\{x\in\mathbb{Z} | 1\leq x\leq 3\}``; None where that is no builder."""
     import sympy
 
     (first, *rest), bars = split(inside, _BAR)
     if not bars or not first:
         return None
-    said = "".join(part for pair in zip(["", *bars[1:]], rest, strict=True) for part in pair)  # with bars of |x|
+    said = "".join(part for pair in zip(["", *bars[1:]], rest, strict=True) for part in pair)  # put back bars of |x|
     member = _MEMBER.fullmatch(first)
     name = member[1] if member else first
     if not re.fullmatch(VARIABLE, name):
@@ -208,7 +208,7 @@ def read_builder(inside: str, read: Read) -> Answer | None:
 
 
 def whole_numbers(region: Region, which: str) -> Answer:
-    """The whole numbers of a region: Z, or N for those above 0."""
+    """The whole numbers of a region; ``which`` is Z, or N for those above 0."""
     import sympy
 
     points = region.points.intersect(sympy.S.Naturals if which == "N" else sympy.S.Integers)
@@ -217,7 +217,7 @@ def whole_numbers(region: Region, which: str) -> Answer:
 
 
 def _listed(points: Any) -> Several | None:
-    """The numbers of a small set."""
+    """The numbers of a small set, as an unordered list; None for a large one."""
     import sympy
 
     if isinstance(points, sympy.Range) and points.size.is_finite and points.size <= _MOST_LISTED:
@@ -233,7 +233,7 @@ _MOST_LISTED = 100
 
 
 def as_region(node: Answer) -> Any | None:
-    """The set of real numbers that ``node`` is, or can be taken for."""
+    """The set of real numbers that ``node`` is or can be taken for; None where there is none."""
     import sympy
 
     if isinstance(node, Region):

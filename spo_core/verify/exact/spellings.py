@@ -1,4 +1,4 @@
-r"""How one thing is spelt in many ways: Unicode, LaTeX commands, fonts, wrappers; tables for ``notation``."""
+r"""Tables for ``notation``: the many spellings of one thing in Unicode, LaTeX commands, fonts and wrappers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁼⁽⁾ⁿⁱˣʸᵏᵐᵃᵇ
 SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₋₊₍₎ₐₑᵢⱼₖₘₙₓ"
 COMBINING = {"\u0307": r"\dot", "\u0305": r"\overline", "\u0304": r"\overline", "\u0302": r"\hat", "\u20d7": r"\vec"}
 
-# Commands with a plainer synonym.
+# command -> its plainer synonym
 SYNONYMS = {
     **dict.fromkeys([r"\dfrac", r"\tfrac", r"\cfrac", r"\nicefrac", r"\sfrac", r"\flatfrac", r"\xfrac"], r"\frac"),
     r"\dbinom": r"\binom", r"\tbinom": r"\binom",
@@ -100,9 +100,9 @@ TYPES = frozenset([
     r"\overrightarrow", r"\symbf",
 ])  # fmt: skip
 ENVIRONMENTS = "equation|align|aligned|gather|gathered|displaymath|math|multline|split|center|flalign|eqnarray"
-"""They show what stands in them as it is."""
+"""Environments that show their content as it is."""
 ARRANGED = "cases|rcases|dcases|aligned|align|array|gathered|gather|split|eqnarray"
-"""They may hold a system, a line an equation."""
+"""Environments that may hold a system of one equation a line."""
 FUNCTIONS = [
     "sqrt", "cbrt", "sin", "cos", "tan", "cot", "sec", "csc", "cosec", "arcsin", "arccos", "arctan", "arccot",
     "arcsec", "arccsc", "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh", "coth", "sech", "csch",
@@ -111,6 +111,6 @@ FUNCTIONS = [
     "inf", "oo", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "rho", "sigma",
     "tau", "phi", "chi", "psi", "omega",
 ]  # fmt: skip
-"""Names that are functions, constants or letters also without a backslash."""
+"""Names that are functions, constants or letters even without a backslash."""
 CALLED = ["abs", "factorial", "floor", "ceil", "ceiling", "gcd", "lcm", "max", "min", "sign", "norm"]
 """Names that are functions where a bracket follows."""

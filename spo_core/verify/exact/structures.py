@@ -1,6 +1,6 @@
-r"""What an answer is: a value, an amount, a tuple or interval, several answers, an equation, a region, words...
+r"""Reads an answer: a value, an amount, a tuple or interval, several answers, an equation, a region, words...
 
-``read`` splits normalised text by its loosest sign first - "or", commas, relations, unions, brackets - and leaves
+``read`` splits normalised text at its loosest sign first - "or", commas, relations, unions, brackets - and leaves
 single expressions to ``expressions``. Text that is none of these is ``Words``, and equals only the same words.
 """
 
@@ -56,7 +56,7 @@ _SET_SIGN = re.compile(
     r"|(?:\\text\{ ?)?(?<![a-zA-Z])union(?![a-zA-Z])(?: ?\})?|(?<=[)\]}]) ?U ?(?=[(\[\\{])"
 )
 _POINT = re.compile(r"^[ABD-MOQ-TV-Z](?=\(.*,.*\)$)")
-"""Names of points, less those of binomials, permutations and distributions."""
+"""Matches the name of a point before its coordinates; letters of binomials, permutations and distributions are none."""
 _FRENCH = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 
 _LETTER = re.compile(r"\(?([a-zA-Z])\)?")
@@ -81,7 +81,7 @@ _RATIO_SIGN = re.compile(r":|-to-|(?:\\text\{ ?to ?\}|(?<![a-zA-Z])to(?![a-zA-Z\
 
 
 def read(text: str, depth: int = 0) -> Answer:
-    """What the normalised ``text`` says."""
+    """Read normalised ``text`` as an answer; as Words where no reader knows it."""
     if depth > _DEEPEST or not text:
         return as_words(text)
 
@@ -96,7 +96,7 @@ def read(text: str, depth: int = 0) -> Answer:
 
 
 def _read_choice(text: str, deeper: Read) -> Answer | None:
-    r"""``(A) 5``, ``E. some theory``; but not ``(A) is wrong``."""
+    r"""Read a choice with its text, as ``(A) 5`` and ``E. some theory``, but not ``(A) is wrong``."""
     label = _LABELLED.fullmatch(text)
     if not label or _REFUTED.search(label[3]):
         return None
@@ -104,13 +104,13 @@ def _read_choice(text: str, deeper: Read) -> Answer | None:
 
 
 def _read_labelled(text: str, deeper: Read) -> Answer | None:
-    r"""``\text{vertex: }(1,2)`` and "Range: [0,1]"."""
+    r"""Read the answer behind a label, as in ``\text{vertex: }(1,2)`` and "Range: [0,1]"."""
     match = _LABEL.fullmatch(text)
     return deeper(match[3]) if match and is_name(match[1] or match[2] or "l") else None
 
 
 def _read_amounts(text: str, deeper: Read) -> Answer | None:
-    """Numbers in words, and amounts with units: one, or several side by side, as ``2 hours 30 minutes``."""
+    """Read numbers in words and amounts with units: one, or several side by side, as ``2 hours 30 minutes``."""
     if time := clock(text):
         return Clock(*time)
     found = measured(text)
@@ -126,7 +126,7 @@ def _read_amounts(text: str, deeper: Read) -> Answer | None:
 
 
 def _read_words(text: str, deeper: Read) -> Answer | None:
-    r"""What is no mathematics at first sight, sets with a name, and ``\emptyset``."""
+    r"""Read words that are obviously no mathematics, sets with a name, and ``\emptyset``."""
     points = named_set(text)
     return obvious_words(text) if points is None else Region(points)
 
@@ -180,15 +180,15 @@ def _read_several(text: str, deeper: Read) -> Answer | None:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """Parts between commas and semicolons, but for the commas within numbers, as in ``1,000, 2,000``."""
-    between, numbers = split(text, _THOUSANDS, strip=False)  # but for those in brackets, which are read later
+    """Split at commas and semicolons, except for commas within numbers, as in ``1,000, 2,000``."""
+    between, numbers = split(text, _THOUSANDS, strip=False)  # those in brackets are read later
     plain = [number.replace(",", "") for number in numbers]
     joined = "".join(part for pair in zip(between, [*plain, ""], strict=True) for part in pair)
     return split(joined, _COMMA)[0]
 
 
 def _read_signs(text: str, deeper: Read) -> Answer | None:
-    r"""``\pm``: the answer with plus and the one with minus."""
+    r"""Read ``\pm`` as two answers, with plus and with minus."""
     signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
     if not signs or signs.count(r"\pm") > 1:  # (\pm 1, \pm 2): two or four
         return None
@@ -204,7 +204,7 @@ def _read_signs(text: str, deeper: Read) -> Answer | None:
 
 
 def _read_sets(text: str, deeper: Read) -> Answer | None:
-    """Unions, intersections and differences, from the left."""
+    """Read unions, intersections and differences, from the left."""
     sides, signs = split(text, _SET_SIGN)
     if not signs:
         return None
@@ -222,7 +222,7 @@ def _read_sets(text: str, deeper: Read) -> Answer | None:
 
 
 def _read_one(text: str, deeper: Read) -> Answer | None:
-    """One thing without separators."""
+    """Read a single answer without separators."""
     if letter := _LETTER.fullmatch(text) or _CHOICE.fullmatch(text):
         return Letter(letter.group(1), read_expression(letter.group(1)))
     if residue := _RESIDUE.fullmatch(text):
@@ -247,7 +247,7 @@ def _ratio(text: str) -> Answer | None:
 
 
 def _residue(unknown: str | None, value: str, command: str, modulus: str) -> Answer | None:
-    """``3 mod 5``, but not ``8 mod 5``, which may be an operation, and then is 3."""
+    """Read ``3 mod 5`` as a residue class, but not ``8 mod 5``, which may be an operation with result 3."""
     number, divisor = read_expression(value), read_expression(modulus)
     if not isinstance(number, Fraction) or not isinstance(divisor, Fraction) or divisor <= 0:
         return None
@@ -272,7 +272,7 @@ def _based(digits: str, subscript: str | None, written: str | None) -> Answer | 
 
 
 def _group(text: str, deeper: Read) -> Answer | None:
-    """Brackets around everything."""
+    """Read brackets around the whole text: a tuple, interval or set."""
     if (french := _FRENCH.fullmatch(text)) and french.group(1, 3) != ("[", "]"):
         text = ("[" if french[1] == "[" else "(") + french[2] + ("]" if french[3] == "]" else ")")
     text = _POINT.sub("", text)
@@ -300,7 +300,7 @@ def _group(text: str, deeper: Read) -> Answer | None:
 
 
 def _set(inside: str, items: list[str], deeper: Read) -> Answer | None:
-    """``\\{1,2\\}``; or ``\\{2k | k \\in \\mathbb{Z}\\}``, which is a family."""
+    """Read ``\\{1,2\\}``, or ``\\{2k | k \\in \\mathbb{Z}\\}`` as a family."""
     bar = re.fullmatch(r"([^|:]+)[|:]([^|:]+)", inside)
     if bar and (family := _read_condition(f"{bar[1]},{bar[2]}", deeper)) is not None:
         return family

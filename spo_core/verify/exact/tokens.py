@@ -1,4 +1,4 @@
-r"""Tokens of an expression in normalised LaTeX, the exact values of those that are numbers, and splitting."""
+r"""Splits an expression in normalised LaTeX into tokens, or at separators, and reads the exact values of numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from spo_core.verify.exact.wrappers import CLOSING, OPENING
 
-_WORD = 4  # letters in a row that are a word and no product, unless they are such:
+_WORD = 4  # letters in a row that are a word, not a product, unless _PRODUCT matches them
 _WORDS = frozenset(["and", "or", "not", "nor", "but", "is", "no", "if", "the", "for", "one", "two", "six", "ten"])
 _PRODUCT = re.compile(r"(?!.*(.).*\1)(?:[abcdxyz]+|[bcdk-np-tv-z]+)")
 
@@ -26,13 +26,13 @@ class Unreadable(Exception):
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of the whole text, if that is one number."""
+    """The value of ``text`` if all of it is one number, else None."""
     match = _TOKEN.fullmatch(text)
     return number_of(text) if match and match["number"] else None
 
 
 def number_of(text: str) -> Fraction | None:
-    r"""The value of a number token; None for what looks like a mixed number and is a product, ``2\frac{10}{3}``."""
+    r"""The value of a number token; None for a product that looks like a mixed number, as ``2\frac{10}{3}``."""
     if "\\frac" in text or "/" in text:
         whole, above, below = (int(part) for part in re.findall(r"\d+", text))
         return whole + Fraction(above, below) if 0 < above < below else None
@@ -45,7 +45,7 @@ def number_of(text: str) -> Fraction | None:
 
 
 def tokenise(text: str) -> list[str]:
-    """Tokens of the whole text; a space stays where it parts two numbers, which then are refused."""
+    """Tokens of ``text``, spaces left out. Raises Unreadable where some of it is no token, or is a word."""
     tokens: list[str] = []
     position = 0
     while position < len(text):
@@ -71,7 +71,7 @@ def tokenise(text: str) -> list[str]:
 
 
 def split(text: str, separator: re.Pattern[str], *, strip: bool = True) -> tuple[list[str], list[str]]:
-    """Parts of ``text`` and the separators between, outside all brackets."""
+    """Split ``text`` at separators outside all brackets; returns the parts and the separators between them."""
     if not separator.search(text):
         return [text.strip() if strip else text], []
     parts, between = [], []

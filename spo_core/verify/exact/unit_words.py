@@ -1,4 +1,4 @@
-"""Units by name, and the words that stand behind a number and are none: tables for ``units``."""
+"""Tables for ``units``: units by name, and words behind a number that are no units."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _ANY_CASE = [
     "kj", "kcal", "in", "ft", "yd", "mi", "lb", "oz", "gal", "qt", "hr", "yr", "wk", "min", "mol", "hz",
 ]  # fmt: skip
 _AMBIGUOUS = frozenset(["cd", "hm", "ds", "cs"])
-"""Rather no units at all."""
+"""Prefix and unit together that are probably no unit."""
 
 
 def _table() -> tuple[dict[str, str], dict[str, str]]:
-    """Symbols, whose letter case counts, and words, whose does not; each with one name for the unit."""
+    """Two mappings to the name of a unit: from symbols, whose case counts, and from words, whose case does not."""
     symbols = {short + unit: short + unit for unit in _SI for short in _PREFIXES}
     symbols |= {short + "l": short + "L" for short in _PREFIXES}
     words = {
@@ -71,7 +71,7 @@ def _table() -> tuple[dict[str, str], dict[str, str]]:
 SYMBOLS, WORDS = _table()
 """Spellings of units, with their one name."""
 
-# Numbers, operations, comparisons, negations, verbs: with one of these behind it, a number is not what it was.
+# numbers, operations, comparisons, negations, verbs: words that change the meaning of a number before them
 _CHANGING = """
     and or not no nor but is isn isn't are aren't was wasn't were be been am if when then than else more less least most
     fewer few many much to half halves squared cubed factorial factorials times plus minus mod modulo modulus remainder
@@ -101,7 +101,7 @@ VERB_OR_ADVERB = re.compile(
     r".*(?:ly|ths|'s|wise|ward|wards|ness|less|less|(?:[aeiou]ss|is|us)|ieth|nth|inths|undredth)$"
 )
 COUNTED = frozenset(["points", "marks", "cubits", "solutions"])
-"""Counted, whatever the singular does to a number."""
+"""Plurals of things counted whose singular may change a number."""
 IRREGULAR = {
     "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
     "geese": "goose", "teeth": "tooth", "sheep": "sheep", "fish": "fish", "deer": "deer", "oxen": "ox", "dice": "die",

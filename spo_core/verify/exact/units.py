@@ -1,7 +1,7 @@
-r"""Units: what may stand behind a number without changing what it says.
+r"""Reads units: what may stand behind a number without changing it.
 
-A unit is one of the tables - SI with prefixes, customary, time, money, angles - with powers and what they are per, or
-a plural noun of things counted. Words that negate or change a number, and whatever is in doubt, are none.
+A unit is a product of powers of those in the tables - SI with prefixes, customary, time, money, angles - or a plural
+noun of things counted. Words that negate or change a number, and doubtful ones, are no units.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MOST_WORDS = 6
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Known units with their powers, and words for what is counted."""
+    """Units of the tables with their powers, and words for things counted."""
 
     powers: frozenset[tuple[str, int]]
     words: frozenset[str] = frozenset()
     per: frozenset[str] = frozenset()
-    """What is counted below the line."""
+    """Words for things counted in the denominator."""
     sure: bool = True
-    """False for words that may say something else: they agree with the same words only."""
+    """False for words that may be no unit: they agree with the same words only."""
 
     def is_single(self, name: str) -> bool:
         return self.powers == frozenset([(name, 1)])
@@ -43,11 +43,11 @@ PERCENT = Unit(frozenset([("%", 1)]))
 DOLLARS = Unit(frozenset([("$", 1)]))
 ORDINAL = Unit(frozenset([("th", 1)]))
 _LOOSE = {"degree": ("degreeC", "degreeF"), "pound": ("lb", "sterling")}
-"""Names that may be short for others."""
+"""Names that may be short for other units."""
 
 
 def agree(one: Unit | None, other: Unit | None) -> bool:
-    """Whether two answers may be the same although one, or neither, names its unit."""
+    """Whether amounts with these units may be the same answer; None: no unit is named."""
     if one is None or other is None:
         return all(unit is None or unit.sure for unit in (one, other))
     if one == other:
@@ -68,10 +68,10 @@ def agree(one: Unit | None, other: Unit | None) -> bool:
 
 
 def parse_unit(text: str, *, symbols: bool = True, money: bool = False) -> Unit | None:
-    r"""The unit that ``text`` is as a whole, ``\text{ m}/\text{s}^{2}`` or ``red apples per day``; None for any other.
+    r"""Read the whole ``text`` as a unit, as ``\text{ m}/\text{s}^{2}`` or ``red apples per day``; None if it is none.
 
-    ``symbols``: whether a single letter that is in no ``\text`` may be one; ``money``: whether it stands behind an
-    amount of money, as "profit" may.
+    ``symbols``: whether a single letter outside ``\text`` may be a unit; ``money``: whether the text is behind an
+    amount of money, as "profit" may be.
     """
     try:
         return _Parser(text.replace("[", "(").replace("]", ")"), symbols, money).whole()
@@ -120,7 +120,7 @@ class _Parser:
         if self._peek() in ("/", "per") or (self._peek() in ("a", "an") and (self.money or self._peek(1) in WORDS)):
             self.position += 1
             sign = -1
-        heads: list[str] = []  # what stands before the first "of"
+        heads: list[str] = []  # words before the first "of"
         of = False
         self._factor(sign)
         while self._peek():
@@ -149,7 +149,7 @@ class _Parser:
         return Unit(powers, words, frozenset(map(singular, self.per)), sure)
 
     def _is_amount_of(self, words: list[str]) -> bool:
-        """Whether the words say what money or a percentage is of, as in "20 percent discount"."""
+        """Whether the words tell what an amount of money or a percentage is, as in "20 percent discount"."""
         return len(words) == 1 and words[0] in _AMOUNT_OF and (self.money or not {"$", "%"}.isdisjoint(self.powers))
 
     def _factor(self, sign: int) -> None:
@@ -172,7 +172,7 @@ class _Parser:
             self._noun(sign)
 
     def _known(self, power: int, *, must: bool = True) -> bool:
-        """A unit of the tables, and the power behind it."""
+        """Read a unit of the tables and its power; False without one, or ValueError with ``must``."""
         name, length = self._name()
         if name is None:
             if must and self.tokens[self.position].casefold() in GENERIC:
@@ -228,7 +228,7 @@ class _Parser:
         return (WORDS[lower], 1) if lower in WORDS and len(lower) > 1 else (None, 0)
 
     def _noun(self, sign: int) -> None:
-        """Words for what is counted; the last must be a plural, or else the unit is not sure."""
+        """Read words for things counted; the unit is ``sure`` only if the last is a plural."""
         begin = self.position
         while self._peek() and (self._peek()[0].isalpha() or self._peek() == "-"):
             word = self._peek().casefold()
@@ -251,7 +251,7 @@ class _Parser:
 
 
 def changes(word: str) -> bool:
-    """Whether a word in lower case negates or changes a number that it stands beside, or is one."""
+    """Whether a word in lower case negates or changes a number beside it, or is a number."""
     if word in COUNTED:
         return False
     stems = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s")}

@@ -1,4 +1,4 @@
-r"""Commands and environments around what is shown: ``\\underbrace{5}_{...}``, ``\\SI{5}{m}``, ``\\begin{equation}``."""
+r"""Removes commands and environments around answers: ``\underbrace{5}_{...}``, ``\SI{5}{m}``, ``\begin{equation}``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _WRAPPERS = {
     "scalebox": "-+", "mathclap": "+", "boxed": "+", "fbox": "+", "framebox": "+", "underset": "-+", "abs": "|",
     "paren": "(", "textquote": "+",
 }  # fmt: skip
-r"""What becomes of a command's arguments: shown ``+`` or not ``-``; units, degrees, raised, lowered, bracketed."""
+r"""Command -> how each argument is shown: ``+`` as it is, ``-`` not, else as unit, degrees, raised, in brackets..."""
 _WRAPPER = re.compile(rf"\\((?:{'|'.join(_WRAPPERS)})\*?)(?![a-zA-Z])")
 _PLAIN_ENVIRONMENT = re.compile(rf"\\begin\{{((?:{ENVIRONMENTS})\*?)\}}(.*?)\\end\{{\1\}}", re.DOTALL)
 _UNIT_MACRO = re.compile(r"\\([a-zA-Z]{3,})")

@@ -15,6 +15,6 @@ def extract(completion: str) -> str | None:
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """Equal as text. Commas are removed from the given side only, and no number is parsed: 42.0 is not 42."""
+    """CORRECT for equal texts. Commas are removed from ``given`` only, and no number is parsed: 42.0 is not 42."""
     same = given.strip().replace(",", "").lower() == gold.strip().lower()
     return Outcome.CORRECT if same else Outcome.WRONG

@@ -1,9 +1,9 @@
 r"""The published MATH grader for answers without a prefix, for comparison (docs/reference.md 4.2).
 
-Known to be wrong in places, and kept so: anything within 0.001 is equal, 0.05 equals 5 (percent), ``[0,1)`` equals
-``(0,1)``. Of the 53 pairs of grader_pairs.json it gets 30 right. What the facts leave open is decided here:
-an equation may have its sides exchanged, 0.001 is an absolute tolerance in sympy's comparison too, and a digit before a
-fraction multiplies it. LaTeX is all that is parsed: plain code such as ``sqrt(2)``, which sympy would evaluate, is not.
+It is wrong in places, and kept so: anything within 0.001 is equal, 0.05 equals 5 (percent), ``[0,1)`` equals ``(0,1)``.
+Of the 53 pairs of grader_pairs.json it gets 30 right. Where docs/reference.md is silent: an equation may have its sides
+exchanged, 0.001 is an absolute tolerance in sympy's comparison too, and a digit before a fraction multiplies it. Only
+LaTeX is parsed, not plain code such as ``sqrt(2)``, which sympy would evaluate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spo_core.verify.published.sympy_text import (
 )
 
 TOLERANCE = 1e-3
-DEEPEST = 8  # answers within answers: items of a tuple of a union of ...
+DEEPEST = 8  # levels of answers within answers, as items of tuples in unions
 _HOPE_BEGIN, _HOPE_END = "final answer is $", "$. I hope"
 _OUTPUT = "```output"
 _NUMBER = re.compile(r"-?\d*\.?\d+")
@@ -41,7 +41,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=.)\\text\{[^{}]*\}$", ""),
         (r"\^\\circ|\^\{\\circ\}", ""),
         (r"\{(?:mm|cm|m)\}(?:\^[23])?", ""),
-        (r"p\.m\.\s*$", ""),  # seldom there: the full stop at the end is already gone
+        (r"p\.m\.\s*$", ""),  # rarely matches: a full stop at the end is already removed
         (r"(\d)\s*t$", r"\1"),
         (r"\\?\$", ""),
         (r"x\s*\\in(?![a-z])", ""),
@@ -60,10 +60,10 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def extract(completion: str) -> str | None:
-    r"""The last answer of the first of five places that the completion has.
+    r"""The answer in the first of these that there is: "final answer is $...$. I hope", the last box, the last "he
+    answer is", the last block of output, the last number.
 
-    They are "final answer is $...$. I hope", boxes, "he answer is", a block of output, and the last number.
-    A box that is never closed counts as a place without an answer.
+    Where a box is never closed, there is no answer.
     """
     begin = completion.find(_HOPE_BEGIN)
     end = completion.find(_HOPE_END, begin + len(_HOPE_BEGIN)) if begin >= 0 else -1
@@ -83,7 +83,7 @@ def extract(completion: str) -> str | None:
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """Equal after the published normalisation, by any of the published rules."""
+    """CORRECT where answers are equal after the published normalisation by any of the published rules, or WRONG."""
     if given.strip() == gold.strip():
         return Outcome.CORRECT
     if max(len(given), len(gold)) > LONGEST:
@@ -92,7 +92,7 @@ def compare(given: str, gold: str) -> Outcome:
 
 
 def _stripped(text: str) -> str:
-    """The published normalisation, step by step and in its order."""
+    """Apply the published normalisation, step by step in its order."""
     text = text.strip()
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text).strip()
@@ -107,7 +107,7 @@ def _equal(given: str, gold: str, depth: int = 0) -> bool:
         return False
     given_number, gold_number = _number(given), _number(gold)
     if given_number is not None and gold_number is not None:
-        near = (gold_number / 100, gold_number, gold_number * 100)  # a percentage and its share are the same
+        near = (gold_number / 100, gold_number, gold_number * 100)  # a percentage equals its fraction
         return any(math.isclose(given_number, value, abs_tol=TOLERANCE) for value in near)
     return (
         _same_items(_items(given), _items(gold), depth)
@@ -131,7 +131,7 @@ def _number(text: str) -> float | None:
 
 
 def _items(text: str) -> list[str] | None:
-    """Items of a tuple or interval; the kind of its brackets is lost here."""
+    """Items of a tuple or interval, whatever its brackets; None for other text."""
     return text[1:-1].split(",") if len(text) > 2 and text[0] in "([" and text[-1] in ")]" else None
 
 
@@ -171,7 +171,7 @@ def _same_equations(given: str, gold: str, depth: int) -> bool:
 
 
 def _same_unions(given: str, gold: str, depth: int) -> bool:
-    """Parts of unions in any order."""
+    """Whether two unions have the same parts in any order."""
     parts, gold_parts = given.split(r"\cup"), gold.split(r"\cup")
     if len(parts) == 1 or len(gold_parts) == 1:
         return False

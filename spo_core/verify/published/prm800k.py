@@ -1,9 +1,9 @@
 r"""The published MATH grader for answers with a prefix, for comparison (docs/reference.md 4.3).
 
-Two normalisations, each of the text as given: the texts are equal after the first, or pass the rules after the second.
-Known to be wrong in places, and kept so: ``\frac{10}{2}`` is not 5, ``50\%`` is 50. Of the 53 pairs of
-grader_pairs.json it gets 40 right. What the facts leave open is decided here: which unit words there are, a million
-is ``*10^6`` (so not an integer), and mixed numbers have a plus put in.
+There are two normalisations of the text given: answers are the same if their texts are equal after the first, or pass
+the rules after the second. It is wrong in places, and kept so: ``\frac{10}{2}`` is not 5, ``50\%`` is 50. Of the 53
+pairs of grader_pairs.json it gets 40 right. Where docs/reference.md is silent: the list of unit words, a million is
+``*10^6`` (so not an integer), and mixed numbers have a plus put in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _OPEN, _CLOSE = "([", ")]"
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """Equal after the published normalisations, or by the published rules for tuples, integers and fractions."""
+    """CORRECT where the answers are equal after the published normalisations, or by the published rules for tuples,
+    integers and fractions; else WRONG."""
     if given.strip() == gold.strip():
         return Outcome.CORRECT
     if max(len(given), len(gold)) > LONGEST:
@@ -52,7 +53,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _hendrycks(text: str) -> str:
-    """The first normalisation: spelling of LaTeX."""
+    """Apply the first normalisation: spellings of LaTeX."""
     text = _unwrapped(text).replace("\n", "").replace(r"\!", "").replace("\\\\", "\\")
     text = re.sub(r"\\[td]frac", r"\\frac", text)
     text = re.sub(r"\\left|\\right|\^\{\\circ\}|\^\\circ|\\\$", "", text)
@@ -67,7 +68,7 @@ def _hendrycks(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """The second: percent and dollar signs, unit words, large numbers as words, mixed numbers, letter case."""
+    """Apply the second: percent and dollar signs, unit words, large numbers as words, mixed numbers, letter case."""
     text = re.sub(r"\\?[%$]", "", _unwrapped(text)).lower()
     text = _WHOLE_TEXT.sub(r" \1 ", text)
     text = re.sub(r"\s(?:or|and)\s", ",", text)
@@ -90,13 +91,13 @@ def _plain(text: str) -> str:
 
 
 def _slashed(text: str) -> str:
-    """A fraction of two integers, if that is all, as ``a/b``."""
+    """Write a fraction of two integers, if ``text`` is one, as ``a/b``."""
     match = _SIMPLE_FRACTION.fullmatch(text)
     return f"{match[1]}{match[2]}/{match[3]}" if match else text
 
 
 def _integer(text: str) -> int | None:
-    """``7``, ``007`` and ``7.0`` are integers; ``7.01`` is none."""
+    """The value of an integer such as ``7``, ``007`` or ``7.0``; None for other text."""
     if not _NUMBER.fullmatch(text):
         return None
     whole, _, rest = text.partition(".")
@@ -104,7 +105,7 @@ def _integer(text: str) -> int | None:
 
 
 def _items(text: str) -> list[str]:
-    """Items of a tuple or interval without brackets inside; any other text is the one item."""
+    """Items of a tuple or interval without brackets inside; other text is one item."""
     if len(text) > 2 and text[0] in _OPEN and text[-1] in _CLOSE and not set(text[1:-1]) & set(_OPEN + _CLOSE):
         return text[1:-1].split(",")
     return [text]
