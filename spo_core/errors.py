@@ -31,3 +31,14 @@ class EngineError(SPOError):
 
 class GradingError(SPOError):
     """Answers that cannot be compared, or too many that could not."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def type_and_line(error: BaseException) -> str:
+    """``ValueError: `` and the first line of the message, or the name of the type alone."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

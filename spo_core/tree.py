@@ -257,12 +257,18 @@ def write_trees(path: Path, trees: Iterable[RolloutTree]) -> None:
     pq.write_table(table, path, compression="zstd", use_dictionary=_REPEATED)
 
 
-def read_trees(path: Path) -> list[RolloutTree]:
-    """Read what ``write_trees`` wrote, bit for bit. Raises DataError for another schema."""
+def read_table(path: Path) -> pa.Table:
+    """Read the columns that ``write_trees`` wrote. Raises DataError for another schema version."""
     table = pq.read_table(path)
     found = (table.schema.metadata or {}).get(b"spo.schema_version", b"none").decode()
     if found != SCHEMA_VERSION:
         raise DataError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}; sample the trees again")
+    return table
+
+
+def read_trees(path: Path) -> list[RolloutTree]:
+    """Read what ``write_trees`` wrote, bit for bit. Raises DataError as ``read_table``."""
+    table = read_table(path)
     rewards = table["reward"].to_numpy()  # NaN for null
     columns = (
         table["parent"].to_pylist(),

@@ -15,7 +15,7 @@ from prefect import Task
 from prefect.task_runners import TaskRunner
 
 from spo_core.config import DaskRunner, RayRunner, TaskRunnerParams
-from spo_core.errors import ConfigError, EngineError
+from spo_core.errors import ConfigError, EngineError, type_and_line
 from spo_core.train.shards import close_worker_later
 
 LOOPBACK = "127.0.0.1"
@@ -47,7 +47,7 @@ class Cluster:
                 yield future.result()
         except self.lost as error:
             raise EngineError(
-                f"run.task_runner {self.name}: task {task.name!r}: its workers died ({_first_line(error)}); "
+                f"run.task_runner {self.name}: task {task.name!r}: its workers died ({type_and_line(error)}); "
                 "see the cluster's logs, and run the same command again to go on"
             ) from None
 
@@ -75,10 +75,6 @@ def _need(module: str, params: TaskRunnerParams) -> None:
         raise ConfigError(f"run.task_runner {params.type} needs the extra: pip install -e '.[cluster]'")
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
 @contextmanager
 def _dask(params: DaskRunner) -> Iterator[Cluster]:
     from distributed.client import FutureCancelledError
@@ -96,7 +92,7 @@ def _dask(params: DaskRunner) -> Iterator[Cluster]:
             stack.enter_context(runner)
             client = runner.client
         except (OSError, TimeoutError) as error:
-            raise ConfigError(f"run.task_runner.address {params.address}: {_first_line(error)}") from None
+            raise ConfigError(f"run.task_runner.address {params.address}: {type_and_line(error)}") from None
         if params.address is not None:
             try:
                 client.wait_for_workers(1, timeout=FIRST_WORKER)
@@ -142,7 +138,7 @@ def _ray(params: RayRunner) -> Iterator[Cluster]:
         try:
             stack.enter_context(runner)
         except (OSError, TimeoutError, RuntimeError) as error:
-            raise ConfigError(f"run.task_runner.address {params.address}: {_first_line(error)}") from None
+            raise ConfigError(f"run.task_runner.address {params.address}: {type_and_line(error)}") from None
         if not has_room(ray.nodes(), params.gpus):
             raise ConfigError(
                 f"run.task_runner: no node of Ray's cluster has a CPU and {params.gpus:g} GPUs; add one, or lower gpus"

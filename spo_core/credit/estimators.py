@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spo_core.config import CustomParams
-from spo_core.errors import TrainingError
+from spo_core.errors import TrainingError, type_and_line
 from spo_core.system.plugins import load
 from spo_core.tree import RolloutTree
 
@@ -22,8 +22,7 @@ def estimated(key: str, params: CustomParams, door: type, tree: RolloutTree, *mo
     try:
         found = np.array(function(tree, *more), np.float64)
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise TrainingError(f"{where} failed on {question} with {type(error).__name__}: {said}") from error
+        raise TrainingError(f"{where} failed on {question} with {type_and_line(error)}") from error
     if found.shape != (len(tree.nodes),):
         raise TrainingError(
             f"{where} gave an array of shape {found.shape} for {question}; it must give one number for each of its "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spo_core.errors import ConfigError, DataError
+from spo_core.errors import ConfigError, DataError, first_line
 from spo_core.paths import Paths
 from spo_core.system.files import folder_digest
 
@@ -94,8 +94,8 @@ def download(reference: Reference) -> Path:
             reference.place, revision=reference.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
         )
     except Exception as error:  # of many types, with messages of many lines
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{reference.name}: no folder here, and the hub does not give it: {words[0]}") from None
+        why = first_line(error)
+        raise DataError(f"{reference.name}: no folder here, and the hub does not give it: {why}") from None
     return Path(found)
 
 

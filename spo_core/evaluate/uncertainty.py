@@ -55,10 +55,8 @@ def standard_error(means: ArrayLike) -> float | None:
     return float(flat.std(ddof=1) / math.sqrt(flat.size))
 
 
-def bootstrap_interval(
-    correct: ArrayLike, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Interval of pass@1 on these questions, from rewards of 0 and 1, (questions, samples); None for one sample each.
+def bootstrap_interval(correct: ArrayLike, seed: int) -> tuple[float, float] | None:
+    """95 % interval of pass@1 on these questions, from rewards of 0 and 1, (questions, samples); None for one sample.
 
     The samples of each question are resampled with replacement, the questions stay; so it says what sampling again
     would change, not what other questions would. Raises ValueError for a ragged or empty table, and for other rewards.
@@ -70,16 +68,16 @@ def bootstrap_interval(
     # A question with k of n correct resamples to Binomial(n, k/n), and all m of them together to Binomial(mn, k/n).
     rows = np.bincount(table.sum(axis=1).astype(int), minlength=samples + 1)
     chances = np.arange(samples + 1) / samples
-    drawn = np.random.default_rng(seed).binomial(rows * samples, chances, (resamples, samples + 1)).sum(axis=1)
-    tail = _expanded_tail(level, samples, questions * (samples - 1))
+    drawn = np.random.default_rng(seed).binomial(rows * samples, chances, (RESAMPLES, samples + 1)).sum(axis=1)
+    tail = _expanded_tail(samples, questions * (samples - 1))
     low, high = np.quantile(drawn / (questions * samples), [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _expanded_tail(level: float, count: int, freedom: int) -> float:
+def _expanded_tail(count: int, freedom: int) -> float:
     """Share of resamples beyond each end of an expanded percentile interval, for resamples of ``count`` values and a
     variance with ``freedom`` degrees of freedom."""
-    return float(norm.sf(math.sqrt(count / (count - 1)) * t.isf((1 - level) / 2, freedom)))
+    return float(norm.sf(math.sqrt(count / (count - 1)) * t.isf((1 - LEVEL) / 2, freedom)))
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
@@ -96,7 +94,7 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
             np.mean,
             n_resamples=RESAMPLES,
             batch=_CHUNK,
-            confidence_level=1 - 2 * _expanded_tail(LEVEL, differences.size, differences.size - 1),
+            confidence_level=1 - 2 * _expanded_tail(differences.size, differences.size - 1),
             method="percentile",
             random_state=np.random.default_rng(seed),
         ).confidence_interval

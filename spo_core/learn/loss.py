@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spo_core.config import CustomParams, KLPenalty, LearnParams
-from spo_core.errors import ConfigError, TrainingError
+from spo_core.errors import ConfigError, TrainingError, type_and_line
 from spo_core.system.plugins import load
 
 LOG_RATIO_LIMIT = 10.0  # as in the reference implementation: exp() of a log-ratio stays finite
@@ -104,8 +104,7 @@ class CheckedLoss:
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            said = (str(error).splitlines() or [""])[0]
-            raise TrainingError(f"{self._where} failed with {type(error).__name__}: {said}") from error
+            raise TrainingError(f"{self._where} failed with {type_and_line(error)}") from error
         if not isinstance(outputs, LossOutputs) or not all(isinstance(name, str) for name in outputs.metrics):
             raise TrainingError(f"{self._where} gave {type(outputs).__name__}; it must give LossOutputs(loss, metrics)")
         return outputs

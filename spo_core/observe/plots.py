@@ -18,7 +18,7 @@ from matplotlib.ticker import Formatter, MaxNLocator
 from spo_core.config import digest
 
 Point = tuple[float, float]
-Band = tuple[float, float, float]
+SIZE = (4.6, 2.7)  # inches of 72 units
 
 # Drawn colour -> variable of the page that replaces it; the drawn one holds where the SVG stands alone.
 INK, MUTED, RULE = "#1d2126", "#5d656e", "#dfe2e6"
@@ -33,32 +33,25 @@ def curves_svg(
     series: Mapping[str, Sequence[Point]],
     xlabel: str,
     ylabel: str,
-    bands: Mapping[str, Sequence[Band]] | None = None,
-    *,
-    size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """One axis with a line per series of (x, y); a band is (x, lowest, highest) and takes the colour of its series.
+    """One axis with a line per series of (x, y), as an SVG that scales to its container.
 
-    A point with a number that is not finite is left out. ``size`` in inches (72 units each); the SVG scales to its
-    container. Raises ValueError for a band without a series.
+    A point with a number that is not finite is left out.
     """
-    bands = bands or {}
-    if extra := bands.keys() - series.keys():
-        raise ValueError(f"bands {sorted(extra)} have no series of that name")
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": digest([series, xlabel, ylabel, bands, size]),
+        "svg.hashsalt": digest([series, xlabel, ylabel]),
         "text.parse_math": False,
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        figure = Figure(figsize=SIZE, dpi=72, layout="constrained")
         axes = figure.add_subplot()
         _frame(axes, xlabel, whole=all(float(x).is_integer() for points in series.values() for x, _ in points))
         figure.suptitle(ylabel, x=0.0, ha="left", color=INK, fontsize=10.5)
         for index, (name, points) in enumerate(series.items()):
-            _draw(axes, name, _finite(points), _finite(bands.get(name, ())), index % len(SERIES))
+            _draw(axes, name, _finite(points), index % len(SERIES))
         if len(series) > 1:
             figure.legend(
                 loc="outside lower left", ncols=3, frameon=False, labelcolor=MUTED, handlelength=2.2, borderpad=0.0
@@ -68,8 +61,8 @@ def curves_svg(
     return _inline(text.getvalue(), f"{ylabel} against {xlabel}")
 
 
-def _finite(rows: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    return [row for row in rows if all(math.isfinite(x) for x in row)]
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
 def _frame(axes: Axes, xlabel: str, *, whole: bool) -> None:
@@ -88,14 +81,11 @@ def _frame(axes: Axes, xlabel: str, *, whole: bool) -> None:
         axis.set_major_formatter(ShortNumbers())
 
 
-def _draw(axes: Axes, name: str, points: list, band: list, style: int) -> None:
+def _draw(axes: Axes, name: str, points: list[Point], style: int) -> None:
     x, y = zip(*points, strict=True) if points else ((), ())
     few, colour = len(points) <= _FEW_POINTS, SERIES[style]
     look = {"marker": _MARKERS[style], "markersize": 2.8} if few else {"linestyle": _DASHES[style]}
     axes.plot(x, y, color=colour, linewidth=1.5, label=name, **look)
-    if band:
-        x, low, high = zip(*band, strict=True)
-        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
 class ShortNumbers(Formatter):

@@ -17,9 +17,9 @@ from spo_core.evaluate.result import CellScore
 LINE = 120  # columns where the output is no terminal
 
 
-def print_scores(scores: Sequence[CellScore], console: Console | None = None) -> None:
+def print_scores(scores: Sequence[CellScore]) -> None:
     """One line a cell; a second table for the cells that were published."""
-    console = console or _console()
+    console = _console()
     console.print(score_table(scores))
     rows = [(score, row) for score in scores for row in beside(score)]
     if not rows:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from spo_core.errors import ConfigError
+from spo_core.errors import ConfigError, first_line
 
 SHORT = 24  # tokens of a path that crosses no window
 # least and greatest tolerance, as ``difference`` measures; between them it is four times the difference of two plain
@@ -190,4 +190,4 @@ def attempted(attempt: Callable[[], T]) -> tuple[T | None, str]:
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return None, (str(error).strip() or repr(error)).splitlines()[0]
+        return None, first_line(error)

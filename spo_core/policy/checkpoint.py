@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spo_core.config import PolicyParams, ScratchPolicy
-from spo_core.errors import ConfigError, DataError
+from spo_core.errors import ConfigError, DataError, first_line
 from spo_core.policy.attention import NAME
 from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.problems.base import ProblemSet
@@ -114,7 +114,7 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
 
 def why_unreadable(error: Exception) -> str:
     """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
-    line = (str(error).strip() or repr(error)).splitlines()[0]
+    line = first_line(error)
     return "it needs code of its own, which is not run" if "custom code" in line else line
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from spo_core.errors import DataError
+from spo_core.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ def _load(path: str | Path, revision: str | None, own: Tokenizer | None) -> Any:
         raise
     except Exception as error:  # of any type: a class that cannot take the file fails somewhere inside
         if own is None:
-            raise DataError(f"{path}: transformers makes no tokenizer of it: {_first_line(error)}") from None
-        differs = _first_line(error)
+            raise DataError(f"{path}: transformers makes no tokenizer of it: {first_line(error)}") from None
+        differs = first_line(error)
     if own is None or differs is None:
         return loaded
     replaced = PreTrainedTokenizerFast.from_pretrained(
@@ -84,14 +84,10 @@ def _read(path: str) -> Tokenizer:
     try:
         own = Tokenizer.from_file(path)
     except Exception as error:  # tokenizers has no class of its own for what it cannot read
-        raise DataError(f"{path}: cannot be read as a tokenizer: {_first_line(error)}") from None
+        raise DataError(f"{path}: cannot be read as a tokenizer: {first_line(error)}") from None
     own.no_truncation()
     own.no_padding()
     return own
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 @cache  # once a checkpoint

@@ -79,8 +79,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _atomic_file(target: Path) -> Iterator[Path]:
-    """The same for a file."""
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write, as ``atomic_directory`` does for a folder."""
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with room_at(target):
@@ -99,7 +99,7 @@ def publish(source: Path, target: Path) -> None:
         with atomic_directory(target) as folder:
             shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
     else:
-        with _atomic_file(target) as file:
+        with atomic_file(target) as file:
             _link_or_copy(str(source), str(file))
 
 
@@ -112,7 +112,7 @@ def _link_or_copy(source: str, target: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    with _atomic_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from spo_core.errors import ConfigError
+from spo_core.errors import ConfigError, type_and_line
 
 _project = Path.cwd()
 _imported: set[str] = set()  # modules of the project that are here for its paths' sake
@@ -77,12 +77,11 @@ def _module(where: str, name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ")
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{where}: no module {error.name} in {_project} or the environment; put it there"
             ) from None
-        raise ConfigError(f"{where}: importing {name} failed with {said}; mend the module") from error
+        raise ConfigError(f"{where}: importing {name} failed with {type_and_line(error)}; mend the module") from error
     finally:
         _imported.update(n for n in set(sys.modules) - before if _of_the_project(n))
     top = name.partition(".")[0]

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from spo_core.config import Params, digest, flatten
-from spo_core.errors import DataError, RunError
-from spo_core.runs.directory import COMPLETE
+from spo_core.errors import DataError, RunError, first_line
+from spo_core.runs.directory import COMPLETE, RunDirectory
 from spo_core.system.files import file_digest, publish, read_json
-from spo_core.tree import SCHEMA_VERSION
+from spo_core.tree import read_table
 
 FILES = ("questions.json", "trees.parquet")
 # must be as recorded: what the questions are, and all that was decided when the trees were sampled, cut and graded
@@ -54,7 +53,7 @@ class Recorded:
 
         Raises DataError where the files are not those that were checked.
         """
-        source = iteration_folder(self.path, iteration)
+        source = RunDirectory(self.path).iteration(iteration)
         if _digest(source) != self.digests[iteration - 1]:
             raise DataError(f"{source}: changed since this replay began; start the replay again")
         for name in FILES:
@@ -63,14 +62,10 @@ class Recorded:
         return {k: v for k, v in metrics.items() if not k.startswith("timing/")}
 
 
-def iteration_folder(path: Path, number: int) -> Path:
-    return path / "iterations" / f"{number:06d}"
-
-
 def complete_iterations(path: Path) -> int:
     """Iterations 1 to this one are complete in a run's directory."""
     number = 0
-    while (iteration_folder(path, number + 1) / COMPLETE).is_file():
+    while (RunDirectory(path).iteration(number + 1) / COMPLETE).is_file():
         number += 1
     return number
 
@@ -100,7 +95,7 @@ def read_recorded(path: Path, params: Params, identity: Mapping[str, Any], vocab
                 f"{path}: {complete} complete iterations are recorded, run.iterations is {iterations}; "
                 f"set it to {complete} or less, or record more"
             )
-        folder = iteration_folder(path, number)
+        folder = RunDirectory(path).iteration(number)
         if not (folder / "trees.parquet").is_file():
             raise RunError(
                 f"{folder}: its trees are gone, as run.keep_rollouts has those of old iterations deleted; replay a run "
@@ -129,12 +124,9 @@ def _short(value: Any) -> str:
 def _check_trees(path: Path, iteration: int, vocabulary: int) -> int:
     """Generated tokens of a file of trees; column by column, as all files are checked before a replay begins."""
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from None
-    found = (table.schema.metadata or {}).get(b"spo.schema_version", b"none").decode()
-    if found != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}; record the rollouts again")
+        raise _damaged(path, first_line(error)) from None
     ids, logprobs = (table[name].combine_chunks() for name in ("token_ids", "logprobs"))
     lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
     tokens, probs = (column.flatten().to_numpy(zero_copy_only=False) for column in (ids, logprobs))

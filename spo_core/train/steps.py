@@ -103,16 +103,24 @@ def replay_step(session: Session, iteration: int) -> dict[str, float]:
 
 def keep_step(session: Session, iteration: int) -> dict[str, Any]:
     """Complete an iteration without an update; returns its row of metrics."""
-    folder = session.run.iteration(iteration)
-    under_way = _under_way(session, iteration)
-    session.iteration = iteration
-    session.generated_tokens += int(under_way.metrics["rollout/generated_tokens"])
-    row = {"iteration": iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
+    row = _count(session, _under_way(session, iteration))
     warn_of_gap(session, row)
+    _complete(session, row)
+    return row
+
+
+def _count(session: Session, under_way: UnderWay) -> dict[str, Any]:
+    """Count the iteration under way as finished; returns its row of metrics so far."""
+    session.iteration += 1
+    session.generated_tokens += int(under_way.metrics["rollout/generated_tokens"])
+    return {"iteration": session.iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
+
+
+def _complete(session: Session, row: dict[str, Any]) -> None:
+    folder = session.run.iteration(session.iteration)
     write_json(folder / "metrics.json", row)
     session.run.append_metrics(row)
-    write_text(folder / COMPLETE, "")  # last: a resume goes on after it
-    return row
+    write_text(folder / COMPLETE, "")  # last: a run that only samples goes on after it
 
 
 def validate(session: Session, iteration: int) -> dict[str, float]:
@@ -203,7 +211,6 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
 def train_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, Any]:
     """Update the policy; completes the iteration, and returns its whole row of metrics."""
     started = time.perf_counter()
-    folder = session.run.iteration(iteration)
     under_way = _under_way(session, iteration)
     if any(s.from_iteration == iteration and s.restart_learning_rate for s in session.params.rollout.context_schedule):
         session.trainer.restart_learning_rate()
@@ -213,9 +220,7 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     update = session.trainer.train_iteration(pairs, iteration=iteration, progress=progress)
     if update["skipped"]:
         log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
-    session.iteration = iteration
-    session.generated_tokens += sum(tree.generated_tokens for tree in under_way.trees)
-    row: dict[str, Any] = {"iteration": iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
+    row = _count(session, under_way)
     row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
     row |= {f"train/{name}": value for name, value in update.items()}
     warn_of_gap(session, row)
@@ -223,9 +228,7 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
     if iteration % session.params.run.validate_every == 0 or session.finished:
         row |= validate(session, iteration)
         keep_if_best(session, row["eval/validation_accuracy"])
-    write_json(folder / "metrics.json", row)
-    write_text(folder / COMPLETE, "")
-    session.run.append_metrics(row)
+    _complete(session, row)
     if session.checkpoint_due:
         save(session)
     session.run.keep_rollouts(iteration, session.params.run.keep_rollouts)

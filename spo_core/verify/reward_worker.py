@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spo_core.errors import type_and_line
 from spo_core.problems.base import Question
 from spo_core.system.plugins import load, open_project
 from spo_core.verify.fork_server import serve
@@ -41,8 +42,7 @@ def rewarded(completion: str, question: dict[str, str], outcome: str, finish: st
             raise  # a timeout, as of a comparison
         except Exception as error:
             traceback.print_exc()
-            said = (str(error).splitlines() or [""])[0]
-            return json.dumps(f"{where} failed with {type(error).__name__}: {said}"[:MOST])
+            return json.dumps(f"{where} failed with {type_and_line(error)}"[:MOST])
         if isinstance(found, str) or not math.isfinite(number):
             return json.dumps(f"{where} gave {found!r}; a reward is a finite number"[:MOST])
         total += number

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spo_core.system.files import atomic_file
 from spo_core.verify import Outcome
 
 
@@ -56,7 +57,8 @@ SCHEMA = pa.schema(
 
 def write_details(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples as Parquet with the columns of Sample."""
-    pq.write_table(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SCHEMA), path)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SCHEMA), temporary)
 
 
 def read_details(path: Path) -> list[Sample]:

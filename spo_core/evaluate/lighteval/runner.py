@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from spo_core.config import EvaluateParams, VerifyParams, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.cross_check import LightevalMetric, metric_kind
 from spo_core.evaluate.lighteval import exchange
-from spo_core.evaluate.lighteval.details import Sample, write_details
+from spo_core.evaluate.lighteval.details import write_details
 from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.evaluate.lighteval.exchange import Answers, Report, Request
 from spo_core.evaluate.lighteval.serving import checkpoint_stop_ids, served_dtype, serving, vllm_version
@@ -101,7 +102,7 @@ def measure_cell(
         seconds=time.monotonic() - started,
     )
     check_report(score, report)
-    _write_details(work_dir / DETAILS, samples)
+    write_details(work_dir / DETAILS, chain.from_iterable(samples))
     return score
 
 
@@ -227,9 +228,3 @@ def _protocol(
         dtype=dtype,
         versions=versions,
     )
-
-
-def _write_details(path: Path, samples: Sequence[Sequence[Sample]]) -> None:
-    partial = path.with_suffix(".partial")
-    write_details(partial, (sample for row in samples for sample in row))
-    partial.replace(path)

@@ -12,6 +12,7 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any
 
+from spo_core.errors import first_line
 from spo_core.observe.trackers.protocol import TrackedRun, Tracker
 from spo_core.observe.tree_table import COLUMNS, Rows
 
@@ -82,7 +83,7 @@ class TrackerThread:
                 call(tracker)
                 self._call_began = math.inf
         except BaseException as error:  # SystemExit too: it would end the thread without a word
-            self._give_up((str(error).strip().splitlines() or [type(error).__name__])[0])
+            self._give_up(first_line(error))
             self._started.set()
 
     def _give_up(self, why: str) -> None:

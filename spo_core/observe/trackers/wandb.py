@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spo_core.config import Params, WandbParams
+from spo_core.errors import first_line
 from spo_core.observe.trackers.protocol import TrackedRun
 from spo_core.system.files import read_json, write_json
 
@@ -64,7 +65,7 @@ class WandbTracker:
                 where = "the numbers are in metrics.jsonl" + (
                     ", and kept for wandb sync" if attempt == "online" else ""
                 )
-                log.warning("W&B is not available (%s); %s", _first_line(error), where)
+                log.warning("W&B is not available (%s); %s", first_line(error), where)
                 _forget()
         return 0 if self._run is None else self._run.summary.get("iteration") or 0
 
@@ -101,7 +102,7 @@ class WandbTracker:
                 self._plotted.add(name)
             self._run.log({**row, **tables})
         except Exception as error:
-            log.warning("W&B stopped taking numbers (%s); they are in metrics.jsonl", _first_line(error))
+            log.warning("W&B stopped taking numbers (%s); they are in metrics.jsonl", first_line(error))
             self._run = None
 
     def table(self, name: str, iteration: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -119,7 +120,7 @@ class WandbTracker:
                 run.finish(exit_code=int(failed))
             except Exception as error:
                 what = f"wandb sync {Path(run.dir).parent} sends what it lacks"
-                log.warning("W&B did not finish (%s); %s", _first_line(error), what)
+                log.warning("W&B did not finish (%s); %s", first_line(error), what)
             self._run = None
 
 
@@ -142,10 +143,6 @@ def _forget() -> None:
         import wandb
 
         wandb.teardown()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def log_evaluation(params: Params, run_directory: Path, root: Path, row: Mapping[str, float]) -> None:

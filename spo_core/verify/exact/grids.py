@@ -3,16 +3,14 @@ r"""Reads matrices, vectors, determinants, systems and functions by cases."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from spo_core.verify.exact.equality import to_sympy
 from spo_core.verify.exact.expressions import read_expression
-from spo_core.verify.exact.nodes import Answer, Grid, Group, Value
+from spo_core.verify.exact.nodes import Answer, Grid, Group, Read, Value
 from spo_core.verify.exact.spellings import ARRANGED
 from spo_core.verify.exact.tokens import split
 
-Read = Callable[[str], Answer]
 _MATRIX = re.compile(
     r"(?P<before>[^&]*?)(?P<left>[(\[|]?|\\\{)"
     r"\\begin\{(?P<kind>[pbBvV]?matrix\*?|smallmatrix|array)\}(?:\[[lcr]\]|\{[lcr| ]*\})?"

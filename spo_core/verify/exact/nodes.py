@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -148,6 +149,7 @@ Answer = (
     | Grid
     | Ratio
 )
+Read = Callable[[str], Answer]
 
 NOTHING = Words("no solution")
 

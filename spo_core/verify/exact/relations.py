@@ -3,7 +3,6 @@ r"""Reads relations: equations and their names, inequalities, approximations, me
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from spo_core.verify.exact.names import is_measured, is_name
 from spo_core.verify.exact.nodes import (
@@ -15,6 +14,7 @@ from spo_core.verify.exact.nodes import (
     Equation,
     Group,
     Letter,
+    Read,
     Region,
     Residue,
     Several,
@@ -24,7 +24,6 @@ from spo_core.verify.exact.nodes import (
 from spo_core.verify.exact.sets import as_region, inequality, of_any_unknown
 from spo_core.verify.exact.tokens import split
 
-Read = Callable[[str], Answer]
 _RELATION = re.compile(r"=|<|>|\\(?:leq|geq|neq|approx)(?![a-zA-Z])")
 _IDENTICAL = re.compile(r"^([a-zA-Z]\([a-z]\))\\equiv(?![a-zA-Z])")
 _MEMBER = re.compile(r"\\(?:in|notin)(?![a-zA-Z])")

@@ -3,7 +3,6 @@ r"""Reads sets of numbers: ``\mathbb{R}``, intervals, unions, builders, solution
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from spo_core.verify.exact.equality import to_sympy
@@ -15,6 +14,7 @@ from spo_core.verify.exact.nodes import (
     Equation,
     Group,
     Inequality,
+    Read,
     Region,
     Several,
     Value,
@@ -38,7 +38,6 @@ _NAMED = re.compile(
 _MEMBER = re.compile(rf"({VARIABLE}) ?\\in ?(.+)")
 _PARTS = re.compile(r", ?|;|\\text\{ ?and ?\}|(?<![a-z\\])and(?![a-z])|\\&")
 _BAR = re.compile(r"[|:]")
-Read = Callable[[str], Answer]
 
 
 def inequality(sides: list[str], signs: list[str]) -> Answer | None:

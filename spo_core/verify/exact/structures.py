@@ -28,6 +28,7 @@ from spo_core.verify.exact.nodes import (
     Group,
     Letter,
     Ratio,
+    Read,
     Region,
     Residue,
     Several,
@@ -44,7 +45,6 @@ from spo_core.verify.exact.sets import as_region, joined_regions, named_set, rea
 from spo_core.verify.exact.tokens import split
 from spo_core.verify.exact.wrappers import closing
 
-Read = Callable[[str], Answer]
 _DEEPEST = 12
 _MOST_PARTS = 200
 
