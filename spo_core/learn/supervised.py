@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from spo_core.config import WarmupParams
 from spo_core.learn.muon import Muon
+from spo_core.policy.architecture import layers_of
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompts
 
@@ -44,7 +45,7 @@ class Warmup:
 
     def __init__(self, model: PreTrainedModel, params: WarmupParams) -> None:
         self.model, self.params = model, params
-        inner = {id(p) for p in model.base_model.get_submodule("layers").parameters() if p.ndim == 2}
+        inner = {id(p) for layer in layers_of(model) for p in layer.parameters() if p.ndim == 2}
         matrices = [p for p in model.parameters() if id(p) in inner]
         rest = [p for p in model.parameters() if id(p) not in inner]
         self.optimizers = [

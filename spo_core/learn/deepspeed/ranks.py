@@ -184,7 +184,7 @@ class Ranks:
         if data and not complete and len(said) <= len(self._token):
             self._strangers[stranger] = said
         elif complete and hmac.compare_digest(said, self._token.encode()):
-            self._buffers[stranger] = rest
+            self._buffers[stranger] = rest  # empty in practice: a rank sends nothing before it is ready
         else:
             log.warning("%s connected without the ranks' token and was sent away", address)
             self._selector.unregister(stranger)
