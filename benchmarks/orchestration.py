@@ -128,8 +128,8 @@ def inside(target: Path) -> None:
     from spo_core.observe.trackers import Trackers
     from spo_core.problems.prepare import prepare_splits
     from spo_core.train.warmup import warm_up
-    from tasks.progress import Pages
     from tasks.records import RunSpec
+    from tasks.tracking import Pages
 
     spec = RunSpec.here()
     if not spec.paths.checkpoint("warmup").is_dir():

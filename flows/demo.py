@@ -9,7 +9,7 @@ from pathlib import Path
 from flows import cli
 from flows.local_server import local_server
 from spo_core.errors import SPOError
-from spo_core.evaluate.run import check_environment
+from spo_core.evaluate.cell import check_environment
 from spo_core.observe.summary import print_summary
 from spo_core.system.processes import die_with_parent
 from spo_core.train.identity import check_training

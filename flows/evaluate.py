@@ -9,11 +9,11 @@ from prefect import flow
 
 from flows import cli
 from spo_core.errors import ConfigError
+from spo_core.evaluate.cell import check_contexts, check_evaluation, chosen_cells
 from spo_core.evaluate.comparison import Comparison, compare
 from spo_core.evaluate.lighteval.details import read_details
 from spo_core.evaluate.models import refer
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.run import check_contexts, check_evaluation, chosen_cells
 from spo_core.observe.scores import print_comparisons, print_scores
 from tasks.cluster import cluster
 from tasks.evaluation import measure, publish_score

@@ -12,7 +12,7 @@ from flows.prepare import prepare
 from flows.report import report
 from flows.train import train
 from flows.warmup import warmup
-from spo_core.evaluate.run import check_environment, check_suite
+from spo_core.evaluate.cell import check_environment, check_suite
 from spo_core.observe.summary import print_summary
 from spo_core.problems.prepare import check_source
 from spo_core.train.identity import check_training

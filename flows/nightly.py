@@ -11,9 +11,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import cli
+from spo_core.evaluate.cell import Evaluated, check_evaluation
 from spo_core.evaluate.nightly.newest import newest_model
-from spo_core.evaluate.nightly.report import already_evaluated, free_name, make_report, write_report
-from spo_core.evaluate.run import Evaluated, check_evaluation
+from spo_core.evaluate.nightly.nightly_report import already_evaluated, free_name, make_report, write_report
 from spo_core.evaluate.suite import cells
 from tasks.evaluation import measure
 from tasks.limits import LimitBusy, give_way

@@ -18,10 +18,10 @@ from spo_core.train.opening import open_session
 from tasks.advantages import assign_advantages
 from tasks.cluster import cluster
 from tasks.limits import concurrency_slot
-from tasks.progress import training_trackers
 from tasks.provenance import publish_provenance
 from tasks.records import Iteration, RunSpec
 from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts, shard_mapper
+from tasks.tracking import training_trackers
 from tasks.training import publish_training, update_policy
 from tasks.versioning import record_outputs, version_milestones
 

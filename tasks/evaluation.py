@@ -8,11 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from spo_core.config import digest
+from spo_core.evaluate.cell import Evaluated, evaluate_cell, publish_cell
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.run import Evaluated, evaluate_cell, publish_cell
 from spo_core.evaluate.suite import Cell
-from spo_core.observe.progress import bar
+from spo_core.observe.bars import bar
 from tasks.limits import concurrency_slot
 from tasks.records import RunSpec
 

@@ -18,8 +18,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
-from spo_core.evaluate.nightly import report as nightly
-from spo_core.evaluate.nightly.report import NightlyReport
+from spo_core.evaluate.nightly import nightly_report as nightly
+from spo_core.evaluate.nightly.nightly_report import NightlyReport
 from spo_core.observe.trackers.wandb import log_evaluation
 from tasks.records import RunSpec
 

@@ -12,8 +12,8 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spo_core.observe.summary import publish_report
-from tasks.progress import artifact_key
 from tasks.records import RunSpec
+from tasks.tracking import artifact_key
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.observe.progress import bar
+from spo_core.observe.bars import bar
 from spo_core.train.opening import session
 from spo_core.train.session import Session
 from spo_core.train.shards import MapShards, QuestionShard, ShardDone, sample_shard

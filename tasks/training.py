@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.observe.progress import bar
+from spo_core.observe.bars import bar
 from spo_core.runs.directory import step_seconds
 from spo_core.system.files import atomic_directory, publish, write_csv, write_json
 from spo_core.train.opening import session

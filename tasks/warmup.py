@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from spo_core.observe.progress import bar
+from spo_core.observe.bars import bar
 from spo_core.system.files import write_csv, write_json
 from spo_core.train.warmup import warm_up
 from tasks.provenance import caller

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Namespace, Share
 from spo_core.config.custom import CustomParams, named
+from spo_core.config.namespace import Namespace, Share
 
 
 class FixedTokens(Namespace):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from spo_core.config.base import Namespace
+from spo_core.config.namespace import Namespace
 
 OURS = {  # key and name of what is ours -> its path
     "run.trackers.wandb": "spo_core.observe.trackers.wandb:WandbTracker",

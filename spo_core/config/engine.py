@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spo_core.config.base import Namespace
+from spo_core.config.namespace import Namespace
 
 SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # last words of a secret's name
 REFUSED = {  # options, with dashes for underscores too

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from spo_core.config.base import Namespace
 from spo_core.config.engine import EngineParams, TransformersEngineParams
+from spo_core.config.namespace import Namespace
 
 ContextName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 SetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Decay, Namespace
 from spo_core.config.custom import CustomParams, named
+from spo_core.config.namespace import Decay, Namespace
 
 # What the published code does beside the paper's loss (docs/reference.md 2); a key that is given wins.
 FIDELITY: dict[str, dict[str, Any]] = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from spo_core.config.base import Namespace
 from spo_core.config.credit import CUT_TYPES, CreditParams
 from spo_core.config.data import DataParams
 from spo_core.config.evaluate import EvaluateParams
 from spo_core.config.learn import LearnParams
+from spo_core.config.namespace import Namespace
 from spo_core.config.policy import PolicyParams
 from spo_core.config.rollout import RolloutParams
 from spo_core.config.run import RunParams

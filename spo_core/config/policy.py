@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Namespace
+from spo_core.config.namespace import Namespace
 
 
 class ScratchPolicy(Namespace):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spo_core.config.base import Namespace
 from spo_core.config.engine import EngineParams, TransformersEngineParams
+from spo_core.config.namespace import Namespace
 
 
 class ContextStage(Namespace):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from spo_core.config.base import Namespace
 from spo_core.config.cluster import LocalRunner, TaskRunnerParams
 from spo_core.config.custom import OURS, CustomParams
+from spo_core.config.namespace import Namespace
 
 if TYPE_CHECKING:
     TrackerName = str

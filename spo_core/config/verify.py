@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from spo_core.config.base import Namespace, Share
 from spo_core.config.custom import CustomParams, named
+from spo_core.config.namespace import Namespace, Share
 
 MOST_WORKERS = 128
 GraderName = Literal["exact", "minerva", "prm800k", "gsm8k_strict"]

@@ -34,7 +34,9 @@ class LightevalMetric:
     def __init__(self, python: Path, workers: int, seconds: float = SECONDS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
         environment = child_environment(Path(self._scratch.name), threads=1)
-        self._pool = WorkerPool(workers, seconds, "spo_core.evaluate.lighteval.grader", python=python, env=environment)
+        self._pool = WorkerPool(
+            workers, seconds, "spo_core.evaluate.lighteval.extractive_match", python=python, env=environment
+        )
 
     def begin(self) -> None:
         """Start the workers' process and return at once; its imports take seconds, for which ``grade`` would wait."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spo_core.evaluate.lighteval.details import Sample
-from spo_core.evaluate.published import PublishedRow, beside, source
+from spo_core.evaluate.published_scores import PublishedRow, beside, source
 from spo_core.evaluate.result import CellScore
 from spo_core.observe.evaluations import (
     AFTER,

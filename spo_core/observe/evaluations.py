@@ -13,7 +13,7 @@ from spo_core.evaluate.lighteval.details import Sample, read_details
 from spo_core.evaluate.models import folder_model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell, cells
-from spo_core.observe.text import number, probability, signed
+from spo_core.observe.formatting import number, probability, signed
 from spo_core.paths import Paths
 
 BEFORE, AFTER = "warmup", "final"

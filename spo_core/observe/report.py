@@ -14,8 +14,8 @@ from spo_core.config import flatten
 from spo_core.credit import Credit
 from spo_core.observe.evaluation_section import section
 from spo_core.observe.evaluations import Evaluations
+from spo_core.observe.formatting import FILTERS, known
 from spo_core.observe.plots import Point, curves_svg
-from spo_core.observe.text import FILTERS, known
 from spo_core.observe.tree_view import Decode, tree_view
 from spo_core.runs.directory import STEPS, step_seconds
 from spo_core.system.files import write_text

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spo_core.evaluate.comparison import Comparison, comparison_table
-from spo_core.evaluate.published import beside
+from spo_core.evaluate.published_scores import beside
 from spo_core.evaluate.result import CellScore
 
 LINE = 120  # columns where the output is no terminal

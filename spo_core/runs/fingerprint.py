@@ -27,7 +27,10 @@ EVALUATION = (
     *(f"rollout/{n}" for n in ("decoding", "seeds", "stops", "token_texts")),
     "verify",
 )
-SERVING = ("rollout/engine", *(f"rollout/vllm/{name}" for name in ("client", "launch", "server", "settings", "worker")))
+SERVING = (
+    "rollout/engine",
+    *(f"rollout/vllm/{name}" for name in ("client", "policy_worker", "serve", "server", "settings")),
+)
 RACES = 100
 
 

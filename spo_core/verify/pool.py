@@ -36,7 +36,7 @@ class WorkerPool:
         self,
         workers: int,
         seconds: float,
-        module: str = "spo_core.verify.worker",
+        module: str = "spo_core.verify.comparison_worker",
         *,
         python: Path = Path(sys.executable),
         env: Mapping[str, str] | None = None,

@@ -106,21 +106,22 @@ def first_party(module: str, seen: set[str]) -> set[str]:
 
 # run by name in lighteval's environment
 CHILDREN = [
-    f"spo_core.evaluate.lighteval.{name}" for name in ("child", "grader", "model", "pipeline", "served", "tasks")
+    f"spo_core.evaluate.lighteval.{name}"
+    for name in ("child", "extractive_match", "model", "pipeline", "served", "tasks")
 ]
 # What may change without a result changing: plumbing, display, the command line, and files other stages answer for.
 PLUMBING = {
     "flows/cli.py",
     "tasks/cluster.py",
     "tasks/limits.py",
-    "tasks/progress.py",
+    "tasks/tracking.py",
     "tasks/provenance.py",
     "tasks/records.py",
     "tasks/versioning.py",
     *(
         f"spo_core/config/{name}.py"
         for name in (
-            "base",
+            "namespace",
             "cluster",
             "credit",
             "custom",
@@ -148,7 +149,7 @@ PLUMBING = {
     "spo_core/system/plugins.py",
     "spo_core/system/progress.py",
     "spo_core/estimate/dry_run.py",
-    "spo_core/observe/progress.py",
+    "spo_core/observe/bars.py",
     "spo_core/observe/scores.py",
     *(f"spo_core/observe/trackers/{name}.py" for name in ("protocol", "tensorboard", "thread", "wandb")),
     "spo_core/observe/tree_table.py",

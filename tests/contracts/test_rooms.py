@@ -106,6 +106,32 @@ def test_few_files_are_loose_and_none_is_named_like_the_standard_library():
     assert not named & sys.stdlib_module_names
 
 
+# folder -> modules that may share their name with one of a room, because they are about the same thing
+NAMESAKES = {
+    "flows": "evaluate nightly prepare provenance report train warmup",  # when it runs
+    "tasks": "cluster nightly provenance warmup",  # its Prefect task
+    "spo_core/config": "cluster credit engine evaluate learn policy rollout verify",  # its params
+}
+
+
+def test_no_module_has_a_twin_of_its_name_in_another_room():
+    """Rooms themselves count. Within a room a folder may do what the room does by another library: learn/deepspeed."""
+    named: dict[str, set[str]] = {}
+    for top in ("flows", "tasks", "spo_core"):
+        for path in modules(top):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] in ("__init__", "__main__") else parts
+            if len(parts) > 1:
+                home = "/".join(parts[:2]) if top == "spo_core" else top
+                named.setdefault(parts[-1], set()).add(home)
+    twins = {name: homes for name, homes in named.items() if len(homes) > 1}
+    found = {folder: " ".join(sorted(n for n, h in twins.items() if folder in h)) for folder in NAMESAKES}
+    assert found == NAMESAKES
+    unexplained = {name: homes - set(NAMESAKES) for name, homes in twins.items() if len(homes - set(NAMESAKES)) > 1}
+    assert not unexplained, "rename all but one"
+    assert not set(named) & sys.stdlib_module_names
+
+
 @pytest.mark.parametrize("path", modules("spo_core"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_knows_no_orchestrator(path):
     tops = {name.split(".")[0] for name in imports(path)}

@@ -16,8 +16,8 @@ import yaml
 
 from spo_core.config import load_params
 from spo_core.errors import ConfigError, DataError
+from spo_core.evaluate.cell import check_contexts
 from spo_core.evaluate.models import folder_model
-from spo_core.evaluate.run import check_contexts
 from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step

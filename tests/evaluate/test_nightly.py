@@ -15,10 +15,11 @@ import pytest
 
 from spo_core.config import Params, load_params
 from spo_core.errors import RunError
+from spo_core.evaluate.cell import Evaluated
 from spo_core.evaluate.lighteval.details import Sample, write_details
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.nightly.newest import Found, newest_checkpoint, newest_model
-from spo_core.evaluate.nightly.report import (
+from spo_core.evaluate.nightly.nightly_report import (
     NightlyReport,
     already_evaluated,
     asked,
@@ -31,7 +32,6 @@ from spo_core.evaluate.nightly.report import (
     write_report,
 )
 from spo_core.evaluate.result import CellScore, Protocol, Tokens
-from spo_core.evaluate.run import Evaluated
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.runs.directory import open_run

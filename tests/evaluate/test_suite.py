@@ -6,7 +6,7 @@ import pytest
 
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
-from spo_core.evaluate.run import check_suite
+from spo_core.evaluate.cell import check_suite
 from spo_core.evaluate.suite import cells, evaluated_set, find_cell, suite_questions
 from spo_core.paths import Paths
 from spo_core.problems import problem_set

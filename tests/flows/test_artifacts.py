@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks import progress
-from tasks.progress import Pages, artifact_key
+from tasks import tracking
+from tasks.tracking import Pages, artifact_key
 from tests.local_http import JSONHandler, http_server
 
 NOW = "2026-01-01T00:00:00Z"
@@ -57,7 +57,7 @@ def pages(monkeypatch, iterations: int = 8, rows: tuple = ()) -> Pages:
 
 
 def test_two_artifacts_are_made_once_and_then_replaced(monkeypatch):
-    monkeypatch.setattr(progress, "INTERVAL", 0.2)
+    monkeypatch.setattr(tracking, "INTERVAL", 0.2)
     with prefect_server("ok") as seen:
         with pages(monkeypatch, rows=(row(1), row(2))) as shown:
             for iteration in range(3, 9):
@@ -73,9 +73,9 @@ def test_two_artifacts_are_made_once_and_then_replaced(monkeypatch):
 
 @pytest.mark.parametrize("how", ["refuses", "hangs", "errors"])
 def test_a_server_that_fails_costs_no_iteration_and_one_warning(monkeypatch, caplog, how):
-    monkeypatch.setattr(progress, "INTERVAL", 0.1)
-    monkeypatch.setattr(progress, "ANSWER_LIMIT", 0.5)
-    with prefect_server(how), caplog.at_level(logging.WARNING, progress.__name__):
+    monkeypatch.setattr(tracking, "INTERVAL", 0.1)
+    monkeypatch.setattr(tracking, "ANSWER_LIMIT", 0.5)
+    with prefect_server(how), caplog.at_level(logging.WARNING, tracking.__name__):
         with pages(monkeypatch) as shown:
             began = time.monotonic()
             for iteration in range(1, 9):
@@ -84,7 +84,7 @@ def test_a_server_that_fails_costs_no_iteration_and_one_warning(monkeypatch, cap
             time.sleep(1.5)
             began = time.monotonic()
         assert time.monotonic() - began < 10
-    told = [r for r in caplog.records if r.name == progress.__name__]
+    told = [r for r in caplog.records if r.name == tracking.__name__]
     assert len(told) == 1 and "training goes on" in told[0].getMessage()
 
 
@@ -102,7 +102,7 @@ def test_an_end_is_not_missed_though_it_comes_as_the_thread_takes_notice_of_an_i
         monkeypatch.setattr(shown._changed, "clear", ended_just_before)
         shown.__enter__()
         shown.show(row(1))
-        shown._thread.join(progress.ANSWER_LIMIT)
+        shown._thread.join(tracking.ANSWER_LIMIT)
         assert not shown._thread.is_alive()
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spo_core.evaluate.nightly.report import NightlyReport
+from spo_core.evaluate.nightly.nightly_report import NightlyReport
 from spo_core.system.files import folder_digest
 from spo_core.system.processes import child
 from tests.flows.conftest import change, needs_evaluation, run_module

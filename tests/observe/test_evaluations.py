@@ -18,8 +18,8 @@ from spo_core.observe.evaluations import (
     headline_cell,
     verdict,
 )
+from spo_core.observe.formatting import number, one_line, signed
 from spo_core.observe.report import ReportInputs
-from spo_core.observe.text import number, one_line, signed
 from spo_core.verify import Outcome
 from tests.observe.examples import cell, changed, completions, evaluation
 from tests.observe.test_report import EMPTY, Page, render

@@ -13,8 +13,8 @@ import pytest
 
 from spo_core.evaluate.lighteval.details import Sample
 from spo_core.observe.evaluations import EvaluatedCell
+from spo_core.observe.formatting import number, one_line, probability, signed
 from spo_core.observe.report import ReportInputs, curves, write_report
-from spo_core.observe.text import number, one_line, probability, signed
 from spo_core.verify import Outcome
 from tests.observe.examples import cell, chain_tree, decode, evaluation, full_tree, inputs, small_tree
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from spo_core.verify import worker
+from spo_core.verify import comparison_worker
 from spo_core.verify.fork_server import MEMORY, serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES
@@ -47,4 +47,4 @@ def pid(given: str, gold: str) -> Outcome:
 
 if __name__ == "__main__":
     RULES.update(sleep=sleep, tower=tower, die=die, slip=slip, grab=grab, warm=warm, pid=pid)
-    serve(worker.warm, worker.compare)
+    serve(comparison_worker.warm, comparison_worker.compare)

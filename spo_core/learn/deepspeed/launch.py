@@ -36,7 +36,7 @@ def launch_here(ranks: int, hostfile: Path, config: Path) -> list[str]:
 
 def _launcher(options: list[str], config: Path) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *options, "--module", "--no_local_rank"]
-    return [*launcher, "spo_core.learn.deepspeed.worker", str(config)]
+    return [*launcher, "spo_core.learn.deepspeed.rank_process", str(config)]
 
 
 def environment(ranks: int) -> dict[str, str]:

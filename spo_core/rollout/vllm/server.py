@@ -29,7 +29,7 @@ from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.vllm.client import Failed, VllmClient
 from spo_core.rollout.vllm.settings import ENVIRONMENT, VllmSettings
 
-LAUNCHER = "spo_core.rollout.vllm.launch"
+LAUNCHER = "spo_core.rollout.vllm.serve"
 SERVER_FLAGS = {
     "tokens_only": True,  # offers /inference/v1/generate
     "enable_prompt_tokens_details": True,  # with the number of cached tokens

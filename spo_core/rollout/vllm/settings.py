@@ -94,7 +94,7 @@ def vllm_settings(
         "enable_prefix_caching": True,
         "enforce_eager": engine.enforce_eager or not on_gpu,
         "logprobs_mode": "raw_logprobs",  # which the worker extension scales by the temperature
-        "worker_extension_cls": "spo_core.rollout.vllm.worker.PolicyWorker",
+        "worker_extension_cls": "spo_core.rollout.vllm.policy_worker.PolicyWorker",
         "generation_config": "vllm",  # none of the checkpoint's sampling defaults
         "skip_tokenizer_init": True,
         "tensor_parallel_size": engine.tensor_parallel,

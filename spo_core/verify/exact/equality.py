@@ -8,8 +8,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from spo_core.verify.exact.evaluation import Undefined, near, quotient, value_at
 from spo_core.verify.exact.huge import is_huge, same_huge
+from spo_core.verify.exact.numeric_value import Undefined, near, quotient, value_at
 
 _BITS = 600  # precision of constants, which must agree to all but _SPARE of them
 _FEWER_BITS = 260  # precision of functions at a point

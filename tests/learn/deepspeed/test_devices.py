@@ -19,7 +19,7 @@ from spo_core.learn.deepspeed.ranks import Ranks
 LAUNCHER = """
 import multiprocessing, os, sys, threading
 from pathlib import Path
-from spo_core.learn.deepspeed import worker as deepspeed_worker
+from spo_core.learn.deepspeed import rank_process as deepspeed_worker
 
 def serve(channel, settings, rank):
     assert "torch" not in sys.modules, "torch may have looked for GPUs before it was told which"

@@ -15,7 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from spo_core.rollout.vllm.launch import end_with
+from spo_core.rollout.vllm.serve import end_with
 
 REFUSED, FAILS_ONCE, FAILS, HANGS, DIES_ONCE, DIES, ANSWERS_BADLY, SLOW = range(100, 108)
 FOLDER = Path(os.environ.get("FAKE_VLLM", "."))

@@ -17,12 +17,12 @@ from typing import Any
 
 from spo_core.config import RESOURCES, Params
 from spo_core.errors import DataError
+from spo_core.evaluate.cell import Evaluated
 from spo_core.evaluate.comparison import ComparisonError, compare
 from spo_core.evaluate.lighteval.details import read_details
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.nightly.newest import Found
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.run import Evaluated
 from spo_core.paths import Paths
 from spo_core.system.files import publish, read_json, write_json
 

@@ -1,4 +1,4 @@
-"""Worker processes that compare answers by our rules: ``python -m spo_core.verify.worker <descriptor of a socket>``."""
+"""Runs in the worker processes that compare answers by our rules; ``pool.WorkerPool`` starts it by its name."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from importlib import resources
 
 import pytest
 
-from spo_core.evaluate.published import beside, source
+from spo_core.evaluate.published_scores import beside, source
 from spo_core.evaluate.result import CellScore, CrossCheck, Protocol, Tokens
 from tests.conftest import ROOT
 

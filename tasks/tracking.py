@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spo_core.credit.pairs import read_pairs
-from spo_core.observe.progress import bar
+from spo_core.observe.bars import bar
 from spo_core.observe.trackers import Trackers
 from spo_core.observe.tree_table import Rows, asked, tree_rows
 from spo_core.policy.device import device_name

@@ -1,4 +1,4 @@
-"""What each rank runs, started by DeepSpeed's launcher: ``python -m spo_core.learn.deepspeed.worker CONFIG.json``.
+"""Runs in each rank. DeepSpeed's launcher starts it as ``python -m spo_core.learn.deepspeed.rank_process CONFIG.json``.
 
 A rank connects to the flow's socket and obeys JSON lines; all ranks get the same commands and answer when they are
 done. When the connection ends, so does the rank, whatever ended the flow. Heavy imports come after that is watched.

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from spo_core.config import load_params
-from spo_core.evaluate import run as run_module
+from spo_core.evaluate import cell as run_module
+from spo_core.evaluate.cell import evaluate_cell, publish_cell
 from spo_core.evaluate.models import folder_model
-from spo_core.evaluate.run import evaluate_cell, publish_cell
 from spo_core.evaluate.suite import cells
 from spo_core.paths import Paths
 from tests.conftest import ROOT
