@@ -1,7 +1,7 @@
 r"""The published MATH grader for answers without a prefix, for comparison (docs/reference.md 4.2).
 
 It is wrong in places, and kept so: anything within 0.001 is equal, 0.05 equals 5 (percent), ``[0,1)`` equals ``(0,1)``.
-Of the 53 pairs of grader_pairs.json it gets 30 right. Where docs/reference.md is silent: an equation may have its sides
+Of the 53 pairs of grader_pairs.json it gets 30 right. Where the reference is silent: an equation may have its sides
 exchanged, 0.001 is an absolute tolerance in sympy's comparison too, and a digit before a fraction multiplies it. Only
 LaTeX is parsed, not plain code such as ``sqrt(2)``, which sympy would evaluate.
 """

@@ -2,7 +2,7 @@ r"""The published MATH grader for answers with a prefix, for comparison (docs/re
 
 There are two normalisations of the text given: answers are the same if their texts are equal after the first, or pass
 the rules after the second. It is wrong in places, and kept so: ``\frac{10}{2}`` is not 5, ``50\%`` is 50. Of the 53
-pairs of grader_pairs.json it gets 40 right. Where docs/reference.md is silent: the list of unit words, a million is
+pairs of grader_pairs.json it gets 40 right. Where the reference is silent: the list of unit words, a million is
 ``*10^6`` (so not an integer), and mixed numbers have a plus put in.
 """
 
