@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from spo_core.problems.base import ProblemSet
 from spo_core.runs.directory import open_run
 from spo_core.runs.fingerprint import EVALUATION, SERVING, code_digest
 from spo_core.system.files import file_digest, publish, write_text
+from spo_core.system.progress import Progress
 from spo_core.verify.rules import check_grader
 
 RESULT = "score.json"
@@ -96,7 +97,7 @@ def evaluate_cell(
     paths: Paths,
     model: Model,
     cell: Cell,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluated:
     """Score of a policy in a cell, read from the working directory if it was measured before.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from spo_core.learn.precision import MasterWeights, working_copy
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.system.progress import Progress
 
 
 class Backend(Protocol):
@@ -73,7 +74,7 @@ class TrainerHandle(Protocol):
     def load(self, folder: Path) -> None: ...
 
     def train_iteration(
-        self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Callable[[int, int], None] | None = None
+        self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]: ...
 
     def close(self) -> None:

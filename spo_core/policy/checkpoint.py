@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -131,6 +132,19 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fold
     """Write weights, configuration, generation configuration and tokenizer, as any Hugging Face loader reads them."""
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def write_weights(path: Path, model: PreTrainedModel) -> None:
+    """Write the model's parameters alone, in float32, for another process that has the same model."""
+    save_file({name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}, path)
+
+
+@torch.no_grad()
+def read_weights(path: Path, model: PreTrainedModel) -> None:
+    """Copy what ``write_weights`` wrote into the model's parameters, in their dtype and on their device."""
+    tensors = load_file(path)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

@@ -26,6 +26,12 @@ class Request:
     keep: bool = False
     tree: str = ""
 
+    def check_room(self, context_length: int) -> None:
+        """Raise ValueError where the context has no room for the request."""
+        room = context_length - len(self.token_ids)
+        if not 1 <= self.max_tokens <= room:
+            raise ValueError(f"max_tokens {self.max_tokens} is not within 1..{room} after this prefix")
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Completion:
@@ -95,3 +101,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """End every process and free all memory of the engine; it serves nothing afterwards."""
         ...
+
+
+def finish_all(engine: Engine) -> dict[int, Completion]:
+    """Step until the engine has no open requests; returns what finished, by request id."""
+    done: dict[int, Completion] = {}
+    while engine.busy:
+        done |= {completion.request_id: completion for completion in engine.step()}
+    return done

@@ -21,7 +21,7 @@ from spo_core.policy.architecture import (
     refuse_stretched_positions,
     tolerance,
 )
-from spo_core.rollout.engine import Completion, Request
+from spo_core.rollout.engine import Request, finish_all
 from spo_core.rollout.transformers_engine import TransformersEngine
 
 SAMPLED = 4  # tokens a request
@@ -59,19 +59,12 @@ def _sampled(engine: TransformersEngine) -> list[tuple[np.ndarray, Tensor]]:
     rng = np.random.default_rng(0)
     prefixes = [random_ids(engine.model, n, rng) for n in (max(1, total - 2 * count), max(1, total // 4))]
     engine.submit(Request(n, prefix, count, seed=n, keep=n == 0) for n, prefix in enumerate(prefixes))
-    done = _drain(engine)
+    done = finish_all(engine)
     prefixes.append(np.concatenate([prefixes[0], done[0].token_ids]))
     engine.submit([Request(2, prefixes[2], count, seed=2, parent=0)])
-    done |= _drain(engine)
+    done |= finish_all(engine)
     engine.release(0)
     return [
         (np.concatenate([prefix, done[n].token_ids]), torch.from_numpy(done[n].logprobs))
         for n, prefix in enumerate(prefixes)
     ]
-
-
-def _drain(engine: TransformersEngine) -> dict[int, Completion]:
-    done: dict[int, Completion] = {}
-    while engine.busy:
-        done |= {completion.request_id: completion for completion in engine.step()}
-    return done

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spo_core.errors import EngineError
-from spo_core.rollout.engine import Completion, Engine, Request
+from spo_core.rollout.engine import Completion, Engine, Request, finish_all
 from spo_core.rollout.growing import Prompt
 from spo_core.rollout.seeds import derive_seed
 
@@ -42,9 +42,7 @@ def probe(
         own = derive_seed(seed, "probe", engine.version or 0, prompt.question_id)
         requests.append(Request(number, ids, min(TOKENS, context_length - len(ids)), own, tree=prompt.question_id))
     engine.submit(requests)
-    done: dict[int, Completion] = {}
-    while engine.busy:
-        done |= {completion.request_id: completion for completion in engine.step()}
+    done = finish_all(engine)
     gaps = np.concatenate(
         [np.abs(done[r.request_id].logprobs - _logprobs(model, r, done[r.request_id], temperature)) for r in requests]
     )

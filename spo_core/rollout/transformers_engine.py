@@ -123,9 +123,7 @@ class TransformersEngine:
 
     def submit(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            room = self.context_length - len(request.token_ids)
-            if not 1 <= request.max_tokens <= room:
-                raise ValueError(f"max_tokens {request.max_tokens} is not within 1..{room} after this prefix")
+            request.check_room(self.context_length)
             self._queue.append(request)
             self._uses[self._prefix(request)] += 1
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")
+EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")
 
 
 @contextmanager
@@ -74,4 +74,4 @@ def last_words(log: Path, status: int) -> str:
     ending = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     if status < 0 or not lines:
         return ending
-    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+    return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from spo_core.config import Params, digest
 from spo_core.errors import RunError
 from spo_core.learn.precision import working_copy
-from spo_core.policy.checkpoint import load_policy
+from spo_core.policy.checkpoint import load_policy, read_weights, write_weights
 from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
@@ -135,7 +134,7 @@ class Shards:
         """The file of the weights and its digest; written once for each version."""
         if self._handed is None or self._handed[0] != version:
             new = self.folder / "weights.new"
-            save_file({name: p.detach().float().cpu().contiguous() for name, p in self.model.named_parameters()}, new)
+            write_weights(new, self.model)
             found = file_digest(new)
             path = self.folder / f"weights-{found[:16]}.safetensors"
             new.rename(path)
@@ -249,8 +248,5 @@ def _load_weights(opened: _Open, path: Path, expected: str) -> None:
     if not path.is_file() or file_digest(path) != expected:
         raise RunError(f"{path}: not the weights that the flow wrote, as {platform.node()} sees them")
     opened.weights = ""
-    tensors = load_file(path)
-    with torch.no_grad():
-        for name, parameter in opened.worker.model.named_parameters():
-            parameter.copy_(tensors[name])
+    read_weights(path, opened.worker.model)
     opened.weights = expected

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -39,13 +39,13 @@ from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompts
 from spo_core.system.processes import child, last_words, wait
+from spo_core.system.progress import Progress
 from spo_core.verify.rules import rule
 from spo_core.verify.verifier import Verifier
 
 DETAILS = "details.parquet"
 LOG = "lighteval.log"
 SERVERS = "servers"  # a folder with a log for each server
-Progress = Callable[[int, int], None]  # (sampled completions, completions in all)
 
 
 def measure_cell(

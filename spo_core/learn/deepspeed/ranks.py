@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from spo_core.learn.deepspeed.launch import (
     visible_devices,
 )
 from spo_core.system.processes import child, keep_alive, last_words
+from spo_core.system.progress import Progress
 
 log = logging.getLogger(__name__)
 GRACE = 5.0  # seconds in which the launcher ends once a rank is gone
@@ -98,9 +99,7 @@ class Ranks:
         }
         return command, launcher_environment(), more
 
-    def ask(
-        self, command: Mapping[str, Any] | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, Any]:
+    def ask(self, command: Mapping[str, Any] | None = None, progress: Progress | None = None) -> dict[str, Any]:
         """Send a command to all ranks and wait for all; returns rank 0's answer. Without a command, wait until all are
         ready.
 

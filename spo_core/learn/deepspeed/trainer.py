@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
 from spo_core.credit.pairs import CreditedTree, write_pairs
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.ranks import Ranks
+from spo_core.policy.checkpoint import read_weights, write_weights
 from spo_core.system.files import room_at
 from spo_core.system.plugins import project
 from spo_core.system.progress import Progress
@@ -91,10 +90,7 @@ class DeepSpeedTrainer:
         with room_at(self._folder):
             write_pairs(self._folder, pairs)
             metrics = self._ask("train", progress, **more)
-        tensors = load_file(weights)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[name])
+        read_weights(weights, self.model)
         weights.unlink()
         return metrics
 
@@ -105,9 +101,8 @@ class DeepSpeedTrainer:
     def load(self, folder: Path) -> None:
         """Read what any TrainerHandle saved; the ranks take over the weights of ``model``."""
         weights = self._new_weights()
-        tensors = {name: p.detach().float().contiguous() for name, p in self.model.named_parameters()}
         with room_at(self._folder):
-            save_file(tensors, weights)
+            write_weights(weights, self.model)
         self._ask("load", folder=str(folder.resolve()), weights=str(weights))
         weights.unlink()
 

@@ -28,6 +28,7 @@ from spo_core.errors import EngineError
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.vllm.client import Failed, VllmClient
 from spo_core.rollout.vllm.settings import ENVIRONMENT, VllmSettings
+from spo_core.system.processes import EXCEPTION
 
 LAUNCHER = "spo_core.rollout.vllm.serve"
 SERVER_FLAGS = {
@@ -49,7 +50,6 @@ WAITING = 64  # requests that a server is given beyond those it decodes, so that
 HEALTH_TRIES = 3
 LAST_LINES = 10
 _PREFIX = re.compile(r"^\(\w+ pid=\d+\) (?:(WARNING|ERROR|INFO|CRITICAL) \S+ \S+ \[\S+\] )?")
-_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")
 
 
 class VllmServer:
@@ -244,7 +244,7 @@ def last_words(text: str) -> list[str]:
         prefix = _PREFIX.match(line)
         words = line[prefix.end() :] if prefix else line
         lines.append(words)
-        if _EXCEPTION.match(words) and words not in causes and not (prefix and prefix[1] == "WARNING"):
+        if EXCEPTION.match(words) and words not in causes and not (prefix and prefix[1] == "WARNING"):
             causes.append(words)
     last = lines[-LAST_LINES:]
     return [cause for cause in causes[:3] if cause not in last] + last

@@ -50,9 +50,7 @@ class VllmSettings:
 
     def sampling(self, request: Request) -> dict[str, Any]:
         """Arguments of ``SamplingParams``; ValueError where the context has no room for the request."""
-        room = self.context_length - len(request.token_ids)
-        if not 1 <= request.max_tokens <= room:
-            raise ValueError(f"max_tokens {request.max_tokens} is not within 1..{room} after this prefix")
+        request.check_room(self.context_length)
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
