@@ -87,7 +87,8 @@ def _module(where: str, name: str) -> Any:
     top = name.partition(".")[0]
     spec = PathFinder.find_spec(top, [str(_project)])
     taken = getattr(sys.modules[top], "__file__", None) or "a module of Python's own"
-    if spec is not None and spec.origin is not None and Path(taken).resolve() != Path(spec.origin).resolve():
+    ours = top == __name__.partition(".")[0]  # the name is no one else's, whichever checkout it was imported from
+    if not ours and spec and spec.origin and Path(taken).resolve() != Path(spec.origin).resolve():
         raise ConfigError(f"{where}: the name {top} is taken by {taken}; rename {spec.origin}")
     return module
 

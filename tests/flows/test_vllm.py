@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from spo_core.problems.prepare import prepare_splits
+from spo_core.rollout.vllm.server import LAUNCHER
 from spo_core.system.files import read_json
 from spo_core.train.warmup import warm_up
 from tasks.records import RunSpec
@@ -53,7 +54,7 @@ def test_no_engine_process_outlives_the_flow(project, environment, tmp_path, end
         assert process.poll() is None and time.monotonic() - started < 300, (tmp_path / "log").read_text()[-3000:]
         time.sleep(0.02)
     engine = psutil.Process(process.pid).children(recursive=True)
-    assert any("vllm.launch" in " ".join(child.cmdline()) for child in engine)
+    assert any(LAUNCHER in child.cmdline() for child in engine)
     told = time.monotonic()
     process.send_signal(ending)
     process.wait(timeout=60)
