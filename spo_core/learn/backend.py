@@ -147,6 +147,13 @@ class TorchBackend:
         self.working.eval()  # the engine shares it, and gradient checkpointing in training mode drops its cache
         return norm
 
+    def take_gradient(self) -> list[Tensor]:
+        """The summed gradient, a tensor for each parameter of ``model`` in order, and zero it; no step is made."""
+        found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters()]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.working.eval()
+        return found
+
     def total(self, values: Tensor) -> Tensor:
         return values
 

@@ -143,6 +143,13 @@ def _weighted(
     return [tree for _, tree in sorted(trees.items()) if any(mask.any() for mask in tree.masks)]
 
 
+def unweighted(pair: int, tree: RolloutTree, credit: Credit, params: LearnParams) -> WeightedTree:
+    """The tree with weight 1 at every counted token that has an advantage: its loss is the plain sum over tokens."""
+    masks = tuple(mask & (own != 0) for mask, own in zip(counted_masks(credit, params), credit.advantages, strict=True))
+    ones = tuple(mask.astype(np.float32) for mask in masks)
+    return replace(_empty(pair, tree, credit), masks=masks, advantages=credit.advantages, policy_weights=ones)
+
+
 def whitening(advantages: np.ndarray) -> tuple[float, float]:
     """Mean and 1 / sqrt(unbiased variance + 1e-8) of advantages [tokens] (docs/reference.md 2.2).
 

@@ -23,7 +23,7 @@ from spo_core.learn.loss import (
     kl_estimate,
     likelihood_ratio,
 )
-from spo_core.learn.objective import WeightedTree, counted_masks, plan_epoch
+from spo_core.learn.objective import WeightedTree, counted_masks, plan_epoch, unweighted
 from spo_core.learn.schedule import learning_rate
 from spo_core.learn.splits import ForwardBatch, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
@@ -140,6 +140,17 @@ class Trainer:
         }
         return [name for name in names if optional.get(name, True)]
 
+    def add_gradient(self, pairs: Sequence[CreditedTree]) -> int:
+        """Add the gradient of the summed token losses of credited trees, all sampled by the present policy, to that of
+        the backend; returns the number of trained tokens.
+
+        No step is made, and nothing is normalised, whitened or added for the KL, so that a tree's gradient does not
+        depend on which others are there. Raises TrainingError as ``train_iteration``.
+        """
+        trees = [unweighted(i, *pair, self.params) for i, pair in enumerate(pairs)]
+        trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
+        return int(self._accumulate(pairs, trees, None, self.step)[0]["trained_tokens"]) if trees else 0
+
     def _optimizer_step(
         self,
         pairs: Sequence[CreditedTree],
@@ -147,8 +158,23 @@ class Trainer:
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
     ) -> tuple[dict[str, float], float | None, float]:
-        """Make one optimizer step; returns sums over the trained tokens of all ranks, the log-prob gap or None, and the
-        gradient's norm.
+        """Make one optimizer step; returns what ``_accumulate`` does, and the gradient's norm."""
+        sums, gap = self._accumulate(pairs, trees, old, began)
+        norm = self.backend.step(self.learning_rate)
+        if not math.isfinite(norm):
+            raise TrainingError(f"gradient norm is {norm} at optimizer step {self.step}; lower learn.learning_rate")
+        self.step += 1
+        return sums, gap, norm
+
+    def _accumulate(
+        self,
+        pairs: Sequence[CreditedTree],
+        trees: list[WeightedTree],
+        old: list[tuple[np.ndarray, ...]] | None,
+        began: int,
+    ) -> tuple[dict[str, float], float | None]:
+        """Add the gradient of one optimizer step's trees; returns sums over the trained tokens of all ranks, and the
+        log-prob gap or None.
 
         The gap is measured in the iteration's first step (``began``), over all sampled tokens of fresh trees that are
         forwarded; a tree is fresh if the policy of that step sampled it.
@@ -173,11 +199,7 @@ class Trainer:
                 f"log-probs of engine and trainer differ by {gap:.3g} nats a token, and rounding explains at most "
                 f"{limit:g} (learn.max_logprob_gap): the engine sampled with other weights, temperature or token ids"
             )
-        norm = self.backend.step(self.learning_rate)
-        if not math.isfinite(norm):
-            raise TrainingError(f"gradient norm is {norm} at optimizer step {self.step}; lower learn.learning_rate")
-        self.step += 1
-        return sums, gap, norm
+        return sums, gap
 
     def _pass(
         self,
