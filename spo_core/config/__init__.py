@@ -25,6 +25,7 @@ from spo_core.config.data import DataParams, JsonlParams
 from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
 from spo_core.config.evaluate import EvaluateParams, NightlyParams
 from spo_core.config.learn import (
+    CHUNK_LOGITS,
     DeepSpeedBackendParams,
     KLPenalty,
     LearnParams,
@@ -47,6 +48,7 @@ from spo_core.config.verify import (
 )
 
 __all__ = [
+    "CHUNK_LOGITS",
     "CUT_TYPES",
     "NAMESPACES",
     "OURS",

@@ -9,7 +9,10 @@ from pydantic import Field, model_validator
 from spo_core.config.custom import CustomParams, named
 from spo_core.config.namespace import Decay, Namespace
 
-# What the published code does beside the paper's loss (docs/reference.md 2); a key that is given wins.
+CHUNK_LOGITS = 2**26
+"""Logits that the policy's head computes in one chunk of positions: 256 MB in float32."""
+
+# Defaults that each ``fidelity`` chooses (docs/reference.md 2); a key given in params overrules them.
 FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {"normalization": "batch", "whitening": "none", "kl": {"type": "none"}},
     "reference": {

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spo_core.config import Params, PolicyShape
+from spo_core.config import CHUNK_LOGITS, Params, PolicyShape
 from spo_core.errors import ConfigError
 from spo_core.problems import problem_set
 from spo_core.system.files import read_json
 
 SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
-LOGITS = 2**26  # in one chunk of positions; learn/head.py has the same, but imports torch
 LLAMA_LIKE = ("llama", "mistral", "qwen2")  # model types whose parameters ``count_parameters`` counts
 
 
@@ -132,6 +131,6 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
         optimizer_on_cpu=offload,
         reference=count * size if learn.kl.type == "penalty" else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
-        logits=2 * 4 * min(tokens * shape.vocabulary, LOGITS),
+        logits=2 * 4 * min(tokens * shape.vocabulary, CHUNK_LOGITS),
         engine_cache=cached * per_token if params.rollout.engine.type == "transformers" else 0,
     )

@@ -17,9 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from spo_core.config import CHUNK_LOGITS
 from spo_core.policy.architecture import refusal
-
-LOGITS = 2**26  # in one chunk of positions: 256 MB in float32
 
 
 class Head(nn.Module):
@@ -45,7 +44,7 @@ class Head(nn.Module):
 
         ``measured``: further hidden states and targets; their log-probs stand behind the others, without gradient.
         """
-        rows = max(1, LOGITS // self.vocabulary)
+        rows = max(1, CHUNK_LOGITS // self.vocabulary)
         parts = zip(hidden.split(rows), targets.split(rows), strict=True)
         if len(targets) <= rows:
             results = [self._project(h, t, temperature, entropy) for h, t in parts]

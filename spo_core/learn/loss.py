@@ -16,10 +16,13 @@ from spo_core.system.plugins import load
 
 LOG_RATIO_LIMIT = 10.0  # as in the reference implementation: exp() of a log-ratio stays finite
 MADE_UP = 4  # tokens that a loss is tried with before training
-SUMS = {"policy_loss", "kl", "nll", "entropy", "importance_weight", "loss", "gap", "fresh"}
-COUNTS = {"trained_tokens", "forwarded_tokens", "guarded_segments", "optimizer_steps", "skipped"}
-# names of the trainer's own sums and metrics, which a loss's metrics may not take
-RESERVED = SUMS | COUNTS | {"kl_coefficient", "grad_norm", "learning_rate", "logprob_gap"}
+# The trainer's metrics; those of the loss stand between the first two, and may have none of these names.
+LOSS_MEANS = ("policy_loss", "kl")  # over trained tokens
+POLICY_MEANS = ("nll", "entropy", "importance_weight")  # over trained tokens; nll and entropy in nats
+COUNTS = ("trained_tokens", "forwarded_tokens", "guarded_segments")  # summed over an iteration's passes
+PASS_SUMS = ("loss", "gap", "fresh")  # of a pass, not reported as they are
+STEP_METRICS = ("learning_rate", "grad_norm", "kl_coefficient", "logprob_gap", "optimizer_steps", "skipped")
+RESERVED = frozenset((*LOSS_MEANS, *POLICY_MEANS, *COUNTS, *PASS_SUMS, *STEP_METRICS))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

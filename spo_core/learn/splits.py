@@ -22,25 +22,27 @@ def divide(trees: Sequence[WeightedTree], budget: int, ranks: int = 1) -> list[l
         total = sum(forwarded_tokens(tree) for tree in trees)
         budget = min(budget, -(-total // ranks))
     pieces = [piece for tree in trees for piece in split_tree(tree, budget)]
-    parts: list[tuple[int, ForwardBatch]] = []
+    batches: list[tuple[int, ForwardBatch]] = []
     for piece in pieces:
         tokens = forwarded_tokens(piece)
-        if not parts or parts[-1][0] + tokens > budget:
-            parts.append((0, []))
-        parts[-1] = (parts[-1][0] + tokens, [*parts[-1][1], piece])
+        if not batches or batches[-1][0] + tokens > budget:
+            batches.append((0, []))
+        batches[-1] = (batches[-1][0] + tokens, [*batches[-1][1], piece])
     loads = [0] * ranks
     shares: list[list[ForwardBatch]] = [[] for _ in range(ranks)]
-    for tokens, part in sorted(parts, key=lambda item: -item[0]) if ranks > 1 else parts:
+    for tokens, batch in sorted(batches, key=lambda item: -item[0]) if ranks > 1 else batches:
         rank = loads.index(min(loads))
         loads[rank] += tokens
-        shares[rank].append(part)
+        shares[rank].append(batch)
     passes = max(len(share) for share in shares)
     return [share + [[] for _ in range(passes - len(share))] for share in shares]
 
 
 def smallest(shares: Sequence[Sequence[ForwardBatch]]) -> ForwardBatch:
     """The smallest pass. A rank computes it in place of an empty one, times 0, to keep in step with the others."""
-    return min((part for share in shares for part in share if part), key=lambda p: sum(map(forwarded_tokens, p)))
+    return min(
+        (batch for share in shares for batch in share if batch), key=lambda batch: sum(map(forwarded_tokens, batch))
+    )
 
 
 def forwarded_tokens(tree: WeightedTree) -> int:

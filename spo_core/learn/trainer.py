@@ -16,6 +16,10 @@ from spo_core.credit.pairs import CreditedTree
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import Backend
 from spo_core.learn.loss import (
+    COUNTS,
+    LOSS_MEANS,
+    PASS_SUMS,
+    POLICY_MEANS,
     CheckedLoss,
     LossInputs,
     adapted_coefficient,
@@ -31,8 +35,6 @@ from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
 from spo_core.system.files import read_json, write_json
 from spo_core.system.progress import Progress
-
-COUNTS = ("trained_tokens", "forwarded_tokens", "guarded_segments")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,8 +59,7 @@ class Trainer:
     def __init__(self, backend: Backend, params: LearnParams, *, temperature: float, seed: int) -> None:
         self.backend, self.params = backend, params
         self.loss = CheckedLoss(params)
-        # reported as means over trained tokens; nll in nats
-        self.means = ("policy_loss", "kl", *self.loss.metrics, "nll", "entropy", "importance_weight")
+        self.means = (*LOSS_MEANS, *self.loss.metrics, *POLICY_MEANS)
         self.temperature, self.seed = temperature, seed
         self.step = 0
         self.schedule_start = 0
@@ -180,11 +181,13 @@ class Trainer:
         forwarded; a tree is fresh if the policy of that step sampled it.
         """
         shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks)
-        parts, spare = shares[self.backend.rank], smallest(shares)
-        names = (*self.means, *COUNTS, "loss", "gap", "fresh")
+        batches, spare = shares[self.backend.rank], smallest(shares)
+        names = (*self.means, *COUNTS, *PASS_SUMS)
         total = torch.zeros(len(names), dtype=torch.float64, device=self.backend.device)
-        for number, part in enumerate(parts, start=1):
-            found = self._pass(pairs, part or spare, old, began, last=number == len(parts), empty=not part)
+        for number, forward_batch in enumerate(batches, start=1):
+            found = self._pass(
+                pairs, forward_batch or spare, old, began, last=number == len(batches), empty=not forward_batch
+            )
             total += torch.stack([found[name] for name in names])
         sums = dict(zip(names, self.backend.total(total).tolist(), strict=True))
         if not math.isfinite(sums["loss"]):
@@ -204,7 +207,7 @@ class Trainer:
     def _pass(
         self,
         pairs: Sequence[CreditedTree],
-        part: ForwardBatch,
+        forward_batch: ForwardBatch,
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
         *,
@@ -217,20 +220,20 @@ class Trainer:
         An ``empty`` pass only keeps a rank in step with the others: its loss is multiplied by 0, and its sums are 0.
         """
         params, kl_params = self.params, self.params.kl
-        batch = layout([tree.segments for tree in part], self.backend.device, measure=self.step == began)
-        tokens = self._tokens(pairs, batch, part, began)
+        tree_batch = layout([tree.segments for tree in forward_batch], self.backend.device, measure=self.step == began)
+        tokens = self._tokens(pairs, tree_batch, forward_batch, began)
         reference = None
         if kl_params.type == "penalty":
-            reference = self.backend.reference_logprobs(replace(batch, measured=None), self.temperature)
-        logprobs, entropies = self.backend.logprobs(batch, self.temperature, params.report_entropy)
-        logprobs, measured = logprobs.split([len(batch.sources), len(logprobs) - len(batch.sources)])
+            reference = self.backend.reference_logprobs(replace(tree_batch, measured=None), self.temperature)
+        logprobs, entropies = self.backend.logprobs(tree_batch, self.temperature, params.report_entropy)
+        logprobs, measured = logprobs.split([len(tree_batch.sources), len(logprobs) - len(tree_batch.sources)])
         if logprobs.shape != tokens.old.shape:
             raise TrainingError(f"{len(logprobs)} trained log-probs for {len(tokens.old)} sampled ones")
         before, advantages = tokens.old, tokens.advantages
         weights = torch.ones_like(before)
         if old is not None:
             assert params.importance_cap is not None
-            before = _per_token(batch, part, lambda tree, i: old[tree.pair][i]).to(before.device)
+            before = _per_token(tree_batch, forward_batch, lambda tree, i: old[tree.pair][i]).to(before.device)
             weights = importance_weights(before, tokens.old, params.importance_cap)
         kl = torch.zeros_like(before)
         if reference is not None and kl_params.type == "penalty":
@@ -248,7 +251,10 @@ class Trainer:
         self.backend.backward(summed * 0.0 if empty else summed, last=last)
         with torch.no_grad():
             gaps = torch.cat(
-                [(logprobs - tokens.old).abs()[tokens.fresh], _measured_gaps(batch, part, measured, began)]
+                [
+                    (logprobs - tokens.old).abs()[tokens.fresh],
+                    _measured_gaps(tree_batch, forward_batch, measured, began),
+                ]
             )
             sums = {
                 "policy_loss": outputs.loss.sum(),
@@ -259,7 +265,7 @@ class Trainer:
                 "importance_weight": weights.sum(),
                 "loss": summed,
                 "trained_tokens": torch.tensor(len(before)),
-                "forwarded_tokens": torch.tensor(batch.forwarded_tokens),
+                "forwarded_tokens": torch.tensor(tree_batch.forwarded_tokens),
                 "guarded_segments": guarded.sum(),
                 "gap": gaps.sum(),
                 "fresh": torch.tensor(len(gaps)),
@@ -267,15 +273,21 @@ class Trainer:
             found = {name: value.detach().double().to(self.backend.device) for name, value in sums.items()}
             return {name: torch.zeros_like(value) for name, value in found.items()} if empty else found
 
-    def _tokens(self, pairs: Sequence[CreditedTree], batch: TreeBatch, part: ForwardBatch, began: int) -> _Tokens:
+    def _tokens(
+        self, pairs: Sequence[CreditedTree], tree_batch: TreeBatch, forward_batch: ForwardBatch, began: int
+    ) -> _Tokens:
         device = self.backend.device
-        counts = torch.tensor([int(part[i].masks[node].sum()) for i, node in batch.order], dtype=torch.long)
-        fresh = torch.tensor([part[i].tree.policy_version == began for i, _ in batch.order], dtype=torch.bool)
+        counts = torch.tensor(
+            [int(forward_batch[i].masks[node].sum()) for i, node in tree_batch.order], dtype=torch.long
+        )
+        fresh = torch.tensor(
+            [forward_batch[i].tree.policy_version == began for i, _ in tree_batch.order], dtype=torch.bool
+        )
         return _Tokens(
-            _per_token(batch, part, lambda tree, i: tree.tree.nodes[i].logprobs).to(device),
-            _per_token(batch, part, lambda tree, i: tree.advantages[i]).to(device),
-            _per_token(batch, part, lambda tree, i: tree.policy_weights[i]).to(device),
-            _per_token(batch, part, lambda tree, i: tree.kl_weights[i]).to(device),
+            _per_token(tree_batch, forward_batch, lambda tree, i: tree.tree.nodes[i].logprobs).to(device),
+            _per_token(tree_batch, forward_batch, lambda tree, i: tree.advantages[i]).to(device),
+            _per_token(tree_batch, forward_batch, lambda tree, i: tree.policy_weights[i]).to(device),
+            _per_token(tree_batch, forward_batch, lambda tree, i: tree.kl_weights[i]).to(device),
             fresh.repeat_interleave(counts).to(device),
             torch.arange(len(counts)).repeat_interleave(counts).to(device),
         )
@@ -291,37 +303,39 @@ class Trainer:
         ]
         result = [tuple(np.zeros(len(m), np.float32) for m in own) for own in masks]
         offsets = np.cumsum([0, *(int(m.sum()) for own in masks for m in own)])
-        place = {key: at for at, key in enumerate((p, n) for p, own in enumerate(masks) for n in range(len(own)))}
+        numbers = {key: at for at, key in enumerate((p, n) for p, own in enumerate(masks) for n in range(len(own)))}
         flat = torch.zeros(int(offsets[-1]), dtype=torch.float64, device=self.backend.device)
         shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks) if trees else [[]]
         spare = smallest(shares) if trees else []
-        for part in shares[self.backend.rank if trees else 0]:
-            batch = layout([tree.segments for tree in (part or spare)], self.backend.device)
+        for forward_batch in shares[self.backend.rank if trees else 0]:
+            tree_batch = layout([tree.segments for tree in (forward_batch or spare)], self.backend.device)
             with torch.no_grad():
-                logprobs, _ = self.backend.logprobs(batch, self.temperature)
+                logprobs, _ = self.backend.logprobs(tree_batch, self.temperature)
             at = 0
-            for i, node in batch.order if part else ():
-                start = offsets[place[part[i].pair, node]]
-                count = int(part[i].masks[node].sum())
+            for i, node in tree_batch.order if forward_batch else ():
+                start = offsets[numbers[forward_batch[i].pair, node]]
+                count = int(forward_batch[i].masks[node].sum())
                 flat[start : start + count] = logprobs[at : at + count].double()
                 at += count
         values = self.backend.total(flat).float().cpu().numpy()
-        for (p, n), at in place.items():
+        for (p, n), at in numbers.items():
             result[p][n][masks[p][n]] = values[offsets[at] : offsets[at + 1]]
         return result
 
 
-def _per_token(batch: TreeBatch, part: ForwardBatch, values: Callable[[WeightedTree, int], np.ndarray]) -> Tensor:
+def _per_token(
+    tree_batch: TreeBatch, forward_batch: ForwardBatch, values: Callable[[WeightedTree, int], np.ndarray]
+) -> Tensor:
     """A per-token quantity of all trained tokens, in the batch's order; float32."""
-    chosen = [values(part[i], node)[part[i].masks[node]] for i, node in batch.order]
+    chosen = [values(forward_batch[i], node)[forward_batch[i].masks[node]] for i, node in tree_batch.order]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chosen]).astype(np.float32))
 
 
-def _measured_gaps(batch: TreeBatch, part: ForwardBatch, logprobs: Tensor, began: int) -> Tensor:
+def _measured_gaps(tree_batch: TreeBatch, forward_batch: ForwardBatch, logprobs: Tensor, began: int) -> Tensor:
     """|trainer's - engine's log-prob| of measured tokens in fresh trees; ``logprobs`` [measured tokens]: trainer's."""
-    places = batch.measured.places if batch.measured is not None else ()
-    fresh = [np.full(len(tokens), part[i].tree.policy_version == began) for i, _, tokens in places]
-    old = [part[i].tree.nodes[node].logprobs[tokens] for i, node, tokens in places]
+    places = tree_batch.measured.places if tree_batch.measured is not None else ()
+    fresh = [np.full(len(tokens), forward_batch[i].tree.policy_version == began) for i, _, tokens in places]
+    old = [forward_batch[i].tree.nodes[node].logprobs[tokens] for i, node, tokens in places]
     sampled = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *old])).to(logprobs.device)
     return (logprobs - sampled).abs()[torch.from_numpy(np.concatenate([np.zeros(0, bool), *fresh])).to(logprobs.device)]
 

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from spo_core.config import DataParams, ScratchPolicy, flatten, load_params
+from spo_core.config import CHUNK_LOGITS, DataParams, ScratchPolicy, flatten, load_params
 from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
-from spo_core.estimate.memory import LOGITS, architecture, count_parameters, estimate_memory
+from spo_core.estimate.memory import architecture, count_parameters, estimate_memory
 from spo_core.estimate.work import Work, estimate
 from spo_core.policy.checkpoint import make_policy, make_tokenizer
 from spo_core.problems import problem_set
@@ -181,11 +181,8 @@ def test_memory_of_weights_and_optimizer():
     assert memory("learn.gradient_checkpointing=false").activations > 5 * alone.activations
 
 
-def test_the_chunk_of_logits_is_that_of_the_trainer():
-    from spo_core.learn import head
-
-    assert head.LOGITS == LOGITS
-    assert memory().logits == 8 * LOGITS
+def test_memory_of_logits_is_that_of_one_chunk_and_its_gradient():
+    assert memory().logits == 8 * CHUNK_LOGITS
 
 
 def test_activations_are_near_what_a_forward_pass_keeps():

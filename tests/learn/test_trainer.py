@@ -11,7 +11,7 @@ from spo_core.config import CreditParams, LearnParams, with_fidelity
 from spo_core.credit import assign_credit
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import TorchBackend
-from spo_core.learn.loss import LossInputs, kl_estimate, ppo_clip
+from spo_core.learn.loss import PASS_SUMS, RESERVED, LossInputs, kl_estimate, ppo_clip
 from spo_core.learn.objective import counted_masks
 from spo_core.learn.trainer import Trainer
 from spo_core.learn.tree_batch import TrainedSegments
@@ -175,6 +175,12 @@ def test_what_is_not_measured_is_no_metric(policy, options, keys):
     _, on, _ = train(policy, sample(), **({"report_entropy": False} | options))
     _, off, _ = train(policy, sample(), report_entropy=False)
     assert on.keys() - off.keys() == keys
+
+
+def test_a_loss_can_take_the_name_of_no_metric_of_the_trainer(policy):
+    options = {"kl": PENALTY, "report_entropy": True, "importance_cap": 2.0, "max_ratio": 50.0}
+    _, metrics, _ = train(policy, sample(), **options)
+    assert metrics.keys() - {"ratio", "clip_fraction"} == RESERVED - set(PASS_SUMS)
 
 
 def test_trees_of_another_policy_stop_the_run(policy):

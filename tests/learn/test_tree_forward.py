@@ -132,7 +132,7 @@ def test_the_ancestor_mask_is_the_path(seed):
 def test_many_chunks_of_the_vocabulary_are_one(policy, monkeypatch):
     rng = np.random.default_rng(2)
     items = [masked(rng, random_tree(rng, depth=3, widest=3, longest=6), 1.0) for _ in range(2)]
-    monkeypatch.setattr(head, "LOGITS", 3 * policy.config.vocab_size)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 3 * policy.config.vocab_size)
     assert_equal_to_flat(policy, items)
     rows = []
     watched = copy.deepcopy(policy)

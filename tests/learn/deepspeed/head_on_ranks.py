@@ -93,7 +93,7 @@ def main(store: Path, result: Path) -> None:
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     join_ranks(store)
-    head.LOGITS = ROWS * 30
+    head.CHUNK_LOGITS = ROWS * 30
     found = {}
     for stage, dtype, tied in product(range(4), ("float32", "bfloat16"), (False, True)):
         found[f"{stage} {dtype} {'tied' if tied else 'untied'}"] = case(stage, dtype, tied, rank, ranks)
