@@ -50,6 +50,10 @@ class Paths:
     def nightly(self, date: str) -> Path:
         return self.root / "reports" / "nightly" / f"{date}.json"
 
+    def analysis(self, name: str) -> Path:
+        """Folder of an analysis: its JSON and its page."""
+        return self.root / "reports" / "analysis" / name
+
     def plots(self, name: str) -> Path:
         return self.output / "plots" / f"{name}.csv"
 

@@ -49,7 +49,7 @@ def write_report(inputs: ReportInputs, folder: Path, decode: Decode) -> Path:
 
     Equal inputs give equal bytes.
     """
-    page = _environment().get_template("report.html")
+    page = page_environment().get_template("report.html")
     text = page.render(
         inputs=inputs,
         evaluation=section(inputs.evaluations),
@@ -63,7 +63,8 @@ def write_report(inputs: ReportInputs, folder: Path, decode: Decode) -> Path:
     return folder / "index.html"
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Templates of pages: every text is escaped, and a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -68,6 +68,15 @@ class Arithmetic(Generated):
     def extract(self, completion: str) -> str | None:
         return extract_answer(self.template, completion)
 
+    def mistake(self, question: str, completion: str) -> tuple[int, int] | None:
+        """The first line that is not the right one, a step or the answer, as characters of the completion."""
+        start = 0
+        for line, right in zip(completion.splitlines(True), _written(_solve(question)).splitlines(True), strict=False):
+            if line.rstrip("\n") != right.rstrip("\n"):
+                return start, start + len(line)
+            start += len(line)
+        return None
+
     def alphabet(self) -> list[str]:
         return [*"0123456789+-*=?\n", "#### "]
 
@@ -105,6 +114,15 @@ def _parse(question: str) -> tuple[int, list[tuple[str, int]]]:
     first = question.split("+")[0].split("-")[0].split("*")[0]
     rest = question[len(first) :]
     return int(first), [(rest[i], int(rest[i + 1])) for i in range(0, len(rest), 2)]
+
+
+def _solve(question: str) -> list[Step]:
+    value, operations = _parse(question)
+    steps = []
+    for operator, operand in operations:
+        steps.append((value, operator, operand, _apply(value, operator, operand)))
+        value = steps[-1][3]
+    return steps
 
 
 def _written(steps: list[Step]) -> str:

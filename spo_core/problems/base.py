@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -85,6 +85,15 @@ class ProblemSet(Protocol):
 
     def alphabet(self) -> list[str] | None:
         """Tokens for a tokenizer of characters; None where the problem set's texts need one of bytes."""
+        ...
+
+
+@runtime_checkable
+class ShowsMistakes(Protocol):
+    """A problem set that knows which step of a wrong completion went wrong first."""
+
+    def mistake(self, question: str, completion: str) -> tuple[int, int] | None:
+        """Begin and end of that step among the completion's characters; None where every step is right."""
         ...
 
 

@@ -27,6 +27,17 @@ EVALUATION = (
     *(f"rollout/{n}" for n in ("decoding", "seeds", "stops", "token_texts")),
     "verify",
 )
+ANALYSIS = (
+    *(f"analysis/{name}" for name in ("bench", "candidates", "measure", "sketch", "truth")),
+    "credit",
+    "learn",
+    "policy",
+    "problems",
+    "rollout",
+    *(f"train/{name}" for name in ("questions", "sampling")),
+    "tree",
+    "verify",
+)
 SERVING = (
     "rollout/engine",
     *(f"rollout/vllm/{name}" for name in ("client", "policy_worker", "serve", "server", "settings")),

@@ -1,0 +1,80 @@
+"""Measures which credit gives most learning for a token and for a second, at one policy and before a run is spent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from prefect import flow
+
+from flows import cli
+from spo_core.analysis.candidates import DEFAULT
+from spo_core.errors import ConfigError
+from spo_core.evaluate.models import refer
+from tasks.analysis import (
+    AnalysisSpec,
+    check_analysis,
+    measure_gradients,
+    measure_values,
+    open_analysis,
+    publish_analysis,
+    read_spec,
+)
+from tasks.limits import concurrency_slot
+from tasks.versioning import find_model
+
+TOKENS, STATES, ROLLOUTS = 200_000, 24, 256
+
+
+@flow(name="analyse")
+def analyse(
+    presets: tuple[str, ...] = (DEFAULT,),
+    grid: str | None = None,
+    model: str = "warmup",
+    tokens: int = TOKENS,
+    states: int = STATES,
+    rollouts: int = ROLLOUTS,
+    overrides: tuple[str, ...] = (),
+    name: str | None = None,
+) -> dict:
+    """Measure candidates at a policy, compare them, and publish reports/analysis/<name>/; returns the comparison."""
+    run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides))
+    found = find_model(run, refer(model, run.paths))
+    spec = AnalysisSpec(run, candidates, found, tokens, states, rollouts, name or found.label)
+    check_analysis(spec)
+    with concurrency_slot(candidates[0].params.run.gpu_limit), open_analysis(spec) as directory:
+        for candidate in spec.all:
+            measure_gradients(directory, candidate, tokens)
+            if states:
+                measure_values(directory, candidate, states, rollouts)
+        return publish_analysis(spec, directory)
+
+
+def command(
+    presets: Annotated[
+        list[str] | None, typer.Argument(help="Candidates: presets, and default for params/ without one.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(metavar="FILE", help="More candidates: YAML from names to preset and set.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="warmup, final or best; a folder; REVISION:PATH; a hub id.")] = "warmup",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each candidate.")] = TOKENS,
+    states: Annotated[int, typer.Option(min=0, help="States whose true value is sampled; 0: none.")] = STATES,
+    rollouts: Annotated[int, typer.Option(min=2, help="Responses sampled from each of these states.")] = ROLLOUTS,
+    set_: cli.Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Of the folder below reports/analysis.")] = None,
+) -> None:
+    """Measure gradient efficiency, value error and credit of candidates at a policy; nothing is trained."""
+    chosen = tuple(presets or (() if grid else (DEFAULT,)))
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only")
+    run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()))
+    refer(model, run.paths)
+    with cli.served():
+        analyse(chosen, grid, model, tokens, states, rollouts, tuple(set_ or ()), name)
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,134 @@
+"""Candidates: the ways of sampling and crediting that are compared, all at one policy and over the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from spo_core.config import Params, flatten, load_params
+from spo_core.errors import ConfigError
+from spo_core.rollout.seeds import derive_seed
+
+DEFAULT = "default"  # names the params without a preset
+REFERENCE = "reference"
+GROUP = 8
+# what decides the question and how the policy is sampled and judged: candidates that differ there do not compare
+SHARED = (
+    "data",
+    "verify",
+    "rollout.engine",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.context_length",
+    "rollout.max_completion_tokens",
+    "rollout.truncated",
+    "learn.dtype",
+    "run.seed",
+    "run.device",
+    "run.threads",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A name and complete params. Of ``params.learn`` only the loss and what computes its gradient count."""
+
+    name: str
+    params: Params
+
+    @property
+    def described(self) -> str:
+        """One line of what decides its credit."""
+        rollout, credit = self.params.rollout, self.params.credit
+        size = "-".join(map(str, rollout.branch_factors))
+        parts = [credit.partition, credit.value, credit.advantage, credit.mask]
+        return f"{size}; " + ", ".join(" ".join(map(str, part.model_dump().values())) for part in parts)
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    preset: str | None = None
+    set: list[str] = []
+
+
+_Grid = Annotated[dict[str, _Row], Field(min_length=1)]
+
+
+def read_candidates(
+    root: Path, presets: Sequence[str], grid: Path | None = None, overrides: Sequence[str] = ()
+) -> list[Candidate]:
+    """Candidates named by presets, ``default`` being the params without one, then those of a grid.
+
+    A grid is a YAML mapping from names to ``preset`` and ``set``, a list of ``namespace.key=value``; ``overrides`` hold
+    for all. Raises ConfigError for a grid of another form, for a name given twice, and where candidates differ in what
+    they must share (SHARED).
+    """
+    rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
+    if len(rows) < len(presets):
+        raise ConfigError(f"--presets {' '.join(presets)}: a name is given twice")
+    added = _read_grid(grid) if grid is not None else {}
+    for name in [REFERENCE, *rows]:
+        if name in added:
+            raise ConfigError(f"{grid}: {name} is taken; choose another name")
+    rows |= added
+    if not rows:
+        raise ConfigError("no candidate: name presets, or give --grid")
+    found = [Candidate(name, load_params(root, row.preset, (*overrides, *row.set))) for name, row in rows.items()]
+    first = _shared(found[0].params)
+    for candidate in found[1:]:
+        own = _shared(candidate.params)
+        differ = sorted(key for key in first.keys() | own.keys() if first.get(key) != own.get(key))
+        if differ:
+            key = differ[0]
+            raise ConfigError(
+                f"{candidate.name} and {found[0].name} differ in {key} ({own.get(key)!r}, {first.get(key)!r}), so "
+                f"their gradients do not compare; give all the same with --set {key}=..."
+            )
+    return found
+
+
+def reference_of(candidate: Candidate) -> Candidate:
+    """The plain estimator that all are compared with: whole responses, leave one out, no mask, in groups of GROUP."""
+    params = candidate.params
+    plain = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "leave_one_out"}}
+    credit = type(params.credit).model_validate(plain | {"mask": {"type": "all"}})
+    rollout = params.rollout.model_copy(update={"branch_factors": (GROUP,)})
+    return Candidate(REFERENCE, params.model_copy(update={"credit": credit, "rollout": rollout}))
+
+
+def identity(candidate: Candidate) -> dict[str, Any]:
+    """All of a candidate that decides what is measured; counts only the learn params that its gradient depends on."""
+    chosen = candidate.params.model_dump(mode="json", include={"rollout", "credit", "learn"})
+    learn = {key: chosen["learn"][key] for key in ("loss", "dtype", "zero_advantage", "clip_low", "clip_high")}
+    return {**chosen, "learn": learn, "shared": _shared(candidate.params)}
+
+
+def own_seed(candidate: Candidate) -> int:
+    """Seed of a candidate's samples: those of two candidates are independent, whatever they share."""
+    return derive_seed(candidate.params.run.seed, "analysis", candidate.name)
+
+
+def _shared(params: Params) -> dict[str, Any]:
+    every = flatten(params.model_dump(mode="json"))
+    return {key: value for key, value in every.items() if any(f"{key}.".startswith(f"{part}.") for part in SHARED)}
+
+
+def _read_grid(path: Path) -> dict[str, _Row]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        return TypeAdapter(_Grid).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{path}: {where or 'it'}: {first['msg']}; a grid maps names to preset and set (namespace.key=value)"
+        ) from None

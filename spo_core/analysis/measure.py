@@ -1,0 +1,150 @@
+"""Per-question gradients of a candidate, in batches that a killed measurement goes on from.
+
+A batch has as many trees as an iteration of the candidate, two of each question, so that what sampling a question again
+would change is told from what differs between questions. Each tree's gradient is taken by the trainer's own code,
+without a step, and kept as a sketch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from spo_core.analysis.bench import Bench
+from spo_core.analysis.candidates import Candidate
+from spo_core.analysis.efficiency import Gradients
+from spo_core.analysis.sketch import sketch
+from spo_core.credit import assign_credit
+from spo_core.credit.pairs import CreditedTree, read_pairs, write_pairs
+from spo_core.errors import TrainingError
+from spo_core.learn.backend import TorchBackend
+from spo_core.learn.trainer import Trainer
+from spo_core.system.files import atomic_directory, read_json, write_json
+from spo_core.train.questions import draw_questions
+
+REPEATS = 2
+FEWEST = 3  # questions that an error needs
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of the sum of separate gradients, relative to their lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a batch took: seconds of all its trees together, and for each tree its question, tokens and signal."""
+
+    questions: tuple[str, ...]
+    tokens: tuple[int, ...]
+    signal: tuple[bool, ...]
+    rollout_seconds: float
+    update_seconds: float
+
+
+def measure(
+    bench: Bench, candidate: Candidate, folder: Path, tokens: int, progress: Callable[[int], None] | None = None
+) -> None:
+    """Sample and differentiate batches below ``folder`` until ``tokens`` were generated or the split is used up.
+
+    ``progress`` is told the tokens so far. Batches that are there are kept. Raises TrainingError where the gradients of
+    a batch's trees do not add up to the batch's.
+    """
+    params = candidate.params
+    count = max(1, params.rollout.questions // REPEATS)
+    worker, trainer = bench.worker(candidate), bench.trainer(candidate)
+    generated = number = 0
+    while (number + 1) * count <= len(bench.rows):
+        number += 1
+        batch = folder / f"{number:05d}"
+        if not batch.is_dir():
+            rows = draw_questions(bench.rows, count, seed=params.run.seed, iteration=number)
+            started = time.perf_counter()
+            sampled = worker.sample([row for row in rows for _ in range(REPEATS)], iteration=number, version=0)
+            seconds = time.perf_counter() - started - sampled.counts.sync - sampled.counts.probe
+            pairs = [(tree, assign_credit(tree, params.credit)) for tree in sampled.trees]
+            with atomic_directory(batch) as place:
+                _differentiate(
+                    trainer, bench.backend, pairs, seed=params.run.seed, rollout_seconds=seconds, folder=place
+                )
+        generated += sum(read_batch(batch).tokens)
+        if progress:
+            progress(generated)
+        if generated >= tokens and number * count >= FEWEST:
+            return
+
+
+def _differentiate(
+    trainer: Trainer,
+    backend: TorchBackend,
+    pairs: Sequence[CreditedTree],
+    *,
+    seed: int,
+    rollout_seconds: float,
+    folder: Path,
+) -> None:
+    """Write a batch: its trees with credit, the sketch of each tree's gradient, and what it took."""
+    started = time.perf_counter()
+    trainer.add_gradient(pairs)
+    seconds = time.perf_counter() - started
+    together = _taken(backend, seed)
+    vectors, signal = [], []
+    for pair in pairs:
+        signal.append(trainer.add_gradient([pair]) > 0)
+        vectors.append(_taken(backend, seed))
+    stacked = torch.stack(vectors)
+    off, scale = float((stacked.sum(0) - together).norm()), float(stacked.norm())
+    if not off <= TOLERANCE[trainer.params.dtype] * scale:
+        raise TrainingError(
+            f"gradients of {len(pairs)} trees do not add up to that of all: off by {off / scale:.2g} of their lengths"
+        )
+    write_pairs(folder, pairs)
+    save_file({"vectors": stacked.numpy()}, folder / "gradients.safetensors")
+    trees = [tree for tree, _ in pairs]
+    batch = Batch(
+        tuple(tree.question_id for tree in trees),
+        tuple(tree.generated_tokens for tree in trees),
+        tuple(signal),
+        rollout_seconds,
+        seconds,
+    )
+    write_json(folder / "batch.json", asdict(batch))
+
+
+def _taken(backend: TorchBackend, seed: int) -> Tensor:
+    return sketch(backend.take_gradient(), seed)
+
+
+def read_batch(folder: Path) -> Batch:
+    return TypeAdapter(Batch).validate_python(read_json(folder / "batch.json"))
+
+
+def batches(folder: Path) -> list[Path]:
+    """Folders of a candidate's finished batches, in order."""
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def read_gradients(folder: Path) -> Gradients:
+    """The gradients of all batches of a candidate; seconds of a batch are divided evenly among its trees."""
+    found = batches(folder)
+    records = [read_batch(batch) for batch in found]
+    vectors = np.concatenate([load_file(batch / "gradients.safetensors")["vectors"] for batch in found])
+    tokens = np.concatenate([record.tokens for record in records]).reshape(-1, REPEATS)
+    each = [(record.rollout_seconds + record.update_seconds) / len(record.tokens) for record in records]
+    seconds = np.repeat(each, [len(record.tokens) // REPEATS for record in records])
+    return Gradients(
+        tuple(question for record in records for question in record.questions[::REPEATS]),
+        vectors.reshape(len(tokens), REPEATS, -1),
+        tokens.mean(axis=1),
+        seconds,
+        np.concatenate([record.signal for record in records]).reshape(-1, REPEATS),
+    )
+
+
+def read_trees(folder: Path) -> list[CreditedTree]:
+    """All trees of a candidate with their credit, in the order they were sampled."""
+    return [pair for batch in batches(folder) for pair in read_pairs(batch)]

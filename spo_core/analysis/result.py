@@ -1,0 +1,151 @@
+"""The result of an analysis: what was measured of every candidate, compared, and said in a sentence each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spo_core.analysis.bench import Bench
+from spo_core.analysis.candidates import REFERENCE, Candidate
+from spo_core.analysis.efficiency import Efficiency, Estimate, Gradients, cosine, efficiency, ratio
+from spo_core.analysis.found import Found, credit_found
+from spo_core.analysis.shape import Shape, shape
+from spo_core.analysis.truth import Ranking, State, calibration, error, ranking
+from spo_core.credit.pairs import CreditedTree
+from spo_core.problems.base import ShowsMistakes
+from spo_core.rollout.token_texts import token_texts
+
+TOLD_APART = 2  # standard errors
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """How wrong a candidate's values are."""
+
+    error: Estimate
+    by_depth: dict[int, Estimate]
+    by_position: dict[str, Estimate]
+    calibration: list[tuple[float, float, int]]
+    ranking: Ranking
+    states: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was measured of one candidate.
+
+    ``tokens_gain`` and ``seconds_gain`` are its efficiency over that of the first candidate; None for the first itself.
+    ``values`` and ``found`` are None where there are none to measure.
+    """
+
+    name: str
+    described: str
+    efficiency: Efficiency
+    cosine: Estimate | None
+    tokens_gain: Estimate | None
+    seconds_gain: Estimate | None
+    shape: Shape
+    values: Values | None
+    found: Found | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Measured:
+    """Of one candidate: its gradients, its trees, and states of known value."""
+
+    candidate: Candidate
+    gradients: Gradients
+    trees: Sequence[CreditedTree]
+    states: Sequence[State]
+
+
+def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) -> list[Row]:
+    """A row a candidate; gains are over the first. ``reference`` is a sample that no candidate is part of."""
+    found = {m.candidate.name: efficiency(m.gradients) for m in measured}
+    first = found[measured[0].candidate.name]
+    rows = {row.question_id: row for row in bench.rows}
+    result = []
+    for m in measured:
+        own, name = found[m.candidate.name], m.candidate.name
+        blame = None
+        if isinstance(bench.problem, ShowsMistakes):
+            blame = credit_found(m.trees, bench.problem, rows, lambda ids: token_texts(bench.tokenizer, ids.tolist()))
+        result.append(
+            Row(
+                name,
+                m.candidate.described,
+                own,
+                None if name == REFERENCE else cosine(m.gradients, reference),
+                None if own is first else ratio(own.per_token, first.per_token),
+                None if own is first else ratio(own.per_second, first.per_second),
+                shape(m.trees),
+                _values(m.states) if m.states else None,
+                blame,
+            )
+        )
+    return result
+
+
+def _values(states: Sequence[State]) -> Values:
+    depths = sorted({s.depth for s in states})
+    thirds = {"first third": (0, 1 / 3), "second third": (1 / 3, 2 / 3), "last third": (2 / 3, 1.01)}
+    return Values(
+        error(states),
+        {depth: error([s for s in states if s.depth == depth]) for depth in depths},
+        {name: error([s for s in states if low <= s.position < high]) for name, (low, high) in thirds.items()},
+        calibration(states),
+        ranking(states),
+        len(states),
+    )
+
+
+def recommend(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every candidate but the first, the strongest for a second of time first; then what to do."""
+    first = rows[0].name
+    others = sorted(rows[1:], key=lambda row: -_key(row.seconds_gain))
+    lines = [
+        f"{row.name} gives {_gain(row.seconds_gain)} what {first} gives a second, and " + _tokens(row) for row in others
+    ]
+    better = [row for row in others if row.seconds_gain is not None and _told(row.seconds_gain) > 0]
+    if better:
+        lines.append(f"Train with {better[0].name}.")
+    elif others:
+        lines.append(
+            f"Nothing beats {first} by {TOLD_APART} standard errors a second: keep it, or measure more tokens."
+        )
+    return lines
+
+
+def _tokens(row: Row) -> str:
+    return f"{_gain(row.tokens_gain)} a token."
+
+
+def _gain(gain: Estimate | None) -> str:
+    if gain is None or not math.isfinite(gain.value):
+        return "an unknown multiple of"
+    apart = "" if _told(gain) else " (not told from 1)"
+    return f"{gain.value:.2f} ± {gain.error:.2f} times{apart}"
+
+
+def _key(gain: Estimate | None) -> float:
+    return gain.value if gain is not None and math.isfinite(gain.value) else -math.inf
+
+
+def _told(gain: Estimate) -> int:
+    """1 or -1 where a gain is above or below 1 by more than chance, else 0."""
+    return (gain.value - 1 > TOLD_APART * gain.error) - (1 - gain.value > TOLD_APART * gain.error)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain JSON; what is not finite is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [plain(asdict(row)) for row in rows]

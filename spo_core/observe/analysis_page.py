@@ -1,0 +1,87 @@
+"""The page and the terminal's table of an analysis: which candidate gives most gradient, how right its credit is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spo_core.config import flatten
+from spo_core.observe.formatting import NOT_MEASURED
+from spo_core.observe.plots import curves_svg
+from spo_core.observe.report import page_environment
+from spo_core.system.files import write_text
+
+LINE = 120  # columns where the output is no terminal
+Estimated = Mapping[str, float | None] | None
+
+
+def write_analysis(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``folder/index.html`` from what analysis.json holds, and return its path. Equal inputs give equal bytes."""
+    template = page_environment().get_template("analysis.html")
+    text = template.render(
+        result=result,
+        estimate=estimate,
+        calibration=Markup(_calibration(result)),
+        provenance=flatten(result["provenance"]),
+    )
+    write_text(folder / "index.html", text.encode("utf-8", "backslashreplace").decode())
+    return folder / "index.html"
+
+
+def _calibration(result: Mapping[str, Any]) -> str:
+    """Mean truth over mean value, by bins of the value."""
+    series = {
+        row["name"]: [(value, truth) for value, truth, _ in row["values"]["calibration"]]
+        for row in result["candidates"]
+        if row["values"] is not None
+    }
+    return curves_svg(series, "value", "True value") if series else ""
+
+
+def estimate(found: Estimated, scale: float = 1.0) -> str:
+    """A number and its error, to two digits of the error; a dash for what was not measured."""
+    if found is None or found["value"] is None:
+        return NOT_MEASURED
+    value, error = found["value"] * scale, found["error"]
+    if error is None:
+        return f"{value:.3g}"
+    error *= scale
+    places = min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def print_analysis(result: Mapping[str, Any]) -> None:
+    """A line a candidate, then the recommendations."""
+    console = Console(width=None if sys.stdout.isatty() else LINE, highlight=False)
+    table = Table(
+        title=escape(f"{result['model']}: efficiency |E g|² / tr Cov(g) ± standard error over questions"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("candidate", overflow="fold")
+    for heading in ("a million tokens", "times", "a second", "times", "cosine", "no signal", "value error"):
+        table.add_column(heading, justify="right")
+    for row in result["candidates"]:
+        own = row["efficiency"]
+        table.add_row(
+            escape(row["name"]),
+            estimate(own["per_token"]),
+            estimate(row["tokens_gain"]),
+            estimate(own["per_second"]),
+            estimate(row["seconds_gain"]),
+            estimate(row["cosine"]),
+            f"{own['without_signal']['value']:.2f}",
+            estimate(row["values"] and row["values"]["error"]),
+        )
+    console.print(table)
+    for line in result["recommendations"]:
+        console.print(escape(line))

@@ -1,0 +1,158 @@
+"""Measuring candidates at one policy, and publishing the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from spo_core.analysis.bench import bench, opened
+from spo_core.analysis.candidates import DEFAULT, Candidate, identity, read_candidates, reference_of
+from spo_core.analysis.measure import measure, read_gradients, read_trees
+from spo_core.analysis.result import Measured, as_json, compare, recommend
+from spo_core.analysis.sketch import WIDTH, relative_error
+from spo_core.analysis.truth import State, measure_states
+from spo_core.config import digest
+from spo_core.evaluate.models import Model
+from spo_core.observe.analysis_page import print_analysis, write_analysis
+from spo_core.observe.bars import bar
+from spo_core.runs.directory import check_run, open_run, provenance
+from spo_core.runs.fingerprint import ANALYSIS, code_digest
+from spo_core.system.files import folder_digest, write_json
+from spo_core.system.plugins import open_project
+from spo_core.train.doors import sources
+from tasks.records import RunSpec
+
+
+@dataclass(frozen=True)
+class AnalysisSpec:
+    """What to measure. ``tokens`` are generated for each candidate and the reference; ``states`` of each candidate are
+    valued by ``rollouts`` responses from each, or by none where it is 0. ``name`` is that of the report."""
+
+    run: RunSpec
+    candidates: tuple[Candidate, ...]
+    model: Model
+    tokens: int
+    states: int
+    rollouts: int
+    name: str
+
+    @property
+    def all(self) -> tuple[Candidate, ...]:
+        """The candidates and the reference."""
+        return (*self.candidates, reference_of(self.candidates[0]))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What measurements in one folder have in common; candidates and amounts may be added to it."""
+        params = self.candidates[0].params
+        return {
+            "shared": identity(self.candidates[0])["shared"],
+            "data": folder_digest(self.run.inputs.data(params.data.problem_set)),
+            "policy": self.model.digest,
+            "code": code_digest(*ANALYSIS),
+        }
+
+
+def read_spec(
+    root: Path, presets: tuple[str, ...], grid: str | None, overrides: tuple[str, ...]
+) -> tuple[RunSpec, tuple[Candidate, ...]]:
+    """The run whose checkpoints and data are used, that of the first preset, and the candidates."""
+    candidates = read_candidates(root, presets, root / grid if grid else None, overrides)
+    first = presets[0] if presets and presets[0] != DEFAULT else None
+    return RunSpec.here(first), tuple(candidates)
+
+
+def check_analysis(spec: AnalysisSpec) -> None:
+    """Raise SPOError for what would refuse the analysis later; writes nothing."""
+    open_project(spec.run.paths.root)
+    for candidate in spec.candidates:
+        sources(candidate.params)
+    check_run(spec.run.paths.work, "analysis", spec.identity)
+
+
+@contextmanager
+def open_analysis(spec: AnalysisSpec) -> Iterator[str]:
+    """Lock the working directory, load the policy and start its engine; yields the directory."""
+    with (
+        open_run(spec.run.paths.work, "analysis", spec.identity, spec.run.paths.root) as run,
+        opened(spec.all, spec.run.inputs, spec.model.folder, run.path),
+    ):
+        yield str(run.path)
+
+
+def _folder(directory: str, candidate: Candidate) -> Path:
+    decides = identity(candidate) | {"custom": sources(candidate.params)}
+    return Path(directory) / f"{candidate.name}-{digest(decides)[:8]}"
+
+
+@task(name="gradients", cache_policy=NO_CACHE, persist_result=False)
+def measure_gradients(directory: str, candidate: Candidate, tokens: int) -> None:
+    """Sample a candidate's trees and take their gradients, until ``tokens`` were generated."""
+    with bar(candidate.name, tokens, unit="tok") as progress:
+        measure(
+            bench(directory),
+            candidate,
+            _folder(directory, candidate),
+            tokens,
+            lambda done: progress.update(min(done, tokens) - progress.n),
+        )
+
+
+@task(name="values", cache_policy=NO_CACHE, persist_result=False)
+def measure_values(directory: str, candidate: Candidate, states: int, rollouts: int) -> None:
+    """Sample from states of a candidate's trees until their values are known."""
+    _states(directory, candidate, states, rollouts)
+
+
+def _states(directory: str, candidate: Candidate, states: int, rollouts: int) -> list[State]:
+    folder = _folder(directory, candidate)
+    with bar(candidate.name, states, unit="state", inner=True) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        return measure_states(
+            bench(directory),
+            candidate,
+            read_trees(folder),
+            folder / "states",
+            states=states,
+            rollouts=rollouts,
+            progress=show,
+        )
+
+
+def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
+    """Compare what was measured; writes reports/analysis/<name>/ and returns what analysis.json holds."""
+    measured = [
+        Measured(
+            candidate,
+            read_gradients(folder := _folder(directory, candidate)),
+            read_trees(folder),
+            _states(directory, candidate, spec.states, spec.rollouts) if spec.states else [],
+        )
+        for candidate in spec.all
+    ]
+    rows = compare(bench(directory), measured, measured[-1].gradients)
+    result = {
+        "name": spec.name,
+        "model": spec.model.name,
+        "recommendations": recommend(rows),
+        "candidates": as_json(rows),
+        "sketch": {"width": WIDTH, "relative_error": relative_error(WIDTH)},
+        "amount": {"tokens": spec.tokens, "states": spec.states, "rollouts": spec.rollouts},
+        "identity": spec.identity,
+        "provenance": provenance(spec.run.paths.root),
+    }
+    target = spec.run.paths.analysis(spec.name)
+    write_json(target / "analysis.json", result)
+    write_analysis(result, target)
+    print_analysis(result)
+    return result
