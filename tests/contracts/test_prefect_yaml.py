@@ -40,7 +40,8 @@ def test_deployments_start_flows_with_what_they_take(name):
     deployment = DEPLOYMENTS[name]
     flow, given = entry(deployment), deployment.get("parameters", {})
     assert flow.name == name.split("/")[0]
-    assert {"preset", "overrides", "name"} | set(given) <= set(inspect.signature(flow.fn).parameters)
+    taken = set(inspect.signature(flow.fn).parameters)
+    assert {"overrides", "name"} | set(given) <= taken and taken & {"preset", "presets"}
     flow.validate_parameters({k: p.default for k, p in inspect.signature(flow.fn).parameters.items()} | given)
     load_params(ROOT, given.get("preset"))
     assert deployment["description"] and "spo" in deployment["tags"]
