@@ -1,4 +1,4 @@
-"""The result of an analysis: what was measured of every candidate, compared, and said in a sentence each."""
+"""The findings of an analysis: what was measured of every candidate, compared, and said in a sentence each."""
 
 from __future__ import annotations
 
