@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 
 from spo_core.analysis.bench import bench, opened
 from spo_core.analysis.candidates import DEFAULT, Candidate, identity, read_candidates, reference_of
-from spo_core.analysis.measure import measure, read_gradients, read_trees
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
+from spo_core.analysis.measure import measure, read_gradients, read_trees
 from spo_core.analysis.sketch import WIDTH, relative_error
 from spo_core.analysis.truth import State, measure_states
 from spo_core.config import digest
