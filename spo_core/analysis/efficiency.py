@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 MILLION = 1e6
+TOLD_APART = 2  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ def cosine(gradients: Gradients, reference: Gradients) -> Estimate:
     """Cosine between E g of a candidate and that of the reference, over the questions both sampled.
 
     A question is never compared with itself, nor a sample with itself: so what two candidates that are the same
-    estimator measure is 1 up to the error given. It may exceed 1 by noise. NaN where a mean is not told from zero.
+    estimator measure is 1 up to the error given. It may exceed 1 by noise. NaN where the length of either mean is not
+    told from zero.
     """
     shared = [q for q in gradients.questions if q in set(reference.questions)]
     if len(shared) < 3:
@@ -110,25 +112,28 @@ def cosine(gradients: Gradients, reference: Gradients) -> Estimate:
     repeats = (gradients.vectors.shape[1], reference.vectors.shape[1])
     scale = {"aa": repeats[0] ** 2, "bb": repeats[1] ** 2, "ab": repeats[0] * repeats[1]}
 
-    def of(left: Floats) -> Floats:
-        n = np.where(np.isfinite(left), count - 1, count)
-        means = {
-            k: (t.total - np.where(np.isfinite(left), t.each[np.nan_to_num(left).astype(int)], 0.0))
-            / (n * (n - 1) * scale[k])
-            for k, t in totals.items()
-        }
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return means["ab"] / np.sqrt(means["aa"] * means["bb"])
+    def mean(key: str, left: Floats) -> Floats:
+        out = np.isfinite(left)
+        n = count - out.astype(int)
+        without = np.where(out, totals[key].each[np.nan_to_num(left).astype(int)], 0.0)
+        return (totals[key].total - without) / (n * (n - 1) * scale[key])
 
-    return _jackknife(of, count)
+    for key in ("aa", "bb"):
+        if not _is_positive(_jackknife(lambda left, key=key: mean(key, left), count)):  # type: ignore[misc]
+            return Estimate(math.nan, math.nan)
+    return _jackknife(lambda left: mean("ab", left) / np.sqrt(mean("aa", left) * mean("bb", left)), count)
 
 
 def ratio(ours: Estimate, theirs: Estimate) -> Estimate:
     """``ours`` over ``theirs``, to first order in independent errors; NaN where ``theirs`` is not told from zero."""
-    if not theirs.value > 2 * theirs.error:
+    if not _is_positive(theirs):
         return Estimate(math.nan, math.nan)
     value = ours.value / theirs.value
     return Estimate(value, math.hypot(ours.error, value * theirs.error) / theirs.value)
+
+
+def _is_positive(found: Estimate) -> bool:
+    return found.value > TOLD_APART * found.error
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -189,8 +194,14 @@ class _Sums:
 
 
 def _jackknife(of: Callable[[Floats], Floats], count: int) -> Estimate:
-    """``of`` maps left-out questions to estimates; NaN leaves none out."""
-    value = float(of(np.array([math.nan]))[0])
-    without = of(np.arange(count, dtype=np.float64))
-    error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    """``of`` maps left-out questions to estimates; NaN leaves none out. NaN where it divides by zero, as it does where
+    no question has a gradient.
+
+    The error of a mean over pairs is too wide where noise is far above the mean, by a factor of sqrt(2) at most (Efron
+    and Stein 1981), and right where it is not.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(of(np.array([math.nan]))[0])
+        without = of(np.arange(count, dtype=np.float64))
+        error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
     return Estimate(value, error)

@@ -9,15 +9,13 @@ from typing import Any
 
 from spo_core.analysis.bench import Bench
 from spo_core.analysis.candidates import REFERENCE, Candidate
-from spo_core.analysis.efficiency import Efficiency, Estimate, Gradients, cosine, efficiency, ratio
+from spo_core.analysis.efficiency import TOLD_APART, Efficiency, Estimate, Gradients, cosine, efficiency, ratio
 from spo_core.analysis.found import Found, credit_found
 from spo_core.analysis.shape import Shape, shape
 from spo_core.analysis.truth import Ranking, State, calibration, error, ranking
 from spo_core.credit.pairs import CreditedTree
 from spo_core.problems.base import ShowsMistakes
 from spo_core.rollout.token_texts import token_texts
-
-TOLD_APART = 2  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
