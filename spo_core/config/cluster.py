@@ -1,4 +1,4 @@
-"""Where tasks that are mapped run: ``run.task_runner`` of ``params/run.yaml``."""
+"""``run.task_runner`` of ``params/run.yaml``: the process or cluster that runs mapped tasks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from spo_core.config.namespace import Namespace
 
 
 class LocalRunner(Namespace):
-    """This process: nothing is mapped."""
+    """The flow's own process; nothing is mapped over workers."""
 
     type: Literal["local"]
 
     @property
-    def parts(self) -> int:
-        """Parts that an iteration's questions are divided into."""
+    def shards(self) -> int:
+        """Number of shards that an iteration's questions are divided into."""
         return 1
 
 
@@ -25,14 +25,14 @@ class DaskRunner(Namespace):
 
     type: Literal["dask"]
     workers: int = Field(default=2, ge=1)
-    """Parts that an iteration's questions are divided into; also the processes of a cluster that is started here."""
+    """Shards that an iteration's questions are divided into; also the processes of a cluster that is started here."""
     address: str | None = None
     """Address of a Dask scheduler, as tcp://host:8786; null starts a cluster on this machine for the length of the
     flow."""
 
     @property
-    def parts(self) -> int:
-        """The number of parts that questions are divided into: ``workers``."""
+    def shards(self) -> int:
+        """Number of shards that an iteration's questions are divided into."""
         return self.workers
 
 
@@ -41,16 +41,16 @@ class RayRunner(Namespace):
 
     type: Literal["ray"]
     workers: int = Field(default=2, ge=1)
-    """Parts that an iteration's questions are divided into; also the CPUs of a cluster that is started here."""
+    """Shards that an iteration's questions are divided into; also the CPUs of a cluster that is started here."""
     address: str | None = None
     """Address of a Ray cluster, as ray://host:10001 or auto; null starts one on this machine for the length of the
     flow."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs that one part of the work reserves."""
+    """GPUs that one mapped task reserves."""
 
     @property
-    def parts(self) -> int:
-        """As ``workers`` says."""
+    def shards(self) -> int:
+        """Number of shards that an iteration's questions are divided into."""
         return self.workers
 
 

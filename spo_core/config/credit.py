@@ -41,7 +41,7 @@ class Delimiter(Namespace):
 
     type: Literal["delimiter"]
     text: str = Field(default="\n", min_length=1)
-    """What ends a step."""
+    """Text that ends a step."""
     max_cuts: int | None = Field(default=None, ge=1)
     """Most cutpoints of a response, the first ones; null: all."""
 
@@ -79,7 +79,7 @@ class MonteCarlo(Namespace):
 
 
 class AdaptiveMonteCarlo(Namespace):
-    """Monte Carlo that samples a state no longer than its value is uncertain, and shares value rollouts.
+    """Monte Carlo that stops sampling a state once its value is certain enough, and shares value rollouts.
 
     A rollout counts for every state of its question that it came through, and equal states share one fan. No state of
     a question goes on once all its rewards agree and their common mean is certain by the same tolerance.
@@ -91,7 +91,7 @@ class AdaptiveMonteCarlo(Namespace):
     min_rollouts: int = Field(default=4, ge=1)
     """Value rollouts begun at a state at first, and again each time it is not decided."""
     max_rollouts: int = Field(default=9, ge=1)
-    """No more are begun at a state once this many count for it."""
+    """Number of rollouts counted for a state from which on no more are started there."""
     prompt: Literal["always", "cut"] = "cut"
     """The same choice as ``prompt`` of monte_carlo."""
 
@@ -135,11 +135,11 @@ class BestOfKProgress(Namespace):
     weight: float = Field(default=5.0, ge=0)
     """Weight of the prover's progress."""
     baseline: Literal["none", "parent"] = "none"
-    """Subtracted from the policy's own value: nothing, or V(parent)."""
+    """Baseline subtracted from the policy's own value: none, or V(parent)."""
 
 
 class AllTokens(Namespace):
-    """Every token of a trained segment."""
+    """Train every token of a segment."""
 
     type: Literal["all"]
 

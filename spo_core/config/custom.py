@@ -1,4 +1,4 @@
-"""``{type: custom, path: "module:name", options: {...}}``: what a project brings itself, and names of ours for paths.
+"""``{type: custom, path: "module:name", options: {...}}``: a user's own functions and classes, and names for ours.
 
 docs/extending.md describes both.
 """
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from spo_core.config.namespace import Namespace
 
-OURS = {  # key and name of what is ours -> its path
+OURS = {  # "<key>.<name>" of a choice that the project ships -> its path
     "run.trackers.wandb": "spo_core.observe.trackers.wandb:WandbTracker",
     "run.trackers.tensorboard": "spo_core.observe.trackers.tensorboard:TensorBoardTracker",
 }
@@ -31,9 +31,9 @@ class CustomParams(Namespace):
 
     type: Literal["custom"]
     path: Annotated[str, AfterValidator(_well_formed)]
-    """``my_module:name``."""
+    """Module and name within it, as ``my_module:name``."""
     options: dict[str, Any] = {}
-    """What it is given as ``options``; validated where it declares a pydantic model for them."""
+    """Options passed to it as ``options``; validated where it declares a pydantic model for them."""
 
 
 def named(key: str) -> BeforeValidator:

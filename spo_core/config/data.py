@@ -43,11 +43,12 @@ class JsonlParams(Namespace):
     template: str = "plain"
     """Name of a template, or a text that holds ``{question}`` once."""
     answer_form: Literal["hashes", "boxed"] | None = None
-    """How completions state the answer, after ``####`` or in a box; null: as the template has it, a text ``hashes``."""
+    """How completions state the answer, after ``####`` or in a box; null: as the named template does, else
+    ``hashes``."""
     bos: Literal["none", "written"] | None = None
-    """``written``: the template begins with the policy's BOS token; null: as the template has it, a text ``none``."""
+    """``written``: the template begins with the policy's BOS token; null: as the named template does, else ``none``."""
     stop: tuple[str, ...] | None = None
-    """Strings that end a completion; null: the template's, of a text none."""
+    """Strings that end a completion; null: those of the named template, else none."""
     rule: Literal["math", "text"] = "math"
     """How answers are compared: as mathematics, or as text without regard to case and white space."""
 

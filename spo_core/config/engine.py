@@ -1,4 +1,4 @@
-"""What samples: ``rollout.engine`` of ``params/rollout.yaml``."""
+"""``rollout.engine`` of ``params/rollout.yaml``: the engine that samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from spo_core.config.namespace import Namespace
 
-SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # last words of a secret's name
-REFUSED = {  # options, with dashes for underscores too
+SECRET = ("token", "key", "secret", "password", "credential", "credentials")  # last words of secret options
+REFUSED = {  # vLLM options that cannot be set, with underscores or dashes
     "load_format": "weights are read from safetensors alone",
     "trust_remote_code": "code that comes with a policy is not run",
     "model": "the policy is served",
@@ -84,6 +84,6 @@ class VllmEngineParams(Namespace):
         return self
 
 
-# where and how long a vLLM engine may work, not what it samples
+# keys that say where and how long a vLLM engine works, not what it samples
 RESOURCES = ("first_gpu", "gpu_memory_utilization", "cache_gib", "sleep", "start_seconds", "request_seconds")
 EngineParams = Annotated[TransformersEngineParams | VllmEngineParams, Field(discriminator="type")]

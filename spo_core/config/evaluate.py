@@ -19,9 +19,9 @@ class NightlyParams(Namespace):
     max_late_hours: float = Field(default=6.0, gt=0)
     """A run that starts later than this after its scheduled time drops itself."""
     wait_seconds: float = Field(default=600.0, gt=0)
-    """How long a cell waits for the limit ``run.gpu_limit`` before the night is given up."""
+    """Seconds that a cell waits for a slot of ``run.gpu_limit`` before the night's evaluation is given up."""
     standard_errors: float = Field(default=2.0, gt=0)
-    """A score that fell by more than so many paired standard errors is an event."""
+    """Number of paired standard errors by which a score must fall to be an event."""
 
 
 class EvaluateParams(Namespace):
@@ -30,7 +30,7 @@ class EvaluateParams(Namespace):
     suite: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Name of the suite: one of ``params/suites``, or that of ``params/evaluate.yaml`` itself."""
     problem_sets: tuple[SetName, ...] | None = Field(default=None, min_length=1)
-    """Whose test splits are asked; null: that of ``data.problem_set``."""
+    """Problem sets whose test splits are asked; null: that of ``data.problem_set``."""
     sources: dict[SetName, str] = Field(default_factory=dict)
     """Folder with the files of a problem set other than ``data.problem_set``; one without comes from the hub."""
     template: str | None = None

@@ -30,7 +30,7 @@ class PPOClip(Namespace):
 
 
 class NoKL(Namespace):
-    """No reference policy."""
+    """Training without a KL penalty, and so without a reference policy."""
 
     type: Literal["none"]
 
@@ -52,7 +52,8 @@ class KLPenalty(Namespace):
     """Estimator of the KL divergence, with d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d -
     1."""
     where: Literal["loss", "reward"] = "loss"
-    """Added to the loss, or taken from the advantage of each token (of the sampling policy, without gradient)."""
+    """Whether the penalty is added to the loss, or taken from each token's advantage (then it is that of the sampling
+    policy, without gradient)."""
     coefficient: float = Field(default=1e-4, gt=0)
     """Weight of the penalty; its initial weight where it is adaptive."""
     aggregation: Literal["token", "sequence"] = "token"
@@ -60,11 +61,11 @@ class KLPenalty(Namespace):
     max: float | None = Field(default=None, gt=0)
     """Largest estimate of one token; null: no limit (the reference limits at 1e9, which is none)."""
     adaptive: AdaptiveKL | None = None
-    """Null keeps the coefficient."""
+    """How the coefficient changes from iteration to iteration; null keeps it constant."""
 
 
 class ReplayParams(Namespace):
-    """Segments that wait to be trained. Each is trained in at most one iteration."""
+    """Replay of sampled segments in later iterations; each is trained in at most one."""
 
     max_age: int = Field(default=1, ge=1)
     """Iterations in which a segment may be drawn, that of its sampling included; 1 trains what was just sampled."""
@@ -73,11 +74,11 @@ class ReplayParams(Namespace):
     segments: int | None = Field(default=None, ge=1)
     """Most segments drawn in an iteration; null: all. The others wait."""
     rule: Literal["fresh", "reference"] = "fresh"
-    """Which are drawn where not all may be. fresh: the newest first, at random within an iteration, and the others
-    wait. reference: at random among all that wait, up to per_question; of these at random up to segments, and what
-    that leaves over is lost."""
+    """Rule of drawing where a limit leaves some out. fresh: the newest first, at random within an iteration; others
+    wait. reference: at random among all that wait, up to per_question; of these at random up to segments, and what that
+    leaves over is lost."""
     unit: Literal["siblings", "segments"] = "siblings"
-    """What is drawn together: all segments of one parent, which share their prefix, or each on its own (reference)."""
+    """Unit of drawing: all segments of one parent, which share their prefix, or single segments (reference)."""
 
 
 class TorchBackendParams(Namespace):
@@ -93,7 +94,8 @@ class DeepSpeedBackendParams(Namespace):
     ranks: int = Field(default=1, ge=1)
     """Processes, one a device."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What ZeRO divides among ranks: nothing, optimizer state, gradients too, weights too."""
+    """ZeRO stage, which says what is divided among ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights
+    too."""
     hostfile: str | None = None
     """DeepSpeed's list of machines and their slots; null: this machine. All must see the working directory."""
     offload_optimizer: bool = False
@@ -108,7 +110,7 @@ class DeepSpeedBackendParams(Namespace):
 
 class LearnParams(Namespace):
     fidelity: Literal["paper", "reference"] = "paper"
-    """Whose normalization, whitening and kl are the defaults."""
+    """Source of the defaults of normalization, whitening and kl: the paper, or the published code."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -120,25 +122,25 @@ class LearnParams(Namespace):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the running mean and of the running square of gradients."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """AdamW's."""
+    """AdamW's epsilon, added to the denominator of its update."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled, as AdamW's."""
+    """AdamW's decoupled weight decay."""
     epochs: int = Field(default=1, ge=1)
     """Passes over an iteration's segments."""
     optimizer_steps: int = Field(default=4, ge=1)
     """Optimizer steps an epoch; an iteration's questions are shuffled and divided evenly among them."""
     zero_advantage: Literal["drop", "keep"] = "drop"
-    """Segments without advantage: no part of the update (SPO-tree), or counted where the loss is normalised."""
+    """Whether segments whose advantage is 0 are left out (SPO-tree), or counted where the loss is normalised."""
     normalization: Literal["batch", "micro_batch"] = "batch"
-    """Mean over the trained tokens of an optimizer step, or mean over micro-batches of means over their tokens."""
+    """Normalisation of the loss: mean over an optimizer step's trained tokens, or mean of the micro-batches' means."""
     whitening: Literal["none", "micro_batch"] = "none"
-    """Advantages less their mean, divided by their standard deviation, over the trained tokens of a micro-batch."""
+    """Whitening of advantages (minus mean, over standard deviation) within the trained tokens of a micro-batch."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Episodes in a micro-batch, drawn at random; needed where normalization or whitening are by micro-batch."""
     loss: Annotated[PPOClip | CustomParams, Field(discriminator="type"), named("learn.loss")] = PPOClip(type="ppo_clip")
     """Policy loss of each trained token; weights, KL and averages are the same for all."""
     clip_low: float = Field(default=0.2, gt=0)
-    """See clip_high."""
+    """Lower clip range: see clip_high."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     max_ratio: float | None = Field(default=None, gt=1)
@@ -152,7 +154,7 @@ class LearnParams(Namespace):
     report_entropy: bool = True
     """Measure the policy's entropy at trained positions."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """A longer gradient is scaled down to it."""
+    """Largest norm of the gradient; a longer one is scaled down to it."""
     max_logprob_gap: float | None = Field(default=None, gt=0)
     """Largest mean difference, in nats a sampled token, between the engine's log-probs and the trainer's before an
     update; a quarter of it is warned of. null: what rounding explains in the coarser dtype of the two, 0.002 in
@@ -181,15 +183,15 @@ class LearnParams(Namespace):
 
     @property
     def zero_stage(self) -> int:
-        """The stage that DeepSpeed is told; 0 without it. In bfloat16 stage 0 would add up gradients in that; stage 1
-        gives what it should give, with less memory."""
+        """ZeRO stage that DeepSpeed runs with; 0 without DeepSpeed. In bfloat16 stage 1 replaces stage 0, which would
+        sum gradients in bfloat16; stage 1 sums them in float32 and takes less memory."""
         if self.backend.type == "torch":
             return 0
         return max(self.backend.zero_stage, 1) if self.dtype == "bfloat16" else self.backend.zero_stage
 
 
 def with_fidelity(learn: dict[str, Any]) -> dict[str, Any]:
-    """The content of ``learn`` with the keys that ``fidelity`` decides and that are not given."""
+    """Add to the content of ``learn`` the keys that ``fidelity`` decides and that are not given."""
     chosen = FIDELITY.get(learn.get("fidelity", "paper"), {})
     kl = learn.get("kl")
     if isinstance(kl, dict) and "type" not in kl:

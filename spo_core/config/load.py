@@ -25,7 +25,7 @@ from spo_core.errors import ConfigError
 NAMESPACES = ("run", "data", "policy", "rollout", "verify", "credit", "learn", "evaluate")
 UNIONS = ("init", "partition", "value", "advantage", "mask", "loss", "kl", "backend", "engine", "task_runner")
 
-LISTS = ("reward", "trackers")  # of members of a union
+LISTS = ("reward", "trackers")  # keys of lists whose members are of a union
 
 
 def load_params(
@@ -33,7 +33,8 @@ def load_params(
 ) -> Params:
     """Read ``root/params``, lay a suite, a preset and ``key=value`` overrides over it, and validate.
 
-    With ``suite`` nothing holds that the preset says of evaluation. Raises ConfigError naming the file and the key.
+    With ``suite`` given, the preset's own settings of ``evaluate`` are ignored. Raises ConfigError naming the file and
+    the key.
     """
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -54,7 +55,7 @@ def load_params(
         layers = [(path, {"evaluate": _read_yaml(path)}), *layers]
     for where, overlay in [*layers, *asked]:
         if isinstance(where, Path) and "contexts" in (overlay.get("evaluate") or {}):
-            tree["evaluate"] = {k: v for k, v in tree["evaluate"].items() if k != "contexts"}  # its keys are names
+            tree["evaluate"] = {k: v for k, v in tree["evaluate"].items() if k != "contexts"}  # replaced, not merged
         tree = _merge(tree, overlay)
         for name in overlay:
             origin[name] = f"{where} over {origin.get(name, '')}".removesuffix(" over ")
@@ -65,7 +66,7 @@ def load_params(
 
 
 def _named_suite(layers: Sequence[tuple[Path | str, dict[str, Any]]]) -> object:
-    """What the last layer that says so has for ``evaluate.suite``."""
+    """Return ``evaluate.suite`` of the last layer that has one, else None."""
     named = [
         o["evaluate"]["suite"] for _, o in layers if isinstance(o.get("evaluate"), dict) and "suite" in o["evaluate"]
     ]
@@ -73,7 +74,7 @@ def _named_suite(layers: Sequence[tuple[Path | str, dict[str, Any]]]) -> object:
 
 
 def _check_positions(params: Params) -> None:
-    """A run is judged by contexts that its own policy has positions for; other policies answer for themselves."""
+    """Raise ConfigError where a context is longer than the positions of a policy that is made from scratch."""
     init, longest = params.policy.init, max(params.evaluate.contexts.values())
     if init.type == "scratch" and longest > init.max_positions:
         raise ConfigError(
@@ -83,12 +84,12 @@ def _check_positions(params: Params) -> None:
 
 
 def _origin(override: str) -> str:
-    """How messages name an override: without what was given, which may be a secret that belongs elsewhere."""
+    """Name an override in messages, without its value, which may be a secret that belongs elsewhere."""
     return f"--set {override.partition('=')[0]}"
 
 
 def _override(text: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    """Parse ``a.b=1`` to ``{"a": {"b": 1}}``."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {text!r}: write it as namespace.key=value")
@@ -106,7 +107,7 @@ def _suite(folder: Path, name: object) -> Path:
 
 
 def _preset(folder: Path, preset: str) -> list[tuple[Path | str, dict[str, Any]]]:
-    """A preset and those it extends, the one that extends none first; ConfigError for unknown names and cycles."""
+    """Read a preset and those it extends, base first. Raises ConfigError for unknown names and cycles."""
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if preset not in known:
         raise ConfigError(f"no preset {preset!r} in {folder}; there are: {', '.join(known)}")
@@ -130,14 +131,14 @@ def _validate(tree: dict[str, Any], origin: dict[str, str]) -> Params:
     if isinstance(tree.get("learn"), dict):
         tree = tree | {"learn": with_fidelity(tree["learn"])}
     try:
-        return Params.model_validate_json(json.dumps(tree))  # as JSON, strictness lets a list be a tuple
+        return Params.model_validate_json(json.dumps(tree))  # in JSON, strict models take a list for a tuple
     except ValidationError as error:
         first = error.errors()[0]
-        loc = [str(part) for part in first["loc"] if part != "[key]"]  # what pydantic adds where a name is wrong
+        loc = [str(part) for part in first["loc"] if part != "[key]"]  # added for a mapping's wrong key
         for at in range(len(loc) - 1, 0, -1):
             in_list = loc[at - 1].isdigit() and loc[at - 2] in LISTS
             if in_list or (loc[at - 1] in UNIONS and at < len(loc) - 1):
-                del loc[at]  # pydantic names the chosen member of a union there
+                del loc[at]  # here pydantic has the chosen member of a union, which is no key
         key = ".".join(loc)
         where = origin.get(loc[0], "params/") if loc else "params/"
         if first["type"] == "extra_forbidden":
@@ -169,7 +170,7 @@ def _parse(where: str, text: str) -> Any:
 
 
 def _floats(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text; pydantic would too late say so only for strict fields."""
+    """Convert texts such as ``1e-4`` to floats: YAML 1.1 takes them for text, as they have no point."""
     if isinstance(value, dict):
         return {k: _floats(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -188,7 +189,7 @@ def _merge(base: Any, overlay: Any) -> Any:
     if "type" in overlay and overlay["type"] != base.get("type"):
         return overlay
     if overlay.get("type") == "custom" and overlay.get("path") != base.get("path"):
-        return overlay  # options are those of the path
+        return overlay  # options belong to their path: never merge those of another
     merged = dict(base)
     for key, value in overlay.items():
         merged[key] = _merge(base[key], value) if key in base else value
@@ -202,7 +203,7 @@ def digest(value: Any) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Flatten ``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     flat: dict[str, Any] = {}

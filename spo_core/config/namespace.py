@@ -1,4 +1,4 @@
-"""What every namespace of ``params/`` shares."""
+"""The base model of every namespace of ``params/``, and types of several."""
 
 from __future__ import annotations
 

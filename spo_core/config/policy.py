@@ -14,7 +14,7 @@ class ScratchPolicy(Namespace):
 
     type: Literal["scratch"]
     tokenizer: Literal["characters", "bytes"]
-    """``characters``: those of the problem set; ``bytes``: byte-level, any text."""
+    """Tokens of the policy. ``characters``: those of the problem set; ``bytes``: byte-level, for any text."""
     hidden_size: int = Field(ge=8)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)

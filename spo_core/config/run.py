@@ -1,4 +1,4 @@
-"""``params/run.yaml``: how long a training goes on, where it computes, and who is told."""
+"""``params/run.yaml``: how long a training goes on, where it computes, and which trackers log it."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class RunParams(Namespace):
     """Prefect's global concurrency limit of which training and every evaluated cell hold one slot, so that they take
     turns on the GPU; nothing is held where the server has no such limit, or for null."""
     task_runner: TaskRunnerParams = LocalRunner(type="local")
-    """Where rollouts are sampled and cells evaluated: in the flow's process, or mapped over a cluster."""
+    """What samples rollouts and evaluates cells: the flow's process, or a cluster over which they are mapped."""
     trackers: tuple[TrackerParams, ...] = ("wandb",)
-    """Who is told each iteration's metrics, several at once: ``wandb``, ``tensorboard``, ``none``, or a class of the
-    project's own. A single one need not be a list."""
+    """Trackers that log each iteration's metrics, several at once: ``wandb``, ``tensorboard``, ``none``, or a class of
+    the project's own. A single one need not be a list."""
     wandb: WandbParams = WandbParams()
     """Settings of tracker ``wandb``; its tables of trees apply to every tracker."""
 

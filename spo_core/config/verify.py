@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def present_name(grader: Any) -> Any:
-    """What a grader is called now: ``exact`` was once ``corrected``."""
+    """Return a grader's present name: ``corrected`` is now ``exact``."""
     return "exact" if grader == "corrected" else grader
 
 
@@ -33,23 +33,23 @@ class RewardParams(Namespace):
     correct: float = 1.0
     """The answer given equals the gold answer."""
     wrong: float = 0.0
-    """It does not."""
+    """The answer given differs from the gold answer."""
     no_answer: float = 0.0
-    """The completion states none."""
+    """The completion states no answer."""
     unparsable: float = 0.0
     """The gold answer is mathematics, the one given is not."""
     timeout: float = 0.0
-    """Comparing took too long."""
+    """Comparing the two answers took too long."""
     several_answers: float = -2.0
     """More than one ``####``; an outcome of the published graders alone, with their reward."""
 
     def possible(self, grader: GraderName) -> list[float]:
-        """Those that a grader can give."""
+        """List the rewards that outcomes of a grader can have."""
         return [r for name, r in self.model_dump().items() if grader != "exact" or name != "several_answers"]
 
 
 class OutcomeReward(Namespace):
-    """That of ``verify.rewards``; 0 for a truncated response."""
+    """The outcome's reward by ``verify.rewards``; 0 for a truncated response."""
 
     type: Literal["outcome"]
 
@@ -59,9 +59,9 @@ class OverlongReward(Namespace):
 
     type: Literal["overlong"]
     margin: int = Field(ge=1)
-    """Tokens before the most that the response could have had."""
+    """Length of the margin in tokens; it ends at the most tokens that the response could have had."""
     penalty: float = Field(default=1.0, ge=0)
-    """Taken off at the limit."""
+    """Penalty of a response as long as the limit."""
 
 
 def _compiles(pattern: str) -> str:
@@ -77,9 +77,10 @@ class FormatReward(Namespace):
 
     type: Literal["format"]
     pattern: Annotated[str, AfterValidator(_compiles)]
-    """Searched in the whole completion, as by Python's re.search; ``(?s)`` in front lets a dot be a line break."""
+    """Regular expression for Python's re.search in the whole completion; ``(?s)`` in front lets a dot match line
+    breaks."""
     bonus: float = 0.1
-    """Added where it is found."""
+    """Reward added where the pattern is found."""
 
 
 Reward = OutcomeReward | OverlongReward | FormatReward | CustomParams
@@ -101,7 +102,7 @@ class VerifyParams(Namespace):
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""
 
     def reward_range(self) -> tuple[float, float] | None:
-        """Least and most that a response can get; None where a function of the project's own decides."""
+        """Return the smallest and largest reward of a response; None where a function of the project's own decides."""
         low = high = 0.0
         for term in self.reward:
             if isinstance(term, CustomParams):

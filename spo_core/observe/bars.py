@@ -1,4 +1,4 @@
-"""Progress on standard error; in a log file a line now and then, and nothing for what passes quickly."""
+"""Progress bars on standard error; in a log file an occasional line, and none for work that ends quickly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 @contextmanager
 def bar(description: str, total: int | None, *, unit: str, inner: bool = False) -> Iterator[tqdm]:
-    """One bar; ``inner`` ones stand below another and vanish when done."""
+    """Show a progress bar; ``inner`` ones stand below another and vanish when done."""
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total,

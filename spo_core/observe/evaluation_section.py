@@ -31,14 +31,14 @@ class Disagreements:
     checkpoint: str
     evaluated: EvaluatedCell
     lines: list[Sample]
-    """The first MOST_LINES."""
+    """The first MOST_LINES of these completions."""
     count: int
     truncated: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that holds of the evaluations named by ``of``, or of all where that is empty."""
+    """A statement about the evaluations named by ``of``, or about all where that is empty."""
 
     name: str
     of: str
@@ -47,12 +47,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """All that the template shows; empty where nothing was evaluated."""
+    """Content of the section, for the page's template; empty where nothing was evaluated."""
 
     headline: CellScore | None
     """The cell that the page's headline is about."""
     verdict: str
-    """What became of it in training."""
+    """What became of the headline's score in training."""
     missing: list[str]
     """Checkpoints that were not evaluated."""
     rows: list[tuple[str, str, CellScore]]
@@ -72,7 +72,7 @@ class Section:
 
 
 def section(evaluations: Evaluations) -> Section:
-    """Everything of it, from the scores and their completions."""
+    """Make the section from the scores and their completions."""
     shown = evaluations.get(AFTER) or evaluations.get(BEFORE) or {}
     headline = headline_cell(shown) if shown else None
     compared = compare_cells(evaluations)
@@ -92,7 +92,7 @@ def section(evaluations: Evaluations) -> Section:
 
 
 def table_rows(evaluations: Evaluations) -> list[tuple[str, str, CellScore]]:
-    """(cell, checkpoint, score), cells together, so that checkpoints stand below each other."""
+    """List (cell, checkpoint, score), sorted by cell, so that checkpoints stand below each other."""
     names = dict.fromkeys(name for evaluated in evaluations.values() for name in evaluated)
     return [
         (name, checkpoint, evaluated[name].score)
@@ -124,7 +124,7 @@ def published_rows(evaluations: Evaluations) -> dict[str, list[PublishedRow]]:
 
 
 def facts(evaluations: Evaluations) -> list[Fact]:
-    """How the cells were measured: once what is equal in all, else by checkpoint, problem set or cell."""
+    """State how the cells were measured: once what is equal in all, else by checkpoint, problem set or cell."""
     told = {
         (checkpoint, cell.score.protocol.problem_set, name): _told(cell.score)
         for checkpoint, evaluated in evaluations.items()
@@ -134,24 +134,24 @@ def facts(evaluations: Evaluations) -> list[Fact]:
     return [fact for name in names for fact in _grouped(name, {at: values.get(name) for at, values in told.items()})]
 
 
-Place = tuple[str, str, str]
+Measurement = tuple[str, str, str]
 """Checkpoint, problem set, cell."""
 
-_SPLITS: tuple[Callable[[Place], str], ...] = (
-    lambda place: "",
-    lambda place: place[0],
-    lambda place: place[1],
-    lambda place: place[2],
-    lambda place: f"{place[2]}, {place[0]}",
+_SPLITS: tuple[Callable[[Measurement], str], ...] = (
+    lambda where: "",
+    lambda where: where[0],
+    lambda where: where[1],
+    lambda where: where[2],
+    lambda where: f"{where[2]}, {where[0]}",
 )
 
 
-def _grouped(name: str, values: Mapping[Place, Any]) -> Iterator[Fact]:
+def _grouped(name: str, values: Mapping[Measurement, Any]) -> Iterator[Fact]:
     """State ``values`` by the coarsest grouping of cells in which each group has a single value."""
     for split in _SPLITS:
         groups: dict[str, list[Any]] = {}
-        for place, value in values.items():
-            groups.setdefault(split(place), []).append(value)
+        for where, value in values.items():
+            groups.setdefault(split(where), []).append(value)
         if all(value == group[0] for group in groups.values() for value in group):
             yield from (Fact(name, of, group[0]) for of, group in groups.items())
             return

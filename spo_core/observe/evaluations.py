@@ -26,7 +26,7 @@ class EvaluatedCell:
     score: CellScore
     samples: list[Sample]
     details: str
-    """The Parquet file that has them, as the page names it."""
+    """Parquet file of the completions, as the page names it."""
 
 
 Evaluations = Mapping[str, Mapping[str, EvaluatedCell]]
@@ -40,11 +40,11 @@ class Compared:
     cell: str
     comparison: Comparison | None
     reasons: tuple[str, ...] = ()
-    """Why there is no comparison."""
+    """Reasons why the two scores must not be compared; empty where they were."""
 
     @property
     def word(self) -> str:
-        """What became of the accuracy, and no more than the figures say."""
+        """A word for what became of the accuracy, which claims no more than the figures do."""
         if self.comparison is None:
             return "not compared"
         if not self.comparison.told_apart:
@@ -63,13 +63,13 @@ def read_evaluations(params: Params, paths: Paths) -> dict[str, dict[str, Evalua
     if published and (paths.checkpoint("best") / "config.json").is_file():
         best = _read(params, paths, "best")
         present = folder_model("best", paths.checkpoint("best")).digest
-        if all(cell.score.model_digest == present for cell in best.values()):  # else of an earlier training
+        if all(cell.score.model_digest == present for cell in best.values()):  # otherwise it is of an earlier training
             found["best"] = best
     return found
 
 
 def evaluation_files(params: Params, paths: Paths, checkpoint: str) -> list[Path]:
-    """Scores and details of every cell of the suite."""
+    """List the files of scores and details of every cell of the suite."""
     scores = [paths.evaluation(checkpoint, cell.name) for cell in cells(params)]
     return [path for score in scores for path in (score, score.with_suffix(".parquet"))]
 
@@ -113,9 +113,8 @@ def headline_cell(evaluated: Mapping[str, EvaluatedCell]) -> str:
 
 
 def compare_cells(evaluations: Evaluations) -> dict[str, Compared]:
-    """Each cell of the final policy against the same cell of the first one, question by question; empty without both.
-
-    What must not be compared has reasons instead.
+    """Compare each cell of the final policy with that of the first one, question by question; empty without both. Cells
+    that must not be compared have reasons instead.
     """
     before, after = evaluations.get(BEFORE), evaluations.get(AFTER)
     if not before or not after:
@@ -135,7 +134,7 @@ def _compared(name: str, before: EvaluatedCell | None, after: EvaluatedCell) -> 
 
 
 def verdict(evaluations: Evaluations, compared: Compared | None) -> str:
-    """What the comparison of the headline's cell says, and no more."""
+    """Say in a sentence what the comparison of the headline's cell shows, and no more."""
     missing = [label for name, label in ((BEFORE, "before"), (AFTER, "after")) if not evaluations.get(name)]
     if missing or compared is None:
         return f"There is no evaluation {' or '.join(missing)} training, so this page claims no change."

@@ -16,7 +16,7 @@ def known(value: float | None) -> TypeGuard[float]:
 
 
 def number(value: float | None, places: int = 3) -> str:
-    """Rounded, thousands apart; a dash for what was not measured."""
+    """Format a number: rounded, with thousands apart; a dash for what was not measured."""
     if not known(value):
         return NOT_MEASURED
     return f"{value:,.{places}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
@@ -31,7 +31,7 @@ def signed(value: float | None, places: int = 3) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Three decimals; what rounds to none of them is said to be less."""
+    """Format a probability with three decimals, or as less than 0.001."""
     return "< 0.001" if known(value) and value < 0.0005 else number(value)
 
 
@@ -40,12 +40,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A param as it stands in its file."""
+    """Format a param as its file has it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def one_line(text: str | None) -> str:
-    """What someone else wrote, on one line: cut short, and what would not print is shown as a sign or as U+FFFD."""
+    """Put others' text on one line: cut short, with characters that do not print shown as a sign or as U+FFFD."""
     if text is None:
         return NOT_MEASURED
     cut = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"

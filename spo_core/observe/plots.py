@@ -20,12 +20,12 @@ from spo_core.config import digest
 Point = tuple[float, float]
 SIZE = (4.6, 2.7)  # inches of 72 units
 
-# Drawn colour -> variable of the page that replaces it; the drawn one holds where the SVG stands alone.
+# Colour in the drawing -> CSS variable that replaces it on the page; an SVG alone keeps the colour.
 INK, MUTED, RULE = "#1d2126", "#5d656e", "#dfe2e6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a6d00", "#56a0d3")  # safe for colour-blind readers
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule"} | {c: f"series-{i}" for i, c in enumerate(SERIES, start=1)}
-_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 3)))  # of many points
-_MARKERS = "osD^vP"  # of few points, on solid lines
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 3)), (0, (3, 3)))  # many points
+_MARKERS = "osD^vP"  # few points, on solid lines
 _FEW_POINTS = 60
 
 
@@ -34,7 +34,7 @@ def curves_svg(
     xlabel: str,
     ylabel: str,
 ) -> str:
-    """One axis with a line per series of (x, y), as an SVG that scales to its container.
+    """Draw one axis with a line per series of (x, y), as an SVG that scales to its container.
 
     A point with a number that is not finite is left out.
     """
@@ -66,7 +66,7 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 
 def _frame(axes: Axes, xlabel: str, *, whole: bool) -> None:
-    """Horizontal rules only; what is shown stands over the axis. ``whole``: no fractions between counted x."""
+    """Style the axes: horizontal grid lines, and a frame below only. ``whole``: x has no fractions."""
     axes.patch.set_visible(False)
     axes.figure.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -104,11 +104,12 @@ class ShortNumbers(Formatter):
 
 
 def _inline(svg: str, label: str) -> str:
-    """The <svg> element alone: named for screen readers, sized by its container, coloured and lettered by the page."""
+    """Cut out the <svg> element: named for screen readers, sized by its container, coloured and lettered by the
+    page."""
     svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # would rule a whole page
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # would style the page
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r' id="[A-Za-z2.]+_\d+"', "", svg)  # of groups; clip paths and markers have hashed ids
+    svg = re.sub(r' id="[A-Za-z2.]+_\d+"', "", svg)  # ids of groups, which nothing refers to
     svg = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "var(--sans, sans-serif)", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")

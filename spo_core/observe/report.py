@@ -26,12 +26,12 @@ MOST_TREES = 4
 
 @dataclass(frozen=True, slots=True)
 class ReportInputs:
-    """All that the page shows, as the stages published it; whatever is empty is said to be missing."""
+    """Content of the page, as the stages published it; the page says that what is empty is missing."""
 
     title: str
     """Name of the run."""
     summary: dict[str, Any]
-    """What ``summary.summarize`` gives: accuracies before and after and their difference, seconds a stage."""
+    """The result of ``summary.summarize``: accuracies before and after and their difference, seconds a stage."""
     evaluations: Evaluations
     """Evaluations of ``warmup``, ``final``, and ``best`` if it was evaluated."""
     iterations: list[dict[str, Any]]
@@ -59,7 +59,7 @@ def write_report(inputs: ReportInputs, folder: Path, decode: Decode) -> Path:
         params=flatten(inputs.params) if inputs.params else {},
         provenance=flatten(inputs.provenance) if inputs.provenance else {},
     )
-    write_text(folder / "index.html", text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate from JSON
+    write_text(folder / "index.html", text.encode("utf-8", "backslashreplace").decode())  # lone surrogates
     return folder / "index.html"
 
 
@@ -77,7 +77,7 @@ def page_environment() -> Environment:
 
 
 def step_rows(iterations: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Seconds of each step of an iteration: mean, smallest, largest, total, and share of all steps."""
+    """Tabulate the seconds of each step of an iteration: mean, smallest, largest, total, and share of all steps."""
     seconds = {step: [row[f"timing/{step}"] for row in iterations if f"timing/{step}" in row] for step in STEPS}
     total = sum(map(sum, seconds.values()))
     for step, values in seconds.items():

@@ -18,7 +18,7 @@ LINE = 120  # columns where the output is no terminal
 
 
 def print_scores(scores: Sequence[CellScore]) -> None:
-    """One line a cell; a second table for the cells that were published."""
+    """Print a line for each cell, and a second table of the cells with published figures."""
     console = _console()
     console.print(score_table(scores))
     rows = [(score, row) for score in scores for row in beside(score)]
@@ -77,7 +77,7 @@ def with_error(value: float, error: float | None) -> str:
 
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """One line a cell."""
+    """Print a line for each compared cell."""
     _console().print(comparison_table(comparisons))
 
 

@@ -39,7 +39,8 @@ def check_report(params: Params, paths: Paths) -> None:
 
 
 def summarize(paths: Paths, evaluations: Evaluations) -> dict[str, Any]:
-    """Accuracy before and after in the longest context of the first problem set, each cell, seconds a stage, tokens.
+    """Collect accuracy before and after (in the longest context of the first problem set), cells, seconds a stage,
+    tokens.
 
     Differences are paired by question, and null where the two scores must not be compared.
     """
@@ -79,7 +80,7 @@ def _cell(evaluations: Evaluations, compared: Compared, name: str) -> dict[str, 
 
 
 def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
-    """Write metrics/summary.json and report/index.html; the summary."""
+    """Write metrics/summary.json and report/index.html; returns the summary."""
     check_report(params, paths)
     evaluations = read_evaluations(params, paths)
     summary = summarize(paths, evaluations)
@@ -110,7 +111,7 @@ def _read_losses(paths: Paths) -> list[dict[str, float]]:
 
 
 def print_summary(paths: Paths, console: Console | None = None) -> None:
-    """The table a newcomer sees at the end, and where the page lies."""
+    """Print accuracies before and after, seconds of each stage, and the path of the page."""
     console = console or Console(highlight=False)
     summary = read_json(paths.metrics("summary"))
     cells = summary["cells"].values()

@@ -13,7 +13,7 @@ from spo_core.credit.pairs import CreditedTree
 from spo_core.observe.tree_view import Decode
 from spo_core.system.files import read_json
 
-Rows = list[list[Any]]  # under COLUMNS
+Rows = list[list[Any]]  # each row in the order of COLUMNS
 COLUMNS = (
     "question",
     "tree",
@@ -32,8 +32,8 @@ COLUMNS = (
 
 
 def tree_rows(trees: Sequence[CreditedTree], questions: Mapping[str, str], decode: Decode) -> Rows:
-    """One row for each segment, under COLUMNS; None stands for what a segment has not. The prompts, as segment 0, are
-    left out. ``questions`` holds their texts by id."""
+    """Make a row for each segment, in the order of COLUMNS; None where a segment has no such value. Prompts, which are
+    segment 0, are left out. ``questions`` holds their texts by id."""
     return [
         [
             questions[tree.question_id],
@@ -57,7 +57,7 @@ def tree_rows(trees: Sequence[CreditedTree], questions: Mapping[str, str], decod
 
 
 def asked(folder: Path) -> dict[str, str]:
-    """Texts of an iteration's questions by id, from its folder."""
+    """Read the texts of an iteration's questions by id, from its folder."""
     return {row["question_id"]: row["question"] for row in read_json(folder / "questions.json")}
 
 

@@ -40,7 +40,7 @@ class Segment:
     advantage: float
     strength: float
     ends: bool
-    """Whether the response ends here; only then has it an outcome and a reward."""
+    """Whether the response ends here; only then does the segment have an outcome and a reward."""
     outcome: str
     reward: float
     fan: dict[str, int]
@@ -57,7 +57,7 @@ class Branch:
     responses: int
     correct: int
     is_open: bool
-    """Drawn unfolded: the way to the strongest advantage."""
+    """Whether it is drawn unfolded, because it leads to the strongest advantage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class TreeView:
 
 
 def tree_view(tree: RolloutTree, credit: Credit, question: str, decode: Decode) -> TreeView:
-    """What is drawn of a tree. Every node is in it once, but a value rollout only as a count in its state's fan."""
+    """Arrange a tree for drawing: every node appears once, value rollouts only as counts in their state's fan."""
     trainable = [i for i, node in enumerate(tree.nodes) if node.trainable]
     return TreeView(
         question_id=tree.question_id,
@@ -113,7 +113,7 @@ def tree_view(tree: RolloutTree, credit: Credit, question: str, decode: Decode) 
 
 
 def _trained(credit: Credit, index: int) -> np.ndarray:
-    """Tokens of a node that the update reaches; bool [tokens]."""
+    """Mask of a node's tokens that the update trains; bool [tokens]."""
     return credit.masks[index] & (credit.advantages[index] != 0)
 
 
@@ -133,8 +133,8 @@ class _Drawing:
             self.below[parent] = max(self.below[parent], self.below[index])
 
     def root(self) -> Branch:
-        """The whole tree, drawn from its ends up: it may be as deep as it has segments."""
-        runs: dict[int, tuple[list[int], bool]] = {}  # of every branch, by its first node: its nodes, whether open
+        """Draw the whole tree from its ends up, without recursion: it may be as deep as it has segments."""
+        runs: dict[int, tuple[list[int], bool]] = {}  # first node of a branch -> its nodes, whether it is open
         waiting = [(0, True)]
         while waiting:
             index, is_open = waiting.pop()
@@ -146,7 +146,7 @@ class _Drawing:
             shown = max(children, key=lambda c: self.below[c]) if children and is_open else None
             waiting += [(child, child == shown) for child in children]
         drawn: dict[int, Branch] = {}
-        for index, (run, is_open) in reversed(runs.items()):  # every branch stands behind the one it hangs from
+        for index, (run, is_open) in reversed(runs.items()):  # a branch comes after the one it hangs from
             branches = tuple(drawn.pop(c) for c in self.followers[run[-1]])
             segments = tuple(self.segment(i) for i in run)
             if branches:
@@ -183,7 +183,7 @@ class _Drawing:
                 continue
             text = self.text(before, ids[start:stop])
             if text.endswith("\N{REPLACEMENT CHARACTER}") and stop < len(ids):
-                continue  # the bytes of this character go on in the next token
+                continue  # this character's bytes continue in the next token
             part = "trained" if "trained" in parts[start:stop] else parts[start]
             yield TextSpan(text, part, (min(probabilities[start:stop]), max(probabilities[start:stop])))
             before, start = ids[start:stop][-4:], stop
@@ -195,7 +195,7 @@ class _Drawing:
         return ["trained" if t else "idle" if m else "outside" for m, t in zip(mask, trained, strict=True)]
 
     def text(self, before: tuple[int, ...], ids: tuple[int, ...]) -> str:
-        """What ``ids`` add to the text behind ``before``; a tokenizer may decode a token alone without its space."""
+        """Text that ``ids`` add behind ``before``: a tokenizer may decode a token alone without its space."""
         context, whole = self.decode(before) if before else "", self.decode(before + ids)
         text = whole[len(context) :] if whole.startswith(context) else self.decode(ids)
         return (text or self.decode(ids) or "".join(f"⟨{i}⟩" for i in ids)).translate(_VISIBLE)

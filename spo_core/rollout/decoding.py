@@ -49,7 +49,7 @@ def make_decode(tokenizer: Any) -> Decode:
     def joined(ids: np.ndarray) -> str:
         try:
             text = b"".join(pieces[ids].tolist()).decode(errors="replace")
-        except (TypeError, IndexError):  # None: its text is not its own alone; or an id beyond the vocabulary
+        except (TypeError, IndexError):  # None (the text depends on other tokens), or an id beyond the vocabulary
             return whole(ids)
         return text.removeprefix(" ") if stripped else text
 
@@ -68,7 +68,7 @@ def _decoder(tokenizer: Any) -> dict[str, Any]:
 
 
 def _pieces(backend: Any, piece: Callable[[str], bytes | None]) -> np.ndarray:
-    """What each id adds to a text, nothing for special tokens and for ids without a token; objects [vocabulary]."""
+    """List what each id adds to a text, nothing for special tokens and ids without a token; objects [vocabulary]."""
     added = backend.get_added_tokens_decoder()
     tokens = {i: token for token, i in backend.get_vocab(with_added_tokens=False).items()}
     tokens |= {i: "" if token.special else token.content for i, token in added.items()}
@@ -78,7 +78,7 @@ def _pieces(backend: Any, piece: Callable[[str], bytes | None]) -> np.ndarray:
     return pieces
 
 
-_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable bytes stand for themselves, and come first
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable bytes, which stand for themselves, come first
 _BYTES = sorted(range(256), key=lambda byte: chr(byte) not in _ALPHABET)
 _BYTE_OF = dict(zip(map(ord, _ALPHABET), _BYTES, strict=True))
 
@@ -90,6 +90,6 @@ def _byte_level_piece(token: str) -> bytes:
 
 
 def _sentencepiece_piece(token: str) -> bytes | None:
-    """The token's bytes; None for a byte token, which is decoded together with its neighbours."""
+    """Return the token's bytes; None for a byte token, which is decoded together with its neighbours."""
     is_byte = token.startswith("<0x") and token.endswith(">") and len(token.encode()) == 6
     return None if is_byte else token.replace("▁", " ").encode()

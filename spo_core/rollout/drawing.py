@@ -10,7 +10,8 @@ from torch import Tensor
 def draw(
     logits: Tensor, rows: np.ndarray, noise: np.ndarray, top_p: float, entropy: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A token for every request: ids, log-probs and, where asked for, entropies in nats before top-p; each [requests].
+    """Draw a token for every request; returns ids, log-probs and, where asked for, entropies in nats before top-p; each
+    [requests].
 
     ``logits`` (rows, vocabulary) are divided by the temperature; ``rows`` [requests] says which row a request draws
     from, and ``noise`` [requests] with which number in [0, 1).
@@ -21,23 +22,23 @@ def draw(
     if top_p < 1:
         probs = nucleus(probs, top_p)
     cdf = probs.cumsum(-1)
-    places = _places(rows)
-    uniform = np.zeros((len(cdf), places.max() + 1))  # the requests of a row side by side
-    uniform[rows, places] = noise
+    ranks = _ranks(rows)
+    uniform = np.zeros((len(cdf), ranks.max() + 1))  # one row's requests side by side
+    uniform[rows, ranks] = noise
     tokens = torch.searchsorted(cdf, torch.from_numpy(uniform).to(cdf.device) * cdf[:, -1:], right=True)
     last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
     tokens = torch.minimum(tokens, last_possible[:, None])
-    chosen = logprobs.gather(-1, tokens).cpu().numpy()[rows, places]
-    return tokens.cpu().numpy()[rows, places], chosen, entropies
+    chosen = logprobs.gather(-1, tokens).cpu().numpy()[rows, ranks]
+    return tokens.cpu().numpy()[rows, ranks], chosen, entropies
 
 
-def _places(rows: np.ndarray) -> np.ndarray:
-    """The number of every entry among those before it that are equal; int64 [n]."""
+def _ranks(rows: np.ndarray) -> np.ndarray:
+    """Count for every entry the equal ones before it; int64 [n]."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
-    places = np.empty(len(rows), np.int64)
-    places[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
-    return places
+    ranks = np.empty(len(rows), np.int64)
+    ranks[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return ranks
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an engine does: token ids in, token ids out, finished requests as they finish."""
+"""The protocol of engines: token ids in, token ids out, requests returned as they finish."""
 
 from __future__ import annotations
 
@@ -73,18 +73,18 @@ class Engine(Protocol):
     restarts: int
 
     def submit(self, requests: Iterable[Request]) -> None:
-        """Raises ValueError for a request that its context has no room for."""
+        """Queue requests. Raises ValueError for one that the context has no room for."""
         ...
 
     def step(self) -> list[Completion]:
-        """Advance; the requests that finished meanwhile. Empty does not mean idle: see ``busy``."""
+        """Advance; returns the requests that finished meanwhile. An empty list does not mean idle: see ``busy``."""
         ...
 
     @property
     def busy(self) -> bool: ...
 
     def release(self, request_id: int) -> None:
-        """No further request will have this one as parent."""
+        """Declare that no further request will have this one as parent."""
         ...
 
     def policy_changed(self, version: int) -> None:

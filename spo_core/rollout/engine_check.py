@@ -1,4 +1,4 @@
-"""A policy that the transformers engine does not decode as its plain forward pass computes it is refused."""
+"""Refuses a policy that the transformers engine decodes otherwise than its plain forward pass computes it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from spo_core.policy.architecture import (
 from spo_core.rollout.engine import Request, finish_all
 from spo_core.rollout.transformers_engine import TransformersEngine
 
-SAMPLED = 4  # tokens a request
+SAMPLED = 4  # tokens sampled a request
 
 
 def checked_engine(model: PreTrainedModel, *, context_length: int, **options: Any) -> TransformersEngine:
-    """An engine, once log-probs of what it samples, and of a child of that, are those of a plain forward pass.
+    """Make an engine, and check that log-probs of what it samples, and of a child's, are those of a plain forward pass.
 
     The prompt is longer than every window below ``context_length``. Raises ConfigError where they are not.
     """
@@ -53,7 +53,7 @@ def checked_engine(model: PreTrainedModel, *, context_length: int, **options: An
 
 
 def _sampled(engine: TransformersEngine) -> list[tuple[np.ndarray, Tensor]]:
-    """Token ids of three requests, prefixes included, and the log-probs of those that were sampled."""
+    """Sample three requests; returns their token ids, prefixes included, and the log-probs of the sampled ones."""
     total = path_length(engine.model, engine.context_length)
     count = min(SAMPLED, max(1, (total - 1) // 3))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The engine that ``rollout.engine`` names."""
+"""Makes the engine that ``rollout.engine`` names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spo_core.rollout.seeds import derive_seed
 def make_engine(
     params: Params, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, policy: Path, folder: Path
 ) -> Engine:
-    """An engine that serves ``model`` after every ``policy_changed``.
+    """Make an engine that serves ``model`` after every ``policy_changed``.
 
     ``policy`` is a checkpoint with the model's architecture, ``folder`` a place for logs and for weights on their way
     to servers. Raises EngineError where the engine does not start, ConfigError where it cannot decode such a policy.
@@ -50,7 +50,7 @@ def make_engine(
         noise=None if rollout.engine.seeded else derive_seed(params.run.seed, "engine", folder.name),
     )
     if rollout.engine.servers is None:
-        if model.device.type == "cuda" and model.device.index:  # one process, one current device
+        if model.device.type == "cuda" and model.device.index:  # vLLM takes the process's current device
             raise EngineError(
                 f"rollout.engine vllm takes the first GPU in the flow's process, and the policy is on {model.device}; "
                 "set CUDA_VISIBLE_DEVICES to that GPU, or rollout.engine.servers"

@@ -18,7 +18,8 @@ class Prompt:
 
 @dataclass(slots=True)
 class GrowingTree:
-    """Nodes of one tree while it grows, in the order in which they finished; ``places`` are theirs among siblings.
+    """Nodes of one tree while it grows, in the order in which they finished; ``places`` are their numbers among
+    siblings.
 
     ``ends`` are the nodes that end in a state with one fan for all of them, by the state's tokens; the fan hangs off
     the first while the tree grows. ``ended`` are the responses not graded yet: their last node, how many tokens their
@@ -26,7 +27,7 @@ class GrowingTree:
     """
 
     prompt: Prompt
-    repeat: int = 0  # of the same question in one iteration
+    repeat: int = 0  # number among trees of the same question in an iteration
     nodes: list[Node] = field(default_factory=list)
     places: list[tuple[bool, int]] = field(default_factory=list)
     open: int = 0  # requests under way
@@ -71,7 +72,7 @@ class GrowingTree:
         for index, parent in enumerate(parents):
             children.setdefault(parent, []).append(index)
         order = [0]
-        for index in order:  # grows as it is read
+        for index in order:  # the list grows while it is read
             order += sorted(children.get(index, []), key=self.places.__getitem__)
         return order
 

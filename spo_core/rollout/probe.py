@@ -14,7 +14,7 @@ from spo_core.rollout.engine import Completion, Engine, Request, finish_all
 from spo_core.rollout.growing import Prompt
 from spo_core.rollout.seeds import derive_seed
 
-PROMPTS, TOKENS = 4, 16  # of a probe
+PROMPTS, TOKENS = 4, 16  # most of a probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def check_gap(gap: LogprobGap, limit: float, version: int) -> None:
 
 @torch.inference_mode()
 def _logprobs(model: PreTrainedModel, request: Request, completion: Completion, temperature: float) -> np.ndarray:
-    """The trainer's, float32 [n], by one plain forward of the sequence."""
+    """Compute the trainer's log-probs, float32 [n], by one plain forward pass of the sequence."""
     training = model.training
     model.eval()
     sampled = torch.from_numpy(completion.token_ids.astype(np.int64)).to(model.device)

@@ -62,12 +62,12 @@ class Sampler:
         self._children: Counter[int] = Counter()  # kept request -> its children still decoding, or to come
         self._next_id = 0
         self.generated_tokens = 0
-        self.prefix_tokens = 0  # of all requests
-        self.cached_tokens = 0  # of them, not computed again
+        self.prefix_tokens = 0  # in the prefixes of all requests
+        self.cached_tokens = 0  # prefix tokens that came from the engine's cache
         self.grading_seconds = 0.0
 
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
-        """One tree a prompt, in order."""
+        """Grow one tree a prompt; returns them in the order of the prompts."""
         trees = []
         repeats: Counter[str] = Counter()
         for prompt in prompts:
@@ -100,7 +100,7 @@ class Sampler:
         ]
 
     def _finished(self, request: OpenRequest, completion: Completion) -> int:
-        """Add what finished to its tree and ask for what follows; the number of responses that ended."""
+        """Add what finished to its tree and ask for what follows; returns the number of responses that ended."""
         tree = request.tree
         tree.open -= 1
         path, prompt = np.concatenate([request.prefix, completion.token_ids]), len(tree.prompt.token_ids)
@@ -125,12 +125,12 @@ class Sampler:
 
     @property
     def _valued(self) -> MonteCarlo | AdaptiveMonteCarlo | None:
-        """How states are valued by rollouts from them; None where they are not."""
+        """Params of value rollouts; None where states are not valued by rollouts."""
         value = self.credit.value
         return value if isinstance(value, MonteCarlo | AdaptiveMonteCarlo) else None
 
     def _let_go(self, request_id: int | None) -> None:
-        """One child less will come from a kept request."""
+        """Count one child less of a kept request, and release it after its last."""
         if request_id is not None:
             self._children[request_id] -= 1
             self._release(request_id)
@@ -155,7 +155,8 @@ class Sampler:
         self._submit(children, keep=not last or partition.type in CUT_TYPES)
 
     def _cut(self, request: OpenRequest, completion: Completion, path: np.ndarray, finish: FinishReason) -> int:
-        """Turn a response into a spine of segments, and have the state at every cutpoint valued; the last segment."""
+        """Turn a response into a spine of segments, and have the state at every cutpoint valued; returns the last
+        node."""
         partition, tree = self.credit.partition, request.tree
         assert isinstance(partition, CutPartition)
         ids, logprobs = completion.token_ids, completion.logprobs
@@ -174,7 +175,7 @@ class Sampler:
         return parent
 
     def _value(self, tree: GrowingTree, states: list[State]) -> None:
-        """A fan of value rollouts at every state of the question, one for states with equal token ids.
+        """Ask for a fan of value rollouts at every state of the question, one for states with equal token ids.
 
         It starts at once, with seeds named after the state, because which of its equals came first depends on how
         requests overlapped; if adaptive, when all responses have ended. Nothing where no rollouts value states.
@@ -189,7 +190,7 @@ class Sampler:
         tree.group.states += states
         for state in states:
             if state.parent_request is not None:
-                self._children[state.parent_request] += 1  # its cache stays until the group is decided
+                self._children[state.parent_request] += 1  # keeps its cache until all states of the question are valued
 
     def _grade(self, trees: Sequence[GrowingTree]) -> None:
         """Grade the responses of these trees that were not graded before, and note their rewards; all at once, so that
@@ -257,7 +258,7 @@ class Sampler:
         return len(request.path) if request.trainable else self._max_depth
 
     def _room(self, tree: GrowingTree, prefix: np.ndarray) -> int:
-        """Tokens that may still be sampled after this prefix."""
+        """Number of tokens that may still be sampled after this prefix."""
         room = self.rollout.context_length - len(prefix)
         if self.rollout.max_completion_tokens is not None:
             sampled = len(prefix) - len(tree.prompt.token_ids)

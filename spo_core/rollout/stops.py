@@ -16,12 +16,13 @@ MARGIN = 8  # characters; more than a decoder drops at its beginning or writes f
 
 class Stop(Protocol):
     def __call__(self, token_ids: Sequence[int] | np.ndarray, known: int = 0) -> int | None:
-        """How many tokens of a response are its own, None for all; its first ``known`` ones hold no string."""
+        """Count the tokens to the end of the first stop string; None without one. The first ``known`` tokens hold
+        none."""
         ...
 
 
 def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
-    """Where a response ends that holds one of ``strings``; None where there are none.
+    """Make the function that finds where a response ends that holds one of ``strings``; None where there are none.
 
     Engines know token ids only, so a response is cut when it, or a segment of it, is back: a string may begin in one
     segment and end in the next, and what was sampled behind it is thrown away. The tokens of the string stay, since
@@ -36,8 +37,8 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
     decode = make_decode(tokenizer)
 
     def window(ids: np.ndarray, known: int) -> tuple[int, int]:
-        """A token from which decoding gives the end of the whole text, and the first character there at which a string
-        may begin that the known tokens do not hold.
+        """Find a token from which decoding gives the end of the whole text, and the first character there at which a
+        string may begin that the known tokens do not hold.
 
         Bytes of UTF-8 in front of a whole character never change it; but bytes that are tokens of their own are decoded
         as one run, all or none, so none begins inside.
@@ -61,7 +62,7 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
         text = decode(ids[begin:])
         if not held(text):
             return None
-        if byte_tokens and UNFINISHED in text:  # a run of bytes may lose its text to its last one
+        if byte_tokens and UNFINISHED in text:  # a later byte may make a run of bytes undecodable
             pieces = token_texts(tokenizer, ids[begin:])
             whole = "".join(pieces)
             stops = [at + len(string) for string in strings if (at := whole.find(string, place)) >= 0]
@@ -71,8 +72,8 @@ def stop_at(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
         at = bisect_left(ends, True, key=lambda n: held(decode(ids[begin:n])))
         for count in range(ends[at - 1] + 1 if at else known + 1, len(ids)):
             text = decode(ids[begin:count])
-            if held(text) and not text.endswith(UNFINISHED):  # else the token begins a character, and goes with the one
-                return count  # that ends it
+            if held(text) and not text.endswith(UNFINISHED):  # otherwise it begins a character, which
+                return count  # another token completes
         return len(ids)
 
     return stop

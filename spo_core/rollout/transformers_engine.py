@@ -24,7 +24,7 @@ from spo_core.policy.attention import CAUSAL, NAME, Sees, laid_out
 from spo_core.rollout.drawing import draw
 from spo_core.rollout.engine import Completion, Request
 
-Place = tuple[int, int]  # which of the engine's stores, and which of the tensors in it
+StoreIndex = tuple[int, int]  # which of the engine's stores, and which of the tensors in it
 Stored = list[Tensor]  # one request's cache: (tensors, heads, tokens, dim) of each store
 
 
@@ -44,7 +44,7 @@ class _RowLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         e, n = self.engine, key_states.shape[0]
-        keys, values = (e.kv[store][index] for store, index in e.places[self.layer])  # (rows, heads, positions, dim)
+        keys, values = (e.kv[store][index] for store, index in e.stored_at[self.layer])  # (rows, heads, positions, dim)
         keys[e.rows[:n], :, e.lengths[:n]] = key_states[:, :, 0]
         values[e.rows[:n], :, e.lengths[:n]] = value_states[:, :, 0]
         return keys[:n, :, : e.width], values[:n, :, : e.width]
@@ -59,7 +59,7 @@ class _RowLayout:
         self.engine, self.lengths = engine, engine.lengths[:n, None]
 
     def mask(self, sees: Sees) -> Tensor:
-        """Added to scores, (n, 1, 1, width)."""
+        """Make the mask that is added to scores, (n, 1, 1, width)."""
         positions = self.engine.positions[None, : self.engine.width]
         visible = positions <= self.lengths
         if sees is not CAUSAL:
@@ -95,7 +95,7 @@ class TransformersEngine:
         self.version: int | None = None
         self.restarts = 0
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
-        self.places, shapes = self._cache_layout()
+        self.stored_at, shapes = self._cache_layout()
         self.kv = [
             torch.zeros((count, max_concurrency, heads, context_length, dim), dtype=self.dtype, device=self.device)
             for (heads, dim), count in shapes.items()
@@ -104,18 +104,18 @@ class TransformersEngine:
         self.lengths = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)  # tokens in the cache
         self.width = 0  # longest active cache, the pending token included
         self._pending = torch.zeros(max_concurrency, dtype=torch.long, device=self.device)
-        self._row_of = np.zeros(max_concurrency, np.int64)  # of every open request; from here on one entry a request
+        self._row_of = np.zeros(max_concurrency, np.int64)  # of each open request; below, one entry a request
         self._noise = np.zeros((max_concurrency, context_length))
         self._tokens = np.zeros((max_concurrency, context_length), np.int32)
         self._logprobs = np.zeros((max_concurrency, context_length), np.float32)
         self._entropies = np.zeros((max_concurrency, context_length), np.float32)
         self.positions = torch.arange(context_length, device=self.device)
-        self._active = 0  # rows
+        self._active = 0  # number of rows in use
         self._open: list[_Open] = []
         self._queue: deque[Request] = deque()
         self._kept: dict[int, tuple[np.ndarray, Stored]] = {}  # request id -> tokens, cache
         self._prefixes: dict[bytes, Stored] = {}  # prompt without its last token -> cache
-        self._uses: Counter[bytes] = Counter()  # queued requests that may need it
+        self._uses: Counter[bytes] = Counter()  # prompt -> queued requests that may need its cache
 
     @property
     def busy(self) -> bool:
@@ -138,7 +138,7 @@ class TransformersEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """The weights are the trainer's own, and its cache is small: nothing to leave."""
+        """Do nothing: the weights are the trainer's own, and the cache is small."""
 
     def close(self) -> None:
         self._queue.clear()
@@ -147,7 +147,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        if self.model.training:  # whoever trains it sets the mode again
+        if self.model.training:  # the trainer sets its mode itself
             self.model.eval()
         self._admit()
         if not self._open:
@@ -160,14 +160,14 @@ class TransformersEngine:
         )
 
     def _forward(self, n: int) -> Tensor:
-        """Feed the pending tokens of the first n rows; logits (n, vocabulary) of what follows them."""
+        """Feed the pending tokens of the first n rows; returns the logits (n, vocabulary) of what follows them."""
         lengths = self.lengths[:n]
         self.width = int(lengths.max()) + 1
         with laid_out(_RowLayout(self, n)):
             output = self.model(
                 input_ids=self._pending[:n, None],
                 position_ids=lengths[:, None],
-                past_key_values=Cache(layers=[_RowLayer(self, i) for i in range(len(self.places))]),
+                past_key_values=Cache(layers=[_RowLayer(self, i) for i in range(len(self.stored_at))]),
                 use_cache=True,
             )
         return output.logits[:, -1].float()
@@ -191,7 +191,7 @@ class TransformersEngine:
             completions.append(self._finish(index, stopped[index]))
         if finished or self._active < len(self._open):
             self._part()
-        else:  # one request a row, as before
+        else:  # every row still has one request
             self._pending[self._indices(self._row_of[: len(tokens)])] = self._indices(tokens)
         return completions[::-1]
 
@@ -217,7 +217,8 @@ class TransformersEngine:
         return completion
 
     def _part(self) -> None:
-        """A row for every distinct continuation of a row; rows without requests go, and the rest closes up."""
+        """Give every distinct continuation of a row a row of its own, drop rows without requests, and close the
+        gaps."""
         count = len(self._open)
         if not count:
             self._active = 0
@@ -225,7 +226,7 @@ class TransformersEngine:
         newest = self._tokens[np.arange(count), [item.sampled - 1 for item in self._open]].astype(np.int64)
         parted, first, where = np.unique(self._row_of[:count] << 32 | newest, return_index=True, return_inverse=True)
         self._active = len(parted)
-        source = parted >> 32  # the rows so far, ascending; the first continuation of each stays where it may
+        source = parted >> 32  # the rows so far, ascending; the first continuation of each stays where possible
         stays = np.append(True, source[1:] != source[:-1]) & (source < self._active)
         place = np.where(stays, source, -1)
         place[~stays] = np.setdiff1d(np.arange(self._active), source[stays])
@@ -248,7 +249,7 @@ class TransformersEngine:
         equal: dict[bytes, list[Request]] = {}
         for request in admitted:
             equal.setdefault(request.token_ids.tobytes(), []).append(request)
-        for group in equal.values():  # they share a row
+        for group in equal.values():  # equal requests share a row
             row, ids = self._active, group[0].token_ids
             cached = len(ids) - 1
             if cached:
@@ -262,7 +263,7 @@ class TransformersEngine:
                 generator = np.random.Generator(np.random.Philox(key=request.seed))
                 self._noise[index, : request.max_tokens] = generator.random(request.max_tokens)
                 self._row_of[index] = row
-                fresh = request.parent not in self._kept and prefix in computed  # the first of equals pays for all
+                fresh = request.parent not in self._kept and prefix in computed  # the first of equals counts
                 self._open.append(_Open(request, 0 if fresh else cached))
                 computed.discard(prefix)
                 self._forget(prefix)
@@ -282,14 +283,14 @@ class TransformersEngine:
         return request.token_ids[:-1].tobytes()
 
     def _forget(self, prefix: bytes) -> None:
-        """One request less needs this prompt's cache; drop it with the last."""
+        """Count one request less that needs this prompt's cache; drop the cache after the last."""
         self._uses[prefix] -= 1
         if not self._uses[prefix]:
             del self._uses[prefix]
             self._prefixes.pop(prefix, None)
 
     def _prefill(self, requests: list[Request]) -> set[bytes]:
-        """Compute the caches of prompts that have none yet, in one padded batch; these prompts."""
+        """Compute the caches of prompts that have none yet, in one padded batch; returns these prompts."""
         prompts = {self._prefix(r): r.token_ids[:-1] for r in requests if len(r.token_ids) > 1}
         prompts = {key: ids for key, ids in prompts.items() if key not in self._prefixes}
         if not prompts:
@@ -300,7 +301,7 @@ class TransformersEngine:
             batch[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         layers = self._cached(batch)  # right-padded and causal: padding is never seen
         stores: list[list[Tensor]] = [[] for _ in self.kv]
-        for layer, ((keys, _), (values, _)) in zip(layers, self.places, strict=True):
+        for layer, ((keys, _), (values, _)) in zip(layers, self.stored_at, strict=True):
             stores[keys].append(layer.keys)
             stores[values].append(layer.values)
         whole = [torch.stack(store) for store in stores]  # (members, prompts, heads, width, dim)
@@ -309,22 +310,22 @@ class TransformersEngine:
         return set(prompts)
 
     def _cached(self, ids: Tensor) -> list[Any]:
-        """Layers of the cache of (rows, width) token ids."""
+        """Compute the cache of token ids (rows, width); returns its layers."""
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         return list(cache.layers)
 
     @torch.inference_mode()
-    def _cache_layout(self) -> tuple[list[tuple[Place, Place]], Counter[tuple[int, int]]]:
-        """Where each layer's keys and values are stored, and how many tensors of each (heads, head dim) there are."""
+    def _cache_layout(self) -> tuple[list[tuple[StoreIndex, StoreIndex]], Counter[tuple[int, int]]]:
+        """Choose where each layer's keys and values are stored, and count the tensors of each (heads, head dim)."""
         self.model.eval()
         shapes: Counter[tuple[int, int]] = Counter()
-        places = []
+        stored_at = []
         for layer in self._cached(torch.zeros(1, 1, dtype=torch.long, device=self.device)):
             pair = []
             for tensor in (layer.keys, layer.values):
                 shape = (tensor.shape[1], tensor.shape[3])
                 pair.append((list(shapes).index(shape) if shape in shapes else len(shapes), shapes[shape]))
                 shapes[shape] += 1
-            places.append((pair[0], pair[1]))
-        return places, shapes
+            stored_at.append((pair[0], pair[1]))
+        return stored_at, shapes

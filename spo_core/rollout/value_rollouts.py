@@ -15,7 +15,7 @@ import numpy as np
 
 from spo_core.config import AdaptiveMonteCarlo
 
-MASS = 0.9  # of the posterior interval
+MASS = 0.9  # probability of the posterior interval
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class ValueGroup:
     """States by the response they were cut from, rising; set by ``share``."""
 
     def share(self) -> list[State]:
-        """Keep one of equal states, that of the first response; those dropped. Its fan values all of them."""
+        """Keep one of equal states, that of the first response, whose fan values all; returns the dropped ones."""
         self.states.sort(key=lambda s: (len(s.prefix), [int(part) for part in s.path[:1] if part.isdecimal()]))
         kept: dict[bytes, State] = {}
         dropped = [s for s in self.states if kept.setdefault(s.prefix.tobytes(), s) is not s]
@@ -66,11 +66,11 @@ class ValueGroup:
         for states in self.along.values():
             for state in states[bisect_left(states, start, key=lambda s: len(s.prefix)) :]:
                 if not np.array_equal(tokens[: len(state.prefix)], state.prefix):
-                    break  # those behind it on the same response begin with it
+                    break  # later states of this response cannot match either
                 state.rewards.append(reward)
 
     def next_round(self, params: AdaptiveMonteCarlo) -> list[tuple[State, int]]:
-        """Rollouts to begin now: (state, how many); none when all is decided.
+        """Decide on the rollouts to begin now, as (state, how many); none when all is decided.
 
         Every state begins with ``min_rollouts``. A state is then asked for as many again while its posterior interval
         is not narrower than the tolerance, until ``max_rollouts`` count for it. No state of the group goes on once all

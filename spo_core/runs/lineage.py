@@ -35,7 +35,7 @@ RENAMED = {  # key in a run's identity -> key in params/
     "max_question_tokens": "data.max_question_tokens",
     "careless": "data.arithmetic.careless",
     "threads": "run.threads",
-    "run.parts": "run.task_runner.parts",
+    "run.parts": "run.task_runner.shards",
 }
 MILESTONES = "outputs/milestones"
 NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only
@@ -183,7 +183,7 @@ def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
     caller = run.attempts[-1].caller if run.attempts else Caller()
     try:
         params = load_params(root, caller.preset, caller.overrides)
-        now = flatten(params.model_dump(mode="json")) | {"run.task_runner.parts": params.run.task_runner.parts}
+        now = flatten(params.model_dump(mode="json")) | {"run.task_runner.shards": params.run.task_runner.shards}
     except SPOError as error:
         return {"unknown": str(error)}
     was = {key: value for key, value in _params(run).items() if value is not None or key in now}

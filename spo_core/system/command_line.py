@@ -1,4 +1,4 @@
-"""What command lines share: how they end, and how they read files of lines."""
+"""Helpers of command lines: ending with a message and an exit status, and reading files of lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
     def interruptible(*arguments: Any, **options: Any) -> Any:
         try:
             return command(*arguments, **options)
-        except KeyboardInterrupt:  # typer itself would end without a word
+        except KeyboardInterrupt:  # typer would end without a message
             print(interrupted, file=sys.stderr)
             raise typer.Exit(130) from None
 
@@ -37,7 +37,7 @@ def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """(number from 1, "FILE:number", text) of every line that is not blank; ``-`` is standard input.
+    """Yield (number from 1, "FILE:number", text) of every line that is not blank; ``-`` is standard input.
 
     Raises DataError for a file that cannot be read or is not UTF-8.
     """

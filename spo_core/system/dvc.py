@@ -54,10 +54,10 @@ def add_milestones(root: Path, paths: Sequence[Path]) -> None:
 
 
 def is_added(path: Path) -> bool:
-    """Whether DVC's file of an output that was added on its own is there."""
+    """Whether the ``.dvc`` file of an output exists, so that it was added on its own."""
     return path.with_name(f"{path.name}.dvc").is_file()
 
 
 def fetch(root: Path, revision: str, path: str, target: Path) -> None:
-    """A file or folder as it was in a git revision, from DVC's cache or remote, or from git."""
+    """Fetch a file or folder as it was in a git revision, from DVC's cache or remote, or from git."""
     run_dvc(root, "get", ".", path, "--rev", revision, "--out", str(target), "--force")

@@ -1,4 +1,4 @@
-"""Writing that is never half done: temporary sibling, then an atomic rename; and what is said when a disk is full."""
+"""Atomic writing (a temporary sibling, then a rename), reading, digests, and the error for a full disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ ADVICE = {
 
 @contextmanager
 def room_at(path: Path) -> Iterator[None]:
-    """Raise DiskError where the block fails for want of room; it names the file where one is known, else ``path``."""
+    """Raise DiskError where the block fails because a disk is full; it names the file where one is known, else
+    ``path``."""
     try:
         yield
     except DiskError:
@@ -38,8 +39,8 @@ def room_at(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: Exception, path: Path | None = None) -> DiskError | None:
-    """What to say of a failure for want of room; None for any other. Libraries put the system's words in their own
-    exceptions, often without its number."""
+    """Return the DiskError for a failure that a full disk caused, None for any other. Libraries put the system's words
+    in their own exceptions, often without its number."""
     for number, advice in ADVICE.items():
         if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             named = getattr(error, "filename", None)
@@ -50,7 +51,7 @@ def disk_error(error: Exception, path: Path | None = None) -> DiskError | None:
 
 
 def _stands_apart(named: Path, path: Path) -> bool:
-    """Whether a file tells more than ``path``: it lies below, or elsewhere altogether, as in /dev/shm or /tmp."""
+    """Whether a file is worth naming beside ``path``: it lies below it, or elsewhere altogether, as in /dev/shm."""
     return named.is_relative_to(path) or (named.is_absolute() and not named.is_relative_to(path.parent))
 
 
@@ -88,7 +89,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             yield temporary
             os.replace(temporary, target)
-    finally:  # still there after an error, and where both were links to one file
+    finally:  # it still exists after an error, and where both were links to one file
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -121,7 +122,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line a row under the first row's keys; an empty file where there is none."""
+    """Write one line a row under the first row's keys; an empty file where there is no row."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -135,7 +136,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers from 1. Unlike ``str.splitlines`` it breaks at line feeds only, as JSON lines do."""
+    """Yield lines with their numbers from 1. Unlike ``str.splitlines`` it breaks at line feeds only, as JSON lines
+    do."""
     with path.open(encoding="utf-8", newline="\n") as file:
         yield from enumerate(file, start=1)
 

@@ -1,4 +1,4 @@
-"""Functions and classes that a project brings, by their path: imported, and held against the protocol of their door.
+"""Import of a user's own functions and classes by their path, checked against the protocol of their door.
 
 The project's folder is put on Python's path by ``open_project``, in the flow's process and in every process that needs
 one of them. A door is a Protocol: one with ``__call__`` takes a function of these parameters, any other takes a class
@@ -24,8 +24,8 @@ from pydantic import BaseModel, ValidationError
 from spo_core.errors import ConfigError, type_and_line
 
 _project = Path.cwd()
-_imported: set[str] = set()  # modules of the project that are here for its paths' sake
-_OURS = ("flows", "spo_core", "tasks", "tests")  # are never read anew: others hold their classes
+_imported: set[str] = set()  # modules of the user's project imported so far
+_OURS = ("flows", "spo_core", "tasks", "tests")  # never imported anew: other modules hold their classes
 _loaded: dict[tuple[str, str, str], Any] = {}
 
 
@@ -44,12 +44,13 @@ def open_project(root: Path) -> None:
 
 
 def project() -> Path:
-    """The folder of the project that was opened last; else the current one."""
+    """Return the folder of the project that was opened last, else the current folder."""
     return _project
 
 
 def load(key: str, path: str, options: Mapping[str, Any], door: type) -> Callable[..., Any]:
-    """What ``path`` names, with its options bound. Raises ConfigError, naming ``key``, where it does not fit ``door``.
+    """Import what ``path`` names and bind its options. Raises ConfigError, naming ``key``, where it does not fit
+    ``door``.
 
     A function is given back to be called with the door's parameters, a class to be called with none.
     """
@@ -63,7 +64,7 @@ def load(key: str, path: str, options: Mapping[str, Any], door: type) -> Callabl
 
 
 def source(key: str, path: str) -> Path:
-    """The file that the module of a path was imported from. Raises ConfigError as ``load``."""
+    """Return the file that the module of a path was imported from. Raises ConfigError as ``load``."""
     file = getattr(_module(f"{key}: {path}", path.partition(":")[0]), "__file__", None)
     if file is None:
         raise ConfigError(f"{key}: {path}: its module has no file whose changes could be noticed; give it one")

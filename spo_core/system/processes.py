@@ -1,4 +1,4 @@
-"""A heavy child: in a process group of its own, killed on every way out, and dead when its parent is."""
+"""Child processes in a process group of their own, killed on every way out and when their parent dies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def child(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Pat
 
 
 def wait(process: subprocess.Popen[bytes], tick: Callable[[], None], every: float = 0.2) -> int:
-    """Exit status of the process; ``tick`` is called every so many seconds until it ends."""
+    """Wait for the process, calling ``tick`` every so many seconds, and return its exit status."""
     while True:
         try:
             return process.wait(timeout=every)
@@ -54,7 +54,7 @@ def die_with_parent() -> None:
 
 
 def die_with(parent: int) -> None:
-    """Called by a child first of all: die with the parent, at once where it is already gone."""
+    """Die with the parent, at once where it is already gone; a child calls this first of all."""
     die_with_parent()
     if os.getppid() != parent:
         raise SystemExit("the process that asked for this is gone")
@@ -64,12 +64,12 @@ def keep_alive(connection: socket.socket) -> None:
     """Have TCP notice within about a minute that the other machine is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # macOS has not all of them
+        if hasattr(socket, name):  # macOS lacks some of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def last_words(log: Path, status: int) -> str:
-    """One line on why a child failed: its last exception, else its last line, else its exit status."""
+    """Say in one line why a child failed: its last exception, else its last line, else its exit status."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     ending = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     if status < 0 or not lines:

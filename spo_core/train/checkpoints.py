@@ -1,4 +1,4 @@
-"""What a session saves, what it resumes from, and the best policy so far."""
+"""Saving and restoring a session, and keeping its best policy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def keep_if_best(session: Session, accuracy: float) -> None:
 
 
 def save(session: Session) -> None:
-    """Write a resumable checkpoint of the last finished iteration. A best policy goes when no checkpoint names it."""
+    """Write a resumable checkpoint of the last finished iteration. Best policies that no checkpoint names are
+    deleted."""
     run = session.params.run
     session.run.save_checkpoint(
         session.iteration, lambda folder: _write(session, folder), run.keep_checkpoints, run.milestone_every
     )
     try:
         states = [_state(session, number) for number in session.run.checkpoints()]
-    except RunError as error:  # which best policy it names is not known: none is deleted
+    except RunError as error:  # it may name any of the best policies: none is deleted
         log.warning("all best policies are kept: %s", error)
         return
     session.run.keep_bests({state["best"]["iteration"] for state in states if state.get("best")})
@@ -44,7 +45,7 @@ def save(session: Session) -> None:
 def restore(session: Session, number: int) -> None:
     """Go on after a checkpoint. Raises RunError where it, or the best policy that it names, cannot be read."""
     folder, state = session.run.checkpoint(number), _state(session, number)
-    if state.get("best"):  # else none was validated yet, or it was saved before best policies were kept
+    if state.get("best"):  # otherwise none was validated yet, or an older version wrote this
         session.best = Best(**state["best"])
         if not session.run.has_best(session.best.iteration):
             raise RunError(
@@ -56,7 +57,7 @@ def restore(session: Session, number: int) -> None:
         session.model.load_state_dict(policy.state_dict())
         session.trainer.load(folder / "trainer")
         session.replay.load(folder / "replay")
-    except UNREADABLE as error:  # of the right size, but not what was written
+    except UNREADABLE as error:  # the file has its size, but other bytes than were written
         why = str(error).partition("\n")[0]
         raise RunError(f"{folder}: cannot be read ({why}); delete it to go on from the one before") from error
     session.generated_tokens = state["generated_tokens"]

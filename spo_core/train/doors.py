@@ -1,4 +1,4 @@
-"""What a run takes from the project's own modules: found and checked before it starts, and part of its identity."""
+"""Checks of the user's own functions that a run uses, before it starts; their digests are part of its identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spo_core.verify.reward import RewardFunction
 
 
 def opened(params: Params) -> Iterator[tuple[str, CustomParams, type]]:
-    """Key, params and protocol of what is the project's own."""
+    """Yield key, params and protocol of each custom choice."""
     chosen: list[tuple[str, object, type]] = [
         ("credit.advantage", params.credit.advantage, AdvantageEstimator),
         ("credit.value", params.credit.value, ValueEstimator),
@@ -27,7 +27,7 @@ def opened(params: Params) -> Iterator[tuple[str, CustomParams, type]]:
 
 
 def sources(params: Params) -> dict[str, str]:
-    """By key, the digest of the module that each comes from, once it is found to fit; ConfigError where one does not.
+    """Check every custom choice against its protocol; returns the digests of their modules, by key. Raises ConfigError.
 
     The project must have been opened; see ``system.plugins``.
     """

@@ -1,4 +1,4 @@
-"""Which working directory and devices a training run has, and whether it may start; no model is loaded here."""
+"""Identity, working directory and devices of a training run, and whether it may start; no model is loaded here."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NO_LIMIT = 1e9  # nats a token
 
 
 def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
-    """All that decides the trained weights; raises DataError where data or policy is missing, ConfigError where what
-    the project brings itself does not fit.
+    """Collect all that decides the trained weights; raises DataError where data or policy is missing, ConfigError where
+    what the project brings itself does not fit.
 
     How long a run goes on, how often it saves and what it is called are left out, so that a run can be extended.
     """
@@ -51,12 +51,12 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
             del chosen["rollout"]["engine"][key]
     backend = params.learn.backend
     if backend.type == "deepspeed" and backend.hostfile is not None:
-        read_hostfile(paths.root / backend.hostfile, backend.ranks)  # refuses one that cannot be used
-    chosen["learn"]["backend"].pop("hostfile", None)  # which machines, not how many ranks
+        read_hostfile(paths.root / backend.hostfile, backend.ranks)  # raises where it cannot be used
+    chosen["learn"]["backend"].pop("hostfile", None)  # the number of ranks counts, not the machines
     run = params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"})
     return {
         **chosen,
-        "run": run | {"parts": params.run.task_runner.parts},  # batches of other sizes round differently
+        "run": run | {"parts": params.run.task_runner.shards},  # batches of other sizes round differently
         "problem_set": params.data.problem_set,
         "prompts": problem.template.described() | {"rule": problem.rule},
         "max_question_tokens": params.data.max_question_tokens,
@@ -69,7 +69,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What a run is: ``stage`` begins the name of its working directory. ``learn`` is what the trainer is told."""
+    """Identity of a run. ``stage`` begins the name of its working directory, ``learn`` holds the trainer's params."""
 
     stage: str
     identity: dict[str, Any]
@@ -80,7 +80,7 @@ class TrainingRun:
 def training_run(
     params: Params, paths: Paths, *, replay: str | None = None, rollouts_only: bool = False
 ) -> TrainingRun:
-    """An ordinary run, one that trains on the trees recorded in folder ``replay``, or one that only samples.
+    """Describe an ordinary run, one that trains on the trees recorded in folder ``replay``, or one that only samples.
 
     Raises SPOError where its inputs cannot be used. Neither of the last two can be taken for an ordinary run.
     """
@@ -94,7 +94,7 @@ def training_run(
         return TrainingRun("train", identity, learn)
     policy = read_json(paths.checkpoint("warmup") / "config.json")
     recorded = read_recorded(Path(replay), params, identity, policy["vocab_size"])
-    if not recorded.sampled_by(identity):  # then their log-probs differ from the policy's by right, and that is no bug
+    if not recorded.sampled_by(identity):  # another policy sampled: a gap of log-probs is no error
         learn = learn.model_copy(update={"max_logprob_gap": NO_LIMIT})
     identity |= {"replay": recorded.digest}
     if run_path(paths.work, "replay", identity, params.run.name).resolve() == recorded.path:
@@ -103,7 +103,7 @@ def training_run(
 
 
 def policy_device(params: Params, *, worker: bool = False) -> torch.device:
-    """Where the flow, or a ``worker`` that samples parts for it, keeps its copy of the policy.
+    """Device on which the flow, or a ``worker`` that samples shards for it, keeps its copy of the policy.
 
     That is ``run.device`` where it computes with this copy: trains it (backend torch) or samples from it (engine
     transformers). Else, with DeepSpeed's ranks on devices of their own and vLLM's engine or other processes sampling,
@@ -117,7 +117,7 @@ def policy_device(params: Params, *, worker: bool = False) -> torch.device:
 
 
 def training_device(params: Params) -> torch.device:
-    """Where the weights are trained, for the record: DeepSpeed's ranks take GPUs where there are any."""
+    """Device on which the weights are trained, for the record: DeepSpeed's ranks take GPUs where there are any."""
     return find_device("auto" if params.learn.backend.type == "deepspeed" else params.run.device)
 
 

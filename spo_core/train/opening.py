@@ -55,7 +55,7 @@ def open_session(
     """Lock the run's directory and load what it needs, from its newest complete checkpoint if it has one.
 
     ``replay`` is the directory of recorded rollouts to train on; with ``rollouts_only`` the policy stays as it is.
-    ``map_shards`` has questions sampled in parts: by the cluster that ``run.task_runner`` names.
+    ``map_shards`` has shards of questions sampled by the cluster that ``run.task_runner`` names.
     """
     if (map_shards is None) != (params.run.task_runner.type == "local"):
         raise ConfigError(
@@ -81,7 +81,7 @@ def open_session(
             yield current
         finally:
             _OPEN.pop(run.path, None)
-            with ExitStack() as closing:  # each, whatever becomes of the others
+            with ExitStack() as closing:  # closes each, even where closing another fails
                 for part in (current.trainer, current.rollouts):
                     closing.callback(part.close)
 
@@ -120,7 +120,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
 def _learner(
     params: Params, policy: Path, model: PreTrainedModel, working: PreTrainedModel, run: RunDirectory
 ) -> TrainerHandle:
-    """``policy``: the folder of ``model``, and of the reference policy where there is one."""
+    """Make the trainer. ``policy`` is the folder of ``model``, and of the reference policy where there is one."""
     temperature, seed, longest = params.rollout.temperature, params.run.seed, params.rollout.longest_context
     penalty = params.learn.kl.type == "penalty"
     if params.learn.backend.type == "deepspeed":

@@ -1,4 +1,4 @@
-"""Which questions a run asks: those whose prompts fit, each once before any is asked again, in an order drawn from the
+"""Choice of a run's questions: those whose prompts fit, each once before any is asked again, in an order drawn from the
 seed."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def draw_questions(rows: Sequence[Question], count: int, *, seed: int, iteration: int) -> list[Question]:
-    """The questions of iteration 1, 2, ...: a pure function, so there is nothing to save for a resume."""
+    """Draw an iteration's questions, counted from 1: a pure function, so that a resume needs no saved state."""
     orders: dict[int, np.ndarray] = {}
     drawn = []
     for position in range((iteration - 1) * count, iteration * count):

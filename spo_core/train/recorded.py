@@ -21,17 +21,18 @@ from spo_core.system.files import file_digest, publish, read_json
 from spo_core.tree import read_table
 
 FILES = ("questions.json", "trees.parquet")
-# must be as recorded: what the questions are, and all that was decided when the trees were sampled, cut and graded
+# Keys that must equal the recorded ones: they decide questions, sampling, cuts and grading.
 SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
 GRADED = ("verify.grader", "verify.rewards", "verify.reward", "custom.verify")
 SHAPE = ("problem_set", "prompts", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED), *GRADED)
-# what makes a run sample these trees, its code aside
+# Keys that decide which trees a run samples, beside its code.
 POLICY = ("rollout", "credit", "learn", "policy", "run.seed", "custom")
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Checked trees to train on. ``digests``: of FILES, for iterations 1, 2, ..., as they were when checked."""
+    """Recorded trees that passed their checks. ``digests`` are of FILES in iterations 1, 2, ..., when they were
+    checked."""
 
     path: Path
     identity: dict[str, Any]
@@ -39,11 +40,12 @@ class Recorded:
 
     @property
     def digest(self) -> str:
-        """Of everything a replay reads that decides the weights."""
+        """Digest of everything a replay reads that decides the weights."""
         return digest(self.digests)
 
     def sampled_by(self, identity: Mapping[str, Any]) -> bool:
-        """Whether a run of this identity would have sampled these trees, to rounding; not so another loss's run."""
+        """Whether a run of this identity would have sampled these trees, up to rounding; one with another loss would
+        not."""
         before, now = flatten(self.identity), flatten(dict(identity))
         keys = [k for k in before.keys() | now.keys() if any(f"{k}.".startswith(f"{part}.") for part in POLICY)]
         return not {"replay", "rollouts_only"} & before.keys() and all(before.get(k) == now.get(k) for k in keys)
@@ -63,7 +65,7 @@ class Recorded:
 
 
 def complete_iterations(path: Path) -> int:
-    """Iterations 1 to this one are complete in a run's directory."""
+    """Number of the last iteration up to which all are complete in a run's directory; 0 where the first is not."""
     number = 0
     while (RunDirectory(path).iteration(number + 1) / COMPLETE).is_file():
         number += 1
@@ -104,7 +106,7 @@ def read_recorded(path: Path, params: Params, identity: Mapping[str, Any], vocab
         tokens += _check_trees(folder / "trees.parquet", number, vocabulary)
         digests.append(_digest(folder))
         if budget is not None and tokens >= budget:
-            break  # the run ends here
+            break  # the recorded run ends here
     return Recorded(path.resolve(), before, tuple(digests))
 
 
@@ -122,7 +124,7 @@ def _short(value: Any) -> str:
 
 
 def _check_trees(path: Path, iteration: int, vocabulary: int) -> int:
-    """Generated tokens of a file of trees; column by column, as all files are checked before a replay begins."""
+    """Check a file of trees and count its generated tokens; column by column, to be quick before a replay begins."""
     try:
         table = read_table(path)
     except (OSError, pa.ArrowException) as error:

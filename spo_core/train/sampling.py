@@ -1,4 +1,4 @@
-"""Questions sampled and graded with one policy, in the flow's process or in that of a shard's worker."""
+"""Sampling and grading of questions with one policy, in the flow's process or in that of a shard's worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spo_core.verify import Outcome
 from spo_core.verify.reward import Response
 from spo_core.verify.verifier import Verifier
 
-VALIDATION = CreditParams(  # whole responses
+VALIDATION = CreditParams(  # whole responses, without value rollouts
     partition=Whole(type="whole"),
     value=NoValue(type="none"),
     advantage=LeaveOneOut(type="leave_one_out"),
@@ -36,7 +36,7 @@ VALIDATION = CreditParams(  # whole responses
 
 @dataclass(slots=True)
 class RolloutWorker:
-    """Samples and grades in this process: the policy, the engine that serves it, and the verifier."""
+    """Samples and grades in this process; holds the policy, the engine that serves it, and the verifier."""
 
     params: Params
     problem: ProblemSet
@@ -48,7 +48,7 @@ class RolloutWorker:
     """Token ids by question; filled as questions are asked, so that each is encoded once a run."""
 
     def prompt(self, row: Question) -> Prompt:
-        """Token ids of a question's prompt."""
+        """Encode a question's prompt, once a run."""
         if row.question not in self.prompts:
             self.prompts[row.question] = encode_prompt(self.problem.template, self.tokenizer, row.question)
         return Prompt(row.question_id, tuple(self.prompts[row.question]))
@@ -100,8 +100,8 @@ class RolloutWorker:
         return Sampled(trees, counts)
 
     def sync(self, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
-        """Have the engine serve the present weights, and raise EngineError where a probe says that it does not; the
-        gap, and the seconds of both."""
+        """Have the engine serve the present weights, and probe it; returns the probe's gap, and the seconds of both.
+        Raises EngineError where the probe says that the engine serves other weights."""
         started = time.perf_counter()
         rollout = self.params.rollout
         self.engine.policy_changed(version)
@@ -124,8 +124,8 @@ class RolloutWorker:
         *,
         validation: bool = False,
     ) -> list[tuple[float, str]]:
-        """Reward and outcome of responses, each decoded here and graded on its completion alone; one that a limit cut
-        off as ``rollout.truncated`` says. With ``validation`` the reward is that of the outcome."""
+        """Decode and grade responses, each on its completion alone; returns rewards and outcomes. What a limit cut off
+        is graded as ``rollout.truncated`` says. With ``validation`` the reward is that of the outcome."""
         decode, rewards = make_decode(self.tokenizer), self.verifier.rewards
         skipped = [rollout.truncated == "zero" and finish is FinishReason.LENGTH for _, _, finish in responses]
         texts = [
@@ -148,14 +148,14 @@ class RolloutWorker:
 
     def close(self) -> None:
         """End the engine and the processes that grade."""
-        with ExitStack() as closing:  # each, whatever becomes of the other
+        with ExitStack() as closing:  # closes each, even where closing the other fails
             closing.callback(self.verifier.close)
             closing.callback(self.engine.close)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one call of ``sample`` took: how far engine and trainer were apart, tokens, and seconds of each step."""
+    """Measurements of one call of ``sample``: gap between engine and trainer, tokens, and seconds of each step."""
 
     gap_mean: float
     gap_max: float
@@ -177,11 +177,11 @@ class Sampled:
     counts: Counts
 
 
-def merge_counts(parts: Sequence[Counts]) -> Counts:
-    """Sum the counts of shards that were sampled side by side; the largest gap, and the seconds of the slowest."""
-    tokens = sum(part.gap_tokens for part in parts)
-    mean = sum(part.gap_mean * part.gap_tokens for part in parts) / tokens
-    values = [asdict(part) for part in parts]
+def merge_counts(counts: Sequence[Counts]) -> Counts:
+    """Merge the counts of shards sampled side by side: sums, the largest gap, and the seconds of the slowest."""
+    tokens = sum(own.gap_tokens for own in counts)
+    mean = sum(own.gap_mean * own.gap_tokens for own in counts) / tokens
+    values = [asdict(own) for own in counts]
     largest = {key: max(v[key] for v in values) for key in ("gap_max", "sync", "probe", "grading")}
     totals = {
         key: sum(v[key] for v in values)

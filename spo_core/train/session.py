@@ -1,4 +1,4 @@
-"""What a training run holds in memory between its tasks: policy, trainer, what samples, questions, trees under way.
+"""The state that a training run holds in memory between tasks: policy, trainer, sampler, questions, trees under way.
 
 Tasks exchange paths and small records; models and trees stay here. A task names its session by the run's directory.
 """
@@ -36,7 +36,7 @@ class Best:
 
 @dataclass(slots=True)
 class UnderWay:
-    """An iteration between its steps, which also write all of it into the iteration's folder."""
+    """Results of an iteration's steps so far; the steps also write them into the iteration's folder."""
 
     trees: list[RolloutTree]
     credits: list[Credit] = field(default_factory=list)
@@ -60,10 +60,10 @@ class Session:
     model: Any
     """The policy with float32 weights, which are the ones saved and handed over."""
     working: Any
-    """What is sampled from and computed with in this process: ``model`` or a rounded copy of it."""
+    """The policy that this process samples from and computes with: ``model`` or a rounded copy of it."""
     tokenizer: Any
     rollouts: RolloutWorker | Shards
-    """Samples and grades: this process, or others that each take a part of the questions."""
+    """What samples and grades: this process, or workers that each take a shard of the questions."""
     trainer: TrainerHandle
     replay: ReplayBuffer
     iteration: int = 0
@@ -71,7 +71,7 @@ class Session:
     best: Best | None = None
     recorded: Recorded | None = None
     max_logprob_gap: float = NO_LIMIT
-    """Limit by ``gap.gap_limit``; no limit where a replay's trees are of another policy."""
+    """The limit of ``gap.gap_limit``; none where a replay's trees are of another policy."""
     under_way: UnderWay | None = None
 
     @property
@@ -86,13 +86,13 @@ class Session:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the last finished iteration is one to save."""
+        """Whether a checkpoint is due after the last finished iteration."""
         return self.iteration % self.params.run.checkpoint_every == 0 or self.at_milestone or self.finished
 
     def sample(
         self, rows: Sequence[Question], iteration: int, *, validation: bool = False, progress: Progress | None = None
     ) -> Sampled:
-        """Graded trees of the present policy, one a question."""
+        """Sample and grade one tree a question with the present policy."""
         return self.rollouts.sample(
             rows, iteration=iteration, version=self.trainer.step, validation=validation, progress=progress
         )

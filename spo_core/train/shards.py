@@ -1,9 +1,9 @@
-"""An iteration's questions in parts, each sampled and graded by a process of its own that sees the run's directory.
+"""An iteration's questions in shards, each sampled and graded by a process of its own that sees the run's directory.
 
 work/<run>/cluster/
   worker.json                params, the folders of tokenizer and architecture and of the project, digests of the code
   weights-<digest>.safetensors   of the policy, float32; the newest alone
-  <random>/0/              one part: questions.json, and what its worker leaves: trees.parquet, sampled.json
+  <random>/0.json, 0/      one shard: its questions, and what its worker writes: trees.parquet, sampled.json
 
 The flow's side is ``Shards``, a worker's is ``sample_shard``. Seeds are derived from question and node, so that
 trees do not depend on the division beyond the rounding of batches of other sizes.
@@ -48,8 +48,8 @@ from spo_core.verify.verifier import Verifier
 
 @dataclass(frozen=True, slots=True)
 class QuestionShard:
-    """What a worker is told. ``weights`` is a file of ``worker``'s folder, ``digest`` its SHA-256; ``folder`` holds the
-    questions and gets the trees."""
+    """A shard of questions for a worker. ``weights`` is a file of ``worker``'s folder, ``digest`` its SHA-256;
+    ``folder`` gets the trees, and its name with ``.json`` is that of the file of questions."""
 
     worker: str
     weights: str
@@ -62,27 +62,30 @@ class QuestionShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """Responses and generated tokens of one part."""
+    """Number of responses and generated tokens of a shard that was sampled."""
 
     responses: int
     tokens: int
 
 
-MapShards = Callable[
-    [Sequence[QuestionShard]], Iterable[ShardDone]
-]  # has all sampled by sample_shard; in the order given
+MapShards = Callable[[Sequence[QuestionShard]], Iterable[ShardDone]]
+"""Has every shard sampled by ``sample_shard``; gives their counts in the order of the shards."""
 
 
 class Shards:
-    """Hands the policy over and divides questions; one for a session, whose run directory ``run`` is.
+    """Divides questions into shards and hands the policy to their workers; one for a session in run directory ``run``.
 
-    ``policy``: a folder with the architecture and tokenizer of ``model``; ``map_shards`` has parts sampled.
+    ``policy`` is a folder with the architecture and tokenizer of ``model``; ``map_shards`` has shards sampled.
     """
 
     def __init__(self, run: Path, params: Params, policy: Path, model: PreTrainedModel, map_shards: MapShards) -> None:
         self.model = model
-        self.folder, self.map_shards, self.count = (run / "cluster").resolve(), map_shards, params.run.task_runner.parts
-        shutil.rmtree(self.folder, ignore_errors=True)  # of an interrupted session
+        self.folder, self.map_shards, self.count = (
+            (run / "cluster").resolve(),
+            map_shards,
+            params.run.task_runner.shards,
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by an interrupted session
         self._handed: tuple[int, Path, str] | None = None
         worker = {
             "params": params.model_dump_json(),
@@ -101,37 +104,37 @@ class Shards:
         validation: bool = False,
         progress: Progress | None = None,
     ) -> Sampled:
-        """Have the questions sampled in parts, as ``RolloutWorker.sample`` samples them all. Raises RunError where a
+        """Have the questions sampled in shards, as ``RolloutWorker.sample`` samples them all. Raises RunError where a
         worker left trees of other questions than it was asked."""
         weights, found = self._hand_over(version)
         folder = self.folder / secrets.token_hex(4)  # a worker that outlived its flow writes elsewhere
-        places = divide([row.question_id for row in rows], self.count)
-        parts = []
-        for number, chosen in enumerate(places):
+        indices = divide([row.question_id for row in rows], self.count)
+        shards = []
+        for number, chosen in enumerate(indices):
             own = folder / str(number)
             write_json(folder / f"{number}.json", [asdict(rows[i]) for i in chosen])
-            part = QuestionShard(
+            shard = QuestionShard(
                 str(self.folder / "worker.json"), weights.name, found, version, str(own), iteration, validation
             )
-            parts.append(part)
+            shards.append(shard)
         responses = tokens = 0
-        for done in self.map_shards(parts):
+        for done in self.map_shards(shards):
             responses, tokens = responses + done.responses, tokens + done.tokens
             if progress:
                 progress(responses, tokens)
         trees: dict[int, Any] = {}
-        for part, chosen in zip(parts, places, strict=True):
-            path = Path(part.folder, "trees.parquet")
+        for shard, chosen in zip(shards, indices, strict=True):
+            path = Path(shard.folder, "trees.parquet")
             read = read_trees(path)
             if [tree.question_id for tree in read] != [rows[i].question_id for i in chosen]:
                 raise RunError(f"{path}: holds other questions than were asked; run the same command again")
             trees |= dict(zip(chosen, read, strict=True))
-        counts = merge_counts([Counts(**read_json(Path(part.folder, "sampled.json"))) for part in parts])
+        counts = merge_counts([Counts(**read_json(Path(shard.folder, "sampled.json"))) for shard in shards])
         shutil.rmtree(folder)
         return Sampled([trees[i] for i in range(len(rows))], counts)
 
     def _hand_over(self, version: int) -> tuple[Path, str]:
-        """The file of the weights and its digest; written once for each version."""
+        """Write the weights once for each version; returns their file and its digest."""
         if self._handed is None or self._handed[0] != version:
             new = self.folder / "weights.new"
             write_weights(new, self.model)
@@ -145,49 +148,51 @@ class Shards:
         return self._handed[1:]
 
     def close(self) -> None:
-        """Nothing of it is needed to resume."""
+        """Delete the folder, of which a resume needs nothing."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def divide(question_ids: Sequence[str], parts: int) -> list[list[int]]:
-    """Places of the questions of each part: as many as parts, nearly equal in number, in order, none empty.
+def divide(question_ids: Sequence[str], count: int) -> list[list[int]]:
+    """Divide questions into ``count`` shards of nearly equal size, or fewer, none empty; returns each one's indices.
 
     Equal questions stay together: a tree's seeds tell it from others of the same question by their order.
     """
     by_question: dict[str, list[int]] = {}
-    for place, question in enumerate(question_ids):
-        by_question.setdefault(question, []).append(place)
+    for index, question in enumerate(question_ids):
+        by_question.setdefault(question, []).append(index)
     groups = list(by_question.values())
-    count = min(parts, len(groups))
+    count = min(count, len(groups))
     borders = [len(groups) * n // count for n in range(count + 1)]
     return [sorted(i for group in groups[a:b] for i in group) for a, b in pairwise(borders)]
 
 
 @dataclass(slots=True)
 class _Open:
-    """A worker's worker, kept from part to part. ``weights``: digest of those that its model has."""
+    """What a process keeps loaded from shard to shard. ``weights`` is the digest of those that its model has."""
 
     key: str
     worker: RolloutWorker
     weights: str = ""
 
 
-_LOCK = threading.Lock()  # a worker may have several threads; one part at a time
+_LOCK = threading.Lock()  # a process may have several threads; one shard at a time
 _open: _Open | None = None
 
 
-def sample_shard(part: QuestionShard) -> ShardDone:
-    """A worker's share: writes trees.parquet and sampled.json into the part's folder, as a whole.
+def sample_shard(shard: QuestionShard) -> ShardDone:
+    """Sample and grade a shard; writes trees.parquet and sampled.json into its folder, both or neither.
 
-    The policy stays loaded for the next part of the run. Raises RunError where this process does not see the run's
+    The policy stays loaded for the next shard of the run. Raises RunError where this process does not see the run's
     directory, has other code than the flow, or reads other weights than were written.
     """
     with _LOCK:
-        opened = _opened(Path(part.worker))
-        _load_weights(opened, Path(part.worker).parent / part.weights, part.digest)
-        folder = Path(part.folder)
+        opened = _opened(Path(shard.worker))
+        _load_weights(opened, Path(shard.worker).parent / shard.weights, shard.digest)
+        folder = Path(shard.folder)
         rows = [Question(**row) for row in read_json(folder.with_suffix(".json"))]
-        sampled = opened.worker.sample(rows, iteration=part.iteration, version=part.version, validation=part.validation)
+        sampled = opened.worker.sample(
+            rows, iteration=shard.iteration, version=shard.version, validation=shard.validation
+        )
         with atomic_directory(folder) as target:
             write_trees(target / "trees.parquet", sampled.trees)
             write_json(target / "sampled.json", asdict(sampled.counts))
@@ -196,7 +201,7 @@ def sample_shard(part: QuestionShard) -> ShardDone:
 
 
 def close_worker() -> None:
-    """Let go of the policy, the engine and the grading processes of this process, if it sampled any part."""
+    """Let go of the policy, the engine and the grading processes of this process, if it sampled any shard."""
     global _open
     with _LOCK:
         if _open is not None:
@@ -205,7 +210,7 @@ def close_worker() -> None:
 
 
 async def close_worker_later() -> None:
-    """``close_worker`` in a thread: it waits for a part under way, and a worker's event loop must not."""
+    """Call ``close_worker`` in a thread: it waits for a shard under way, and a worker's event loop must not."""
     await asyncio.to_thread(close_worker)
 
 

@@ -1,5 +1,5 @@
-"""One iteration of training, as three steps. They hand on what is under way in the session, and write it into the
-iteration's folder for a replay, the report and whoever wants to look."""
+"""One iteration of training, as three steps. Each hands its results to the next in the session, and writes them into
+the iteration's folder for a replay, the report and readers."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
         "timing/grading": counts.grading,
         "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
     }
-    if isinstance(params.rollout.engine, VllmEngineParams):  # the other engine never ends before the run
+    if isinstance(params.rollout.engine, VllmEngineParams):  # transformers' engine is never restarted
         metrics["rollout/engine_restarts"] = counts.engine_restarts
     if caches_prefixes(params.rollout.engine):
         metrics["rollout/cache_hit_rate"] = counts.cached_tokens / counts.prefix_tokens
-    write_json(folder / "rollout.json", metrics)  # what a replay reports, which samples nothing
+    write_json(folder / "rollout.json", metrics)  # a replay samples nothing and reports these
     session.under_way = UnderWay(trees, metrics=metrics)
     return metrics
 
 
 def caches_prefixes(engine: EngineParams) -> bool:
-    """Whether an engine keeps prefixes; not where vLLM is told not to."""
+    """Whether an engine caches prefixes: each does, unless options tell vLLM not to."""
     options = engine.options if isinstance(engine, VllmEngineParams) else {}
     return all(value for name, value in options.items() if name.replace("-", "_") == "enable_prefix_caching")
 
@@ -75,9 +75,9 @@ def _under_way(session: Session, iteration: int) -> UnderWay:
 
 
 def check_graded(session: Session, iteration: int, trees: Sequence[RolloutTree]) -> float:
-    """Share of all graded responses, value rollouts too, that could not be compared.
+    """Compute the share of graded responses, value rollouts included, whose comparison failed.
 
-    Raises GradingError where it is too large; the trees are written before, for whoever wants to read the answers.
+    Raises GradingError where it is too large; trees are written before that, so that their answers can be read.
     """
     outcomes = [Outcome(tree.nodes[leaf].outcome) for tree in trees for leaf in tree.leaves]
     where = session.run.iteration(iteration) / "trees.parquet"
@@ -120,11 +120,11 @@ def _complete(session: Session, row: dict[str, Any]) -> None:
     folder = session.run.iteration(session.iteration)
     write_json(folder / "metrics.json", row)
     session.run.append_metrics(row)
-    write_text(folder / COMPLETE, "")  # last: a run that only samples goes on after it
+    write_text(folder / COMPLETE, "")  # written last: it marks the iteration as complete
 
 
 def validate(session: Session, iteration: int) -> dict[str, float]:
-    """Accuracy on the validation split at the training temperature, one response a question."""
+    """Measure the accuracy on the validation split at the training temperature, with one response a question."""
     started = time.perf_counter()
     graded = session.sample(session.validation, iteration, validation=True).trees
     outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
@@ -153,8 +153,8 @@ def warn_of_gap(session: Session, row: dict[str, Any]) -> None:
 
 
 def find_best(session: Session) -> Best:
-    """The best policy of a finished run. Where none was validated it is the last one, measured now: so in a run that
-    is told to end at its newest checkpoint."""
+    """Return the best policy of a finished run. Where none was validated, as in a run told to end at its newest
+    checkpoint, that is the last one, measured now."""
     if session.best is None:
         keep_if_best(session, validate(session, session.iteration)["eval/validation_accuracy"])
     assert session.best is not None
@@ -162,7 +162,7 @@ def find_best(session: Session) -> Best:
 
 
 def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
-    """Metrics of the responses that are trained on; value rollouts count as generated tokens only."""
+    """Compute metrics of the responses that are trained on; value rollouts count as generated tokens only."""
     leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
     outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
     metrics: dict[str, float] = {
@@ -173,14 +173,14 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
         "rollout/generated_tokens": sum(t.generated_tokens for t in trees),
     }
     metrics |= {f"rollout/{o}_share": outcomes[o] / len(leaves) for o in Outcome if o is not Outcome.CORRECT}
-    cut_off = sum(
-        t.nodes[i].finish is FinishReason.LENGTH for t, i in leaves
-    )  # whether or not they are graded as they are
+    # truncated responses count whether or not they are graded
+    cut_off = sum(t.nodes[i].finish is FinishReason.LENGTH for t, i in leaves)
     return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
 
 
 def expected_reward(tree: RolloutTree) -> float:
-    """Mean reward of a response sampled afresh: every segment's continuations count alike, value rollouts do not."""
+    """Estimate the mean reward of a response: at every node continuations weigh the same, and value rollouts
+    nothing."""
     rewards = [node.reward for node in tree.nodes]
     for index in range(len(tree.nodes) - 1, -1, -1):
         below = [rewards[c] for c in tree.children[index] if tree.nodes[c].trainable]
@@ -190,7 +190,7 @@ def expected_reward(tree: RolloutTree) -> float:
 
 
 def credit_step(session: Session, iteration: int) -> dict[str, float]:
-    """Values, advantages and masks of the iteration's trees; writes credits.parquet."""
+    """Compute values, advantages and masks of the iteration's trees; writes credits.parquet."""
     started = time.perf_counter()
     under_way = _under_way(session, iteration)
     trees = under_way.trees

@@ -31,7 +31,8 @@ CHECKPOINT_EVERY = 100  # optimizer steps
 def warm_up(
     params: Params, paths: Paths, progress: Callable[[int, float], None] | None = None, caller: Caller | None = None
 ) -> list[dict[str, Any]]:
-    """Train, or continue, and publish checkpoints/warmup; the loss of every step. ``progress(step, loss)``."""
+    """Train, or continue, and publish checkpoints/warmup; returns the loss of every step. Calls ``progress(step,
+    loss)``."""
     folder = paths.data(params.data.problem_set)
     rows = read_split(folder, "train")
     problem = problem_set(params.data)
@@ -59,7 +60,7 @@ def warm_up(
                 save_optimizer(target / f"optimizer{index}.safetensors", model, optimizer)
             write_json(target / "state.json", {"step": done})
 
-        done = _restore(run, warmup, steps)
+        done = _restore(run, warmup)
         run.rewind_metrics(done)
         record_attempt(run.path, paths.root, done + 1, caller or Caller(), device=device_name(device))
         for number in range(done, steps):
@@ -102,8 +103,8 @@ def _pretrained_digest(init: ScratchPolicy | PretrainedPolicy) -> str | None:
     return folder_digest(Path(init.path))
 
 
-def _restore(run: RunDirectory, warmup: Warmup, steps: int) -> int:
-    """Continue from the newest complete checkpoint; the number of steps done."""
+def _restore(run: RunDirectory, warmup: Warmup) -> int:
+    """Continue from the newest complete checkpoint; returns the number of steps done."""
     number = run.resume_point()
     if number is None:
         return 0

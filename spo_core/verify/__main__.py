@@ -43,7 +43,7 @@ def command(
 
 
 def read_pairs(path: str) -> list[dict[str, str]]:
-    """All lines of a file of pairs; raises DataError for the first that is none."""
+    """Read all lines of a file of pairs; raises DataError for the first that is no pair."""
     rows = []
     for _, where, line in read_lines(path):
         try:
@@ -58,12 +58,12 @@ def read_pairs(path: str) -> list[dict[str, str]]:
 
 
 def _text(value: Any) -> str | None:
-    """A text as it is, a number as it is written; None for anything else."""
+    """Return a text as it is, a number as it is written, None for anything else."""
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
 def grade_rows(verifier: Verifier, problem: ProblemSet, rows: list[dict[str, str]]) -> list[Verdict]:
-    """A verdict for each row, in order."""
+    """Give a verdict on each row, in order."""
     name = rule(problem, verifier.params.grader)
     given = [row for row in rows if "given" in row]
     compared = iter(verifier.compare([(name, row["given"], row["gold"]) for row in given]))

@@ -8,7 +8,7 @@ from spo_core.verify.rules import RULES, warm
 
 
 def compare(rule: str, given: str, gold: str) -> Outcome:
-    """A comparison that takes too much memory is a timeout."""
+    """Compare two answers by a rule; one that takes too much memory is a timeout."""
     try:
         return RULES[rule](given, gold)
     except MemoryError:

@@ -24,7 +24,7 @@ from spo_core.system.processes import die_with_parent
 
 MEMORY = 4 * 2**30  # bytes of address space that a worker may take beyond what it was forked with
 READY = b"ready\n"
-Compare = Callable[..., str]  # what is asked, such as (rule, what is given, gold answer); may take forever, or die
+Compare = Callable[..., str]  # takes a task, as (rule, answer given, gold answer); may take forever, or die
 
 
 def serve(warm: Callable[[], None], compare: Compare) -> None:
@@ -38,7 +38,7 @@ def serve(warm: Callable[[], None], compare: Compare) -> None:
         while True:
             try:
                 number, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-            except ConnectionError:  # whoever asked was killed
+            except ConnectionError:  # the process that asked was killed
                 break
             if not number:
                 break

@@ -31,7 +31,7 @@ class _Unreadable(Exception):
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """``gold`` holds the puzzle's numbers, ``given`` an expression that may say "= 24" on either side."""
+    """Grade an expression, which may say "= 24" on either side; ``gold`` holds the puzzle's numbers."""
     if len(given) > LONGEST:
         return Outcome.UNPARSABLE
     sides = [side.strip() for side in given.strip(" $.\n").split("=")]
@@ -53,7 +53,7 @@ def compare(given: str, gold: str) -> Outcome:
 
 
 def _read(expression: str) -> tuple[Value, list[int]]:
-    """Value of an expression and the numbers it uses, in their order; raises where it is none."""
+    """Compute an expression's value, and list the numbers it uses, in order; raises where it cannot be read."""
     parser = _Parser(_tokens(expression))
     value = parser.sum(0)
     if parser.next() is not None:

@@ -1,4 +1,4 @@
-"""What may come of grading one completion."""
+"""The possible outcomes of grading a completion, and the verdict on one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Outcome(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
-    """The completion states none."""
+    """The completion states no answer."""
     UNPARSABLE = "unparsable"
     """The gold answer is mathematics and the one given cannot be read as any."""
     TIMEOUT = "timeout"
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
     SEVERAL_ANSWERS = "several_answers"
     """More than one ``####``, which the published graders punish; grader exact takes the last."""
     TRUNCATED = "truncated"
-    """Cut off by a limit, so not graded (``rollout.truncated``)."""
+    """The response was cut off by a limit, and so not graded (``rollout.truncated``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ START_SECONDS = 300.0  # for importing on a busy machine
 
 
 class WorkerPool:
-    """Starts with the first comparison, unless ``begin`` did before. A worker that dies is replaced, and what it was
-    comparing is a timeout.
+    """Workers that compare; they start with the first comparison, or with ``begin``. A worker that dies is replaced,
+    and what it was comparing is a timeout.
 
     ``module`` is run by the process that forks the workers (``spo_core.verify.fork_server``), with interpreter
     ``python`` and environment ``env``: by default those of this process.
@@ -42,19 +42,19 @@ class WorkerPool:
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        self.arguments = tuple(arguments)  # of the module, behind the descriptor
+        self.arguments = tuple(arguments)  # of the module, after the socket's descriptor
         self.workers, self.seconds, self.module, self.python, self.env = workers, seconds, module, python, env
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._lines: list[socket.socket] = []  # of each worker
+        self._lines: list[socket.socket] = []  # one socket a worker
 
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Outcome of each task, in order; see ``answers``."""
         return [Outcome.TIMEOUT if found is None else Outcome(found) for found in self.answers(tasks)]
 
     def answers(self, tasks: Sequence[Sequence[Any]]) -> list[str | None]:
-        """What workers say to each task (JSON-like, in one line of at most ANSWER bytes), in order; None where one took
-        too long or died. Takes at most ``seconds`` for each, whatever it holds.
+        """Have workers answer tasks (JSON-like, in one line of at most ANSWER bytes); the answers in order, None where
+        a worker took too long or died. Takes at most ``seconds`` for each, whatever it holds.
 
         Raises GradingError where workers cannot be started. Whatever interrupts it ends the workers, so that no answer
         of theirs is taken for one to a later task.
@@ -76,7 +76,7 @@ class WorkerPool:
         with selectors.DefaultSelector() as selector:
             for worker, line in enumerate(self._lines):
                 selector.register(line, selectors.EVENT_READ, worker)
-            for key, _ in selector.select(0):  # died since the last time
+            for key, _ in selector.select(0):  # sockets of workers that died meanwhile
                 self._replace(key.data, selector)
             while waiting or busy:
                 while waiting and idle:
@@ -90,7 +90,7 @@ class WorkerPool:
                     answer = self._receive(worker) if worker in answered else None
                     if answer is None:
                         self._replace(worker, selector)
-                    if worker in busy:  # else it died with nothing to do
+                    if worker in busy:  # otherwise it died idle
                         index, _ = busy.pop(worker)
                         answers[index] = answer
                         idle.append(worker)
@@ -102,7 +102,7 @@ class WorkerPool:
         for line in served:
             line.close()
         if self._control is not None:
-            self._control.close()  # the process kills its workers and ends
+            self._control.close()  # at this the process kills its workers and ends
             self._control = None
         if self._process is None:
             return
@@ -126,8 +126,8 @@ class WorkerPool:
                 [os.path.abspath(self.python), "-m", self.module, str(theirs.fileno()), *self.arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt from the keyboard is not theirs
-                env={**(os.environ if self.env is None else self.env), "PYTHONHASHSEED": "0"},  # the same verdicts
+                start_new_session=True,  # an interrupt from the keyboard must not reach the workers
+                env={**(os.environ if self.env is None else self.env), "PYTHONHASHSEED": "0"},  # same verdicts
             )
 
     def _start(self) -> None:
@@ -146,7 +146,7 @@ class WorkerPool:
         self._lines = [self._worker(number) for number in range(self.workers)]
 
     def _worker(self, number: int) -> socket.socket:
-        """Have worker ``number`` forked, in place of the present one if there is one; the socket it serves."""
+        """Have worker ``number`` forked, in place of a present one; returns the socket that it serves."""
         assert self._control is not None
         ours, theirs = socket.socketpair()
         with theirs:
@@ -164,11 +164,11 @@ class WorkerPool:
         selector.register(self._lines[worker], selectors.EVENT_READ, worker)
 
     def _send(self, worker: int, task: Sequence[Any]) -> None:
-        with suppress(OSError):  # where it is dead its socket is at its end, and read as such
+        with suppress(OSError):  # a dead worker is found when its socket is read
             self._lines[worker].sendall(json.dumps(task).encode() + b"\n")
 
     def _receive(self, worker: int) -> str | None:
-        """Its answer; None where it died."""
+        """Read a worker's answer; None where it died."""
         try:
             words = self._lines[worker].recv(ANSWER)
         except OSError:

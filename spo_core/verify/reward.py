@@ -1,7 +1,7 @@
 """Rewards of graded responses: the sum of the terms of ``verify.reward``, each a function of the response.
 
-Ours that only count are computed at once. The project's own, and what searches a text, run in worker processes under
-``verify.seconds``, as comparisons do.
+Our functions of lengths and outcomes are computed at once. A user's own, and those that search a text, run in worker
+processes under ``verify.seconds``, as comparisons do.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Response:
 
 
 class RewardFunction(Protocol):
-    """What ``verify.reward``'s paths name."""
+    """The protocol of a reward, which a path in ``verify.reward`` names."""
 
     def __call__(self, completion: str, question: Question, outcome: Outcome, finish: str) -> float:
-        """Any finite number. ``outcome`` is ``truncated`` for a response that was cut off and so not graded, ``finish``
-        is ``stop`` or ``length``."""
+        """Return the response's reward, any finite number. ``outcome`` is ``truncated`` for a response that was cut off
+        and so not graded, ``finish`` is ``stop`` or ``length``."""
         ...
 
 
 class Rewards:
-    """One for a run; ``close`` it. Processes start with the first response that needs them."""
+    """Computes the rewards of a run; ``close`` it. Processes start with the first response that needs them."""
 
     def __init__(self, params: VerifyParams) -> None:
         self._params = params
@@ -61,15 +61,15 @@ class Rewards:
 
     @property
     def reads_texts(self) -> bool:
-        """Whether completions are looked at, those that were cut off too."""
+        """Whether a reward reads completions, those that were cut off too."""
         return self._pool is not None
 
     def of_outcome(self, outcome: Outcome) -> float:
-        """Of ``verify.rewards``; a truncated response has none."""
+        """Reward of an outcome by ``verify.rewards``; 0 for a truncated response."""
         return 0.0 if outcome is Outcome.TRUNCATED else float(getattr(self._params.rewards, outcome))
 
     def __call__(self, responses: Sequence[Response]) -> list[tuple[float, Outcome]]:
-        """Reward and outcome of each response, in order.
+        """Compute reward and outcome of each response, in order.
 
         Where a function takes too long or its process dies, the outcome is a timeout and the reward that of one.
         Raises GradingError where one fails or gives no finite number.
@@ -106,15 +106,15 @@ class Rewards:
 
 
 def overlong(tokens: int, limit: int, margin: int) -> float:
-    """0 until the margin before the limit, then rising linearly to 1 at the limit (DAPO, arXiv 2503.14476, equation 13
-    with its sign turned)."""
+    """Share of the penalty: 0 until the margin before the limit, then rising linearly to 1 at the limit (DAPO, arXiv
+    2503.14476, equation 13 with its sign turned)."""
     return min(max((tokens - (limit - margin)) / margin, 0.0), 1.0)
 
 
 def format_bonus(
     completion: str, question: Question, outcome: Outcome, finish: str, options: Mapping[str, Any]
 ) -> float:
-    """The bonus where the completion holds the pattern."""
+    """Return the bonus where the completion holds the pattern, else 0."""
     return float(options["bonus"]) if re.search(options["pattern"], completion) else 0.0
 
 

@@ -21,7 +21,7 @@ from spo_core.verify.fork_server import serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.reward import RewardFunction
 
-MOST = 500  # characters of an error
+MOST = 500  # most characters of an error
 _functions: list[tuple[str, Callable[..., Any]]] = []
 
 
@@ -39,7 +39,7 @@ def rewarded(completion: str, question: dict[str, str], outcome: str, finish: st
             found = function(completion, Question(**question), Outcome(outcome), finish)
             number = float(found)
         except MemoryError:
-            raise  # a timeout, as of a comparison
+            raise  # ends the worker: a timeout, as in a comparison
         except Exception as error:
             traceback.print_exc()
             return json.dumps(f"{where} failed with {type_and_line(error)}"[:MOST])

@@ -1,4 +1,4 @@
-"""Answers that are words: equal but for letter case and white space."""
+"""Comparison of answers that are words, without regard to letter case and white space."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from spo_core.verify.outcome import Outcome
 
 
 def compare(given: str, gold: str) -> Outcome:
-    """CORRECT or WRONG."""
+    """Compare two texts: CORRECT or WRONG."""
     return Outcome.CORRECT if _folded(given) == _folded(gold) else Outcome.WRONG
 
 

@@ -1,4 +1,4 @@
-"""Grades completions: what is plain at once, all else in worker processes, each pair of answers once."""
+"""Grades completions: plain answers at once, all others in worker processes, each pair of answers once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spo_core.verify.pool import Task, WorkerPool
 from spo_core.verify.reward import Rewards
 from spo_core.verify.rules import QUICK, RULES, extract, rule
 
-REMEMBERED = 200_000  # pairs of answers
+REMEMBERED = 200_000  # most pairs of answers whose outcome is kept
 
 
 class Verifier:
-    """One for a run; ``close`` it, or use it as a context.
+    """Grades the completions of a run; ``close`` it, or use it as a context.
 
     A comparison that timed out is remembered like any other, so that an answer which many siblings give costs its time
     once. Outcomes are those of ``params.grader``; the time limit apart, they depend on the texts alone.
@@ -32,7 +32,7 @@ class Verifier:
         self._known: dict[Task, Outcome] = {}
 
     def grade(self, problem: ProblemSet, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdict on each (completion, gold answer); a stop string and what is behind it say nothing.
+        """Give a verdict on each (completion, gold answer); a stop string and what follows it are not read.
 
         Raises GradingError where no worker can be started.
         """
@@ -50,7 +50,8 @@ class Verifier:
         return verdicts
 
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Outcome of each (rule, answer given, gold answer). Raises KeyError for a rule that there is not."""
+        """Compare by (rule, answer given, gold answer); returns outcomes in order. Raises KeyError for an unknown
+        rule."""
         for name in {name for name, _, _ in tasks} - RULES.keys():
             raise KeyError(name)
         if len(self._known) > REMEMBERED:
@@ -85,14 +86,14 @@ def _at_once(task: Task) -> Outcome | None:
 
 
 def failed_share(outcomes: Iterable[Outcome]) -> float:
-    """Share of graded responses that could not be compared; 0 where none was graded."""
+    """Compute the share of graded responses whose comparison failed; 0 where none was graded."""
     counts = Counter(outcomes)
     graded = counts.total() - counts[Outcome.TRUNCATED]
     return (counts[Outcome.UNPARSABLE] + counts[Outcome.TIMEOUT]) / graded if graded else 0.0
 
 
 def check_failures(outcomes: Sequence[Outcome], limit: float, where: str) -> None:
-    """Raise GradingError where too many responses could not be compared: zeros for them would be trained on."""
+    """Raise GradingError where the comparison of too many responses failed: their zeros would be trained on."""
     share = failed_share(outcomes)
     if share > limit:
         counts = Counter(outcomes)

@@ -465,8 +465,8 @@ def test_a_workers_share_is_refused_where_it_sees_another_file(mine):
     write(ADVANTAGE.format("values"))
     params = small(custom("credit.advantage", "mine:f"), "run.task_runner={type: dask, workers: 2}")
 
-    def elsewhere(parts):
-        return [sample_shard(part) for part in parts]
+    def elsewhere(shards):
+        return [sample_shard(shard) for shard in shards]
 
     try:
         with open_session(params, paths, map_shards=elsewhere) as session:

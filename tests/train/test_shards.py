@@ -1,4 +1,4 @@
-"""Questions in parts: whoever samples them, and however they are divided, training sees the same trees."""
+"""Questions in shards: whoever samples them, and however they are divided, training sees the same trees."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def project(tmp_path, policy, tokenizer, monkeypatch):
     close_worker()
 
 
-def small(*overrides: str, preset: str | None = None, parts: int = 0) -> Params:
-    """Sampled in parts if a number of them is given."""
-    divided = (f"run.task_runner={{type: dask, workers: {parts}}}",) if parts else ()
+def small(*overrides: str, preset: str | None = None, shards: int = 0) -> Params:
+    """Sampled in shards if a number of them is given."""
+    divided = (f"run.task_runner={{type: dask, workers: {shards}}}",) if shards else ()
     return load_params(ROOT, preset, (*SMALL, "run.iterations=2", *divided, *overrides))
 
 
-def here(parts: Sequence[QuestionShard]) -> list[ShardDone]:
-    """As if this process were the worker of all parts."""
-    return [sample_shard(part) for part in parts]
+def here(shards: Sequence[QuestionShard]) -> list[ShardDone]:
+    """As if this process were the worker of all shards."""
+    return [sample_shard(shard) for shard in shards]
 
 
 def train(
@@ -65,7 +65,7 @@ def train(
         rows = session.run.read_metrics()
         weights = {k: v.clone() for k, v in session.model.state_dict().items()}
         path = session.run.path
-    assert not (path / "cluster").exists(), "what parts exchange is gone with the session"
+    assert not (path / "cluster").exists(), "what shards exchange is gone with the session"
     return weights, [{k: v for k, v in r.items() if not k.startswith("timing/")} for r in rows], trees
 
 
@@ -84,13 +84,13 @@ def furthest(ours: Sequence[RolloutTree], theirs: Sequence[RolloutTree]) -> floa
 
 @pytest.mark.parametrize("case", PRESETS)
 def test_training_on_parts_is_training(project, tmp_path, monkeypatch, case):
-    """One part: the same bits. Three: the same tokens, rewards and trees; log-probs and weights to rounding. Twice in
-    the same parts: the same bits."""
+    """One shard: the same bits. Three: the same tokens, rewards and trees; log-probs and weights to rounding. Twice in
+    the same shards: the same bits."""
     preset, options = PRESETS[case]
     runs = {}
-    for name, parts in (("whole", 0), ("one", 1), ("three", 3), ("again", 3)):
+    for name, shards in (("whole", 0), ("one", 1), ("three", 3), ("again", 3)):
         monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
-        runs[name] = train(small(*options, preset=preset, parts=parts), project, here if parts else None)
+        runs[name] = train(small(*options, preset=preset, shards=shards), project, here if shards else None)
         close_worker()
     whole, one, three, again = runs.values()
     assert same_bits(whole[0], one[0]) and whole[1] == one[1] and furthest(whole[2], one[2]) == 0
@@ -105,9 +105,9 @@ def test_training_on_parts_is_training(project, tmp_path, monkeypatch, case):
 def test_a_worker_rounds_the_weights_as_the_flow_does(project, tmp_path, monkeypatch):
     """In bfloat16 it is handed float32 weights and samples with those that the flow would have sampled with."""
     runs = []
-    for parts in (0, 1):
-        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / str(parts)))
-        runs.append(train(small("learn.dtype=bfloat16", parts=parts), project, here if parts else None))
+    for shards in (0, 1):
+        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / str(shards)))
+        runs.append(train(small("learn.dtype=bfloat16", shards=shards), project, here if shards else None))
         close_worker()
     whole, one = runs
     assert same_bits(whole[0], one[0]) and whole[1] == one[1] and furthest(whole[2], one[2]) == 0
@@ -115,10 +115,12 @@ def test_a_worker_rounds_the_weights_as_the_flow_does(project, tmp_path, monkeyp
 
 def test_equal_questions_stay_together_and_parts_are_even():
     ids = [f"q{n}" for n in range(10)] + ["q0", "q9"]
-    parts = divide(ids, 4)
-    assert sorted(i for part in parts for i in part) == list(range(12)) and all(part == sorted(part) for part in parts)
-    assert 10 in parts[0] and 11 in parts[3] and 9 in parts[3]
-    assert [len({ids[i] for i in part}) for part in parts] == [2, 3, 2, 3]
+    shards = divide(ids, 4)
+    assert sorted(i for shard in shards for i in shard) == list(range(12)) and all(
+        shard == sorted(shard) for shard in shards
+    )
+    assert 10 in shards[0] and 11 in shards[3] and 9 in shards[3]
+    assert [len({ids[i] for i in shard}) for shard in shards] == [2, 3, 2, 3]
     assert divide(ids, 1) == [list(range(12))] and len(divide(ids, 99)) == 10
 
 
@@ -126,27 +128,27 @@ def test_a_worker_refuses_what_is_not_the_flows(project, tmp_path, monkeypatch):
     """Other weights than were written, other code, a folder that it does not see; and a failure there ends the step."""
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
 
-    def as_it_is(part: QuestionShard) -> QuestionShard:
-        return part
+    def as_it_is(shard: QuestionShard) -> QuestionShard:
+        return shard
 
-    def damaged(part: QuestionShard) -> QuestionShard:
-        weights = Path(part.worker).with_name(part.weights)
+    def damaged(shard: QuestionShard) -> QuestionShard:
+        weights = Path(shard.worker).with_name(shard.weights)
         weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-        return part
+        return shard
 
-    def unseen(part: QuestionShard) -> QuestionShard:
-        return replace(part, worker="/nowhere/worker.json")
+    def unseen(shard: QuestionShard) -> QuestionShard:
+        return replace(shard, worker="/nowhere/worker.json")
 
-    def elsewhere(parts: Sequence[QuestionShard]) -> list[ShardDone]:
-        return here([change(part) for part in parts])
+    def elsewhere(shards: Sequence[QuestionShard]) -> list[ShardDone]:
+        return here([change(shard) for shard in shards])
 
-    with open_session(small(parts=2), project, map_shards=elsewhere) as session:
+    with open_session(small(shards=2), project, map_shards=elsewhere) as session:
         change = damaged
         with pytest.raises(RunError, match="not the weights that the flow wrote"):
             rollout_step(session, 1)
         assert not (session.run.iteration(1) / "trees.parquet").exists()
     close_worker()
-    with open_session(small(parts=2), project, map_shards=elsewhere) as session:
+    with open_session(small(shards=2), project, map_shards=elsewhere) as session:
         change = unseen
         with pytest.raises(RunError, match=r"/nowhere/worker\.json: not there on .*working directory"):
             rollout_step(session, 1)
@@ -161,7 +163,7 @@ def test_a_worker_refuses_what_is_not_the_flows(project, tmp_path, monkeypatch):
 
 def test_a_worker_whose_engine_serves_other_weights_stops_the_run(project, tmp_path, monkeypatch):
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
-    with open_session(small(parts=2), project, map_shards=here) as session:
+    with open_session(small(shards=2), project, map_shards=here) as session:
         rollout_step(session, 1)
         monkeypatch.setattr(
             "spo_core.rollout.transformers_engine.TransformersEngine._forward",
@@ -178,7 +180,7 @@ def test_the_number_of_parts_names_a_run_and_who_samples_them_does_not(project):
     assert identity() == identity("run.task_runner={type: dask, workers: 1}")
     two = identity("run.task_runner={type: dask, workers: 2}")
     assert two == identity("run.task_runner={type: ray, workers: 2, address: 'ray://a:1', gpus: 1}") != identity()
-    with pytest.raises(ConfigError, match=r"run\.task_runner dask"), open_session(small(parts=2), project):
+    with pytest.raises(ConfigError, match=r"run\.task_runner dask"), open_session(small(shards=2), project):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Trackers: who is told a training's numbers. Not here: what a run depends on, for a tracker's failure stops nothing.
+"""Trackers, which log a training's metrics. Not here: what a run depends on, for a tracker's failure stops nothing.
 
 ``run.trackers`` names those of a run. To add one of ours: a module here with a class that follows ``Tracker``, and its
 line in ``spo_core.config.custom.OURS``.
@@ -36,7 +36,7 @@ def check_trackers(params: Params) -> None:
 class Trackers:
     """All trackers of a run; a context. Each has a thread, so that one that raises or hangs stops nothing.
 
-    ``history`` has the rows of the iterations before: each tracker is told those that it has not, so that an outage
+    ``history`` has the rows of the iterations before: each tracker is told those that it lacks, so that an outage
     leaves no gap. ``trees`` gives the rows of an iteration's table of trees. Starting and finishing wait PATIENCE
     seconds at most.
     """
@@ -63,11 +63,11 @@ class Trackers:
 
     @property
     def where(self) -> dict[str, str] | None:
-        """Where W&B has the run, if it is told."""
+        """W&B's project, id, mode and address of the run; None where W&B does not log it."""
         return next((one.where for one in self._threads if one.where), None)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Tell a row of metrics.jsonl, and every ``run.wandb.trees_every`` iterations a table of trees."""
+        """Log a row of metrics.jsonl, and every ``run.wandb.trees_every`` iterations a table of trees."""
         self._tell(row, self._threads)
 
     def _tell(self, row: Mapping[str, Any], threads: Sequence[TrackerThread]) -> None:
@@ -81,7 +81,7 @@ class Trackers:
             return None
         try:
             return self._trees(iteration)
-        except Exception as error:  # its folder was deleted since, or is damaged: numbers go on without it
+        except Exception as error:  # a deleted or damaged folder must not stop the log
             log.info("no table of the trees of iteration %d: %s", iteration, error)
             return None
 
@@ -97,7 +97,7 @@ class Trackers:
 
 
 def _chosen(params: Params) -> list[tuple[str, str, CustomParams]]:
-    """Key, shown name and path of each tracker."""
+    """List key, shown name and path of each tracker."""
     return [
         (f"run.trackers.{n}", chosen, CustomParams(type="custom", path=OURS[f"run.trackers.{chosen}"]))
         if isinstance(chosen, str)

@@ -1,4 +1,4 @@
-"""What a tracker is."""
+"""The protocol of trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """What ``run.trackers``' paths name: a class, made without arguments or with its options.
+    """A class that a path in ``run.trackers`` names, made without arguments or with its options.
 
     Its methods are called from one thread of the training's process (``thread.TrackerThread``). A call that raises or
     hangs ends the tracker, not the training.
@@ -32,13 +32,13 @@ class Tracker(Protocol):
         ...
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl, ``iteration`` among its keys; one an iteration, rising."""
+        """Log a row of metrics.jsonl, which has the key ``iteration``; rows come one an iteration, rising."""
         ...
 
     def table(self, name: str, iteration: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table that belongs to an iteration, before its row is logged."""
+        """Log a table of an iteration; its row is logged afterwards."""
         ...
 
     def finish(self, failed: bool) -> None:
-        """The run ends, or stops with an error."""
+        """End the tracked run; ``failed`` where it stops with an error."""
         ...

@@ -11,9 +11,9 @@ from spo_core.observe.trackers.protocol import TrackedRun
 
 
 class TensorBoardTracker:
-    """Each start writes a file with the whole run, and has TensorBoard forget those before it."""
+    """Writes, at each start, a file with the whole run, and has TensorBoard forget earlier ones."""
 
-    extra = "tensorboard"  # of pyproject.toml, by the name of its package
+    extra = "tensorboard"  # the extra of pyproject.toml that installs it
 
     def start(self, run: TrackedRun) -> int:
         from torch.utils.tensorboard import SummaryWriter
@@ -29,7 +29,7 @@ class TensorBoardTracker:
         self._writer.flush()
 
     def table(self, name: str, iteration: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Shown under Text, as HTML."""
+        """Log a table as HTML, shown under Text."""
         lines = [f"<tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr>"]
         lines += [f"<tr>{''.join(f'<td>{_shown(value)}</td>' for value in row)}</tr>" for row in rows]
         self._writer.add_text(name, f"<table>{''.join(lines)}</table>", iteration)

@@ -33,13 +33,13 @@ class TrackerThread:
         self._calls: Queue[Callable[[Tracker], Any] | None] = Queue(WAITING)
         self._call_began = math.inf  # no call is under way
         self._started, self._given_up = Event(), Lock()
-        context = copy_context()  # Prefect's log handlers find the flow run by it
+        context = copy_context()  # holds the flow run for Prefect's log handlers
         self._thread = Thread(target=context.run, args=(self._work, make, run), name=self._called, daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether it is still told; gives up a tracker whose present call has taken longer than PATIENCE."""
+        """Whether the tracker is still called; gives up one whose present call has taken longer than PATIENCE."""
         if monotonic() - self._call_began > PATIENCE:
             self._give_up(f"a call took longer than {PATIENCE:g} s")
         return not self._given_up.locked()
@@ -49,13 +49,13 @@ class TrackerThread:
             self._give_up(f"it did not start within {PATIENCE:g} s")
 
     def tell(self, row: Mapping[str, Any], table: Rows | None) -> None:
-        """Have a row logged, after the table of trees that belongs to it."""
+        """Queue a row to be logged, after the table of trees that belongs to it."""
         if table is not None:
             self._put(methodcaller("table", "trees", row["iteration"], COLUMNS, table))
         self._put(methodcaller("log", dict(row)))
 
     def finish(self, failed: bool) -> None:
-        """Have the tracker finish after all that it was told; see ``wait_finished``."""
+        """Queue the tracker's ``finish`` behind all earlier calls; see ``wait_finished``."""
         self._put(methodcaller("finish", failed=failed))
         self._put(None)
 

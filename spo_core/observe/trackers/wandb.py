@@ -19,9 +19,9 @@ from spo_core.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 for _setting, _value in {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}.items():
-    os.environ.setdefault(_setting, _value)  # its words on standard error; what it would tell its makers
+    os.environ.setdefault(_setting, _value)  # messages on standard error; telemetry
 START_LIMIT = 60.0  # seconds that W&B has to answer when a run starts
-END_LIMIT = 60.0  # seconds to take what it lacks when a run ends
+END_LIMIT = 60.0  # seconds that W&B has to upload what is left when a run ends
 
 
 def resolve_mode(params: WandbParams, environment: Mapping[str, str] = os.environ) -> str:
@@ -37,15 +37,15 @@ def _in_netrc(environment: Mapping[str, str]) -> bool:
     host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
         return netrc(environment.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
-    except (OSError, RuntimeError, NetrcParseError):  # no file, no home, no sense in it
+    except (OSError, RuntimeError, NetrcParseError):  # no file, no home directory, or a malformed file
         return False
 
 
 class WandbTracker:
-    """Tells one W&B run. W&B's failures are logged here, with what is to be done for its sake.
+    """Logs to one W&B run. W&B's failures are logged here, with what a user can do about them.
 
-    Told are the rows that W&B has not. Offline that is all of them: each folder holds the whole run, and the newest
-    alone is to be synced. Everything is plotted against ``iteration``, not W&B's own steps, which ``wandb sync`` shifts
+    Only rows that W&B lacks are logged. Offline that is all of them: each folder holds the whole run, so that only the
+    newest need be synced. Everything is plotted against ``iteration``, not W&B's own steps, which ``wandb sync`` shifts
     in a run that it resumes. Online an iteration that a kill undid stands there twice, as it was made twice.
     """
 
@@ -92,7 +92,7 @@ class WandbTracker:
         return found | ({"mode": "offline"} if self._run.offline else {"mode": "online", "url": str(self._run.url)})
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """A row, with the tables that came before it."""
+        """Log a row, with the tables that came before it."""
         tables, self._tables = self._tables, {}
         if self._run is None:
             return
@@ -113,7 +113,8 @@ class WandbTracker:
         self._tables[name] = wandb.Table(columns=list(columns), data=list(rows))
 
     def finish(self, failed: bool) -> None:
-        """Waits at most END_LIMIT seconds for W&B to take what was logged; W&B shows the run as finished or failed."""
+        """End W&B's run, waiting at most END_LIMIT seconds for W&B to take what was logged; W&B shows the run as
+        finished or failed."""
         if self._run is not None:
             run = self._run
             try:

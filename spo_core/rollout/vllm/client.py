@@ -25,11 +25,11 @@ class Failed(Exception):
 
 
 class Unanswered(Failed):
-    """There was no answer at all, or none in time."""
+    """A call that got no answer, or none in time."""
 
 
 class VllmClient:
-    """Raises Failed for no answer or a bad one, and EngineError for a refusal, which is a bug of ours.
+    """Calls a server. Raises Failed for no answer or a bad one, and EngineError for a refusal, which is a bug of ours.
 
     Every call under way has an HTTP client of its own: the time of httpx for a request grows with its connections, and
     one client for 256 of them took ten times as long for each.
@@ -69,7 +69,7 @@ class VllmClient:
         await self._rpc("seed_sampling", seconds, args=[str(seed)])
 
     async def load(self, weights: Path, *, asleep: bool, seconds: float) -> None:
-        """Memory for weights first, then the weights, then memory for a cache of theirs."""
+        """Load weights: first memory for them, then the weights, then memory for their cache."""
         if asleep:
             await self._call("POST", "/wake_up?tags=weights", seconds)
         await self._rpc("load_policy", seconds, kwargs={"weights_path": str(weights)})
@@ -90,7 +90,7 @@ class VllmClient:
     async def _call(self, method: str, path: str, seconds: float, body: Any = None) -> Any:
         http = self._free.pop() if self._free else _http(self.socket)
         try:
-            async with asyncio.timeout(seconds):  # in all; httpx knows only pauses
+            async with asyncio.timeout(seconds):  # in all; httpx limits each pause only
                 response = await http.request(method, f"http://vllm{path}", json=body)
         except TimeoutError:
             raise Unanswered(f"{path}: no answer in {seconds:g} seconds") from None

@@ -20,7 +20,7 @@ from spo_core.rollout.vllm.settings import ENVIRONMENT, VllmSettings
 
 log = logging.getLogger(__name__)
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
-ATTEMPTS = 3  # of one request
+ATTEMPTS = 3  # most attempts at a request
 
 
 class VllmEngine:
@@ -39,7 +39,7 @@ class VllmEngine:
         self.restarts = 0
         self._open: dict[str, Request] = {}
         self._attempts: Counter[str] = Counter()
-        self._deaths = 0  # since the last version
+        self._deaths = 0  # of the engine since the last version
         self._loads = 0
         self._asleep = False
         self._vllm: Any = None
@@ -67,7 +67,7 @@ class VllmEngine:
         return [done for output in outputs if output.finished and (done := self._finished(output))]
 
     def release(self, request_id: int) -> None:
-        """vLLM's cache forgets what was not used for longest."""
+        """Do nothing: vLLM's cache drops what was not used for longest."""
 
     def policy_changed(self, version: int) -> None:
         if self.busy:
@@ -83,7 +83,7 @@ class VllmEngine:
             raise RuntimeError("the engine was sent to sleep while requests were being decoded")
         self.version = None
         if not self._asleep and self.settings.sleeps:
-            self._vllm.sleep(level=2)  # weights and cache are let go: others come before anything is served
+            self._vllm.sleep(level=2)  # frees weights and cache; new ones come before anything is served
             self._asleep = True
 
     def close(self) -> None:
@@ -92,13 +92,13 @@ class VllmEngine:
         self._stop()
 
     def _load(self) -> None:
-        """New weights in place: memory for weights first, then the weights, then memory for a cache of theirs."""
+        """Load new weights: first memory for them, then the weights, then memory for their cache."""
         if self._asleep:
             give_memory_back()
             self._vllm.wake_up(["weights"])
         self._vllm.collective_rpc("load_policy", kwargs={"weights_iterator": self.weights()})
         self._loads += 1
-        if self.settings.noise is not None:  # never the noise of before, whatever was started again
+        if self.settings.noise is not None:  # new noise, even after the engine was started again
             seed = derive_seed(self.settings.noise, f"policy-{self.version}", self._loads)
             self._vllm.collective_rpc("seed_sampling", args=(seed,))
         if self._asleep:
@@ -119,7 +119,7 @@ class VllmEngine:
         )
 
     def _finished(self, output: Any) -> Completion | None:
-        """The completion, or None where the request failed and was asked for again with the same seed."""
+        """Read a completion; None where the request failed and was sent again with the same seed."""
         request = self._open[output.request_id]
         sample = output.outputs[0]
         if sample.finish_reason not in ("stop", "length"):
@@ -162,7 +162,7 @@ class VllmEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._vllm.engine_core.shutdown()
-        self._vllm = None  # the last reference: its memory is free before another engine asks for some
+        self._vllm = None  # the last reference: frees its memory before another engine starts
         gc.collect()
         cleanup_dist_env_and_memory()
 
@@ -208,7 +208,7 @@ def _start(settings: VllmSettings) -> Any:
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         vllm = LLMEngine.from_engine_args(EngineArgs(**settings.arguments, disable_log_stats=True))
-    except Exception as error:  # of many kinds, the user's options among them
+    except Exception as error:  # of many kinds, those of the user's options among them
         raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}") from error
     finally:
         torch.set_num_threads = set_threads  # vLLM replaces it on CPUs

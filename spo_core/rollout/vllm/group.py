@@ -53,7 +53,7 @@ class VllmGroup:
         self._thread = threading.Thread(target=self._loop.run_forever, name="vLLM servers", daemon=True)
         self._thread.start()
         try:
-            self._remove_weights(keep=None)  # of a run that was killed
+            self._remove_weights(keep=None)  # left by a run that was killed
             self._run(self._replicas.start())
         except BaseException:
             self.close()
@@ -69,7 +69,7 @@ class VllmGroup:
             self._loop.call_soon_threadsafe(self._replicas.begin, request)
 
     def step(self) -> list[Completion]:
-        """What finished: waits a moment for the first, so that an interrupt is noticed, and for no other."""
+        """Return what finished, after waiting at most a moment for the first, so that an interrupt is noticed."""
         done: list[Completion] = []
         while self.busy and (result := self._next(0.0 if done else STEP_SECONDS)) is not None:
             del self._open[result.request_id]
@@ -78,7 +78,7 @@ class VllmGroup:
         return done
 
     def release(self, request_id: int) -> None:
-        """vLLM's cache forgets what was not used for longest."""
+        """Do nothing: vLLM's cache drops what was not used for longest."""
 
     def policy_changed(self, version: int) -> None:
         if self.busy:

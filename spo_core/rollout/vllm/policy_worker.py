@@ -1,4 +1,4 @@
-"""What vLLM's workers do beside what they know; vLLM mixes the class into its own worker."""
+"""The extension of vLLM's workers: vLLM mixes its class into its own worker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PolicyWorker:
         torch.manual_seed(int(seed))
 
     def load_policy(self, **source: Any) -> None:
-        """Weights in place of the present ones, from what vLLM's ``reload_weights`` takes. Raises ValueError where a
+        """Replace the weights, by what vLLM's ``reload_weights`` takes. Raises ValueError where a
         parameter got none, of which vLLM itself only warns; parameters of quantised models may have no tensor."""
         from vllm.platforms import current_platform
 
@@ -62,8 +62,8 @@ class PolicyWorker:
 
 
 def forget_experts_kernels(model: torch.nn.Module) -> None:
-    """vLLM 0.32 lays experts out for the CPU's kernel when it makes the kernel, and not when it loads them again: have
-    it make another."""
+    """Have vLLM make the experts' kernels again: 0.32 lays experts out for the CPU's kernel when it makes the kernel,
+    and not when it loads new weights."""
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
         if hasattr(method, "moe_kernel"):
@@ -71,8 +71,8 @@ def forget_experts_kernels(model: torch.nn.Module) -> None:
 
 
 def pack_heads(model: torch.nn.Module) -> None:
-    """On CPUs vLLM 0.32 multiplies by a packed copy of the head's weights. That of a head which is tied to the
-    embedding, for which no tensor comes, stays as it was: have it made again."""
+    """Pack the heads' weights again. On CPUs vLLM 0.32 multiplies by a packed copy of them, which stays as it was where
+    a head is tied to the embedding, because no tensor is loaded for it."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():

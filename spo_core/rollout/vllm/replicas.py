@@ -1,4 +1,4 @@
-"""The servers of a group and what becomes of a request: all that runs in the group's event loop."""
+"""Servers and requests of a group: all that runs in the group's event loop."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WATCH_SECONDS = 30.0
 
 
 class Replicas:
-    """Every request is a task: it goes to its tree's server, is sent again with the same seed when it fails, waits
+    """Runs every request as a task: it goes to its tree's server, is sent again with the same seed when it fails, waits
     while its server is started again, and ends in a call of ``done`` with its completion or the error that ends all.
     """
 
     def __init__(self, servers: Sequence[VllmServer], done: Callable[[Completion | Exception], None]) -> None:
         self.servers, self.done = servers, done
         self.restarts = 0
-        self._deaths = 0  # since the last version
+        self._deaths = 0  # of servers since the last version
         self._version: int | None = None
-        self._weights: Path | None = None  # of the present policy
+        self._weights: Path | None = None  # folder of the present policy
         self._homes: dict[str, VllmServer] = {}  # tree -> the server that has its prefixes in its cache
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -42,7 +42,7 @@ class Replicas:
         task.add_done_callback(self._tasks.discard)
 
     async def load(self, version: int, weights: Path) -> None:
-        """The policy of this version, from a Hugging Face folder; no request may be under way."""
+        """Have servers load the policy of this version from a Hugging Face folder; no request may be under way."""
         self._version, self._weights, self._deaths = version, weights, 0
         self._homes.clear()
         for server in self.servers:
@@ -62,7 +62,7 @@ class Replicas:
             await server.client.close()
 
     def _home(self, request: Request) -> VllmServer:
-        """The server of its tree; of a new tree, the one with the fewest open requests."""
+        """Find the server of a request's tree; for a new tree, the one with the fewest open requests."""
         server = self._homes.get(request.tree)
         if server is None:
             server = min(self.servers, key=lambda s: (s.open, s.trees, s.index))
@@ -76,7 +76,7 @@ class Replicas:
         try:
             async with server.slots:
                 self.done(await self._answer(request, server))
-        except Exception as error:  # whatever it is, it ends the run and not only this task
+        except Exception as error:  # of any kind: it ends the run, not only this task
             self.done(error)
         finally:
             server.open -= 1
@@ -84,7 +84,7 @@ class Replicas:
     async def _answer(self, request: Request, server: VllmServer) -> Completion:
         attempts = 0
         while True:
-            async with server.lock:  # not while it starts again, with weights that are not the policy's yet
+            async with server.lock:  # a server that starts again has no weights of the policy yet
                 life = server.life
             try:
                 return await server.client.generate(request, self._version)
@@ -98,7 +98,8 @@ class Replicas:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _revived(self, server: VllmServer, life: int) -> bool:
-        """True once a server that died in this life serves again; False where it is well. EngineError otherwise."""
+        """Start a server that died in this life again; False where it is well. Raises EngineError where it does not
+        start."""
         async with server.lock:
             if server.life != life:
                 return True
@@ -135,13 +136,13 @@ class Replicas:
             server.kill()  # its memory is free now; the next policy starts it again
 
     async def _watch(self, server: VllmServer) -> None:
-        """Kill a server that answers nothing any more, so that its requests fail at once instead of much later."""
+        """Watch a server, and kill it when it answers no more, so that its requests fail at once."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             async with server.lock:
                 try:
                     dead = bool(server.open) and not await server.alive()
-                except EngineError as error:  # whatever it said: the watch goes on
+                except EngineError as error:  # the watch goes on
                     log.warning("%s: %s", server, error)
                     dead = True
                 if dead:

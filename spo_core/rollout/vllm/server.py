@@ -32,7 +32,7 @@ from spo_core.system.processes import EXCEPTION
 
 LAUNCHER = "spo_core.rollout.vllm.serve"
 SERVER_FLAGS = {
-    "tokens_only": True,  # offers /inference/v1/generate
+    "tokens_only": True,  # serves /inference/v1/generate
     "enable_prompt_tokens_details": True,  # with the number of cached tokens
     "disable_log_stats": True,
     "disable_uvicorn_access_log": True,
@@ -40,10 +40,10 @@ SERVER_FLAGS = {
     "log_error_stack": False,
 }
 SERVER_ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # offers /collective_rpc, /reset_prefix_cache, /sleep and /wake_up
+    "VLLM_SERVER_DEV_MODE": "1",  # serves /collective_rpc, /reset_prefix_cache, /sleep and /wake_up
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
 }
-# Of the trainer's processes, or of an engine in the flow's own; a server has others.
+# Variables of the trainer's processes, or of an engine in the flow's process, which a server must not inherit.
 NOT_INHERITED = {"VLLM_ENABLE_V1_MULTIPROCESSING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
 NOT_INHERITED |= {"GROUP_RANK", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 WAITING = 64  # requests that a server is given beyond those it decodes, so that it never waits for the next one
@@ -62,7 +62,7 @@ class VllmServer:
 
     def __init__(self, index: int, settings: VllmSettings, params: VllmEngineParams, log: Path) -> None:
         self.index, self.settings, self.params, self.log = index, settings, params, log
-        self._folder = tempfile.TemporaryDirectory(prefix="spo-", ignore_cleanup_errors=True)  # of mode 0700, short
+        self._folder = tempfile.TemporaryDirectory(prefix="spo-", ignore_cleanup_errors=True)  # mode 0700, short path
         private = {"VLLM_RPC_BASE_PATH": self._folder.name}  # for the sockets between vLLM's own processes
         self.environment = environment(index, params, os.environ) | private
         self.client = VllmClient(settings, params.request_seconds, Path(self._folder.name, "vllm"))
@@ -71,7 +71,7 @@ class VllmServer:
         self.life = self.open = self.trees = 0
         self.asleep = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._group: int | None = None  # to be killed
+        self._group: int | None = None  # process group to kill
         self._log_start = 0
         self._draws = 0
 
@@ -126,7 +126,7 @@ class VllmServer:
         if self._group is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, signal.SIGKILL)
-            self._group = None  # the number may become another's
+            self._group = None  # its number may go to another process
 
     def wait(self, seconds: float) -> None:
         """Wait for the end of the killed process, so that it leaves no zombie; the server is not started again."""
@@ -136,7 +136,7 @@ class VllmServer:
         self._folder.cleanup()
 
     def last_lines(self) -> str:
-        """What it said since its last start, in short, and where the rest is."""
+        """Summarise the log since the last start, and say where the rest is."""
         with self.log.open("rb") as file:
             file.seek(self._log_start)
             text = file.read().decode("utf-8", errors="replace")
@@ -160,7 +160,7 @@ class VllmServer:
         options = flags(self.settings.arguments | SERVER_FLAGS)
         command = [sys.executable, "-m", LAUNCHER, str(os.getpid()), str(listener.fileno()), *options]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as output:  # what an earlier process wrote stays
+        with self.log.open("ab") as output:  # keep what an earlier process wrote
             output.write(f"=== vLLM server {self.index}, start {self.life}\n".encode())
             output.flush()
             self._log_start = output.tell()
@@ -175,7 +175,7 @@ class VllmServer:
             )
 
     async def _seed(self, name: str) -> None:
-        """Noise of its own for requests without a seed: other than that of other servers, and than any before."""
+        """Seed the server's noise for requests without a seed, other than that of other servers and than any before."""
         if self.settings.noise is not None:
             self._draws += 1
             seed = derive_seed(self.settings.noise, self.index, name, self._draws)
@@ -186,12 +186,12 @@ class VllmServer:
 
 
 def slots(settings: VllmSettings) -> int:
-    """Requests that one server is given at a time."""
+    """Number of requests that a server is given at a time."""
     return int(settings.arguments.get("max_num_seqs", 256)) + WAITING
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Engine arguments on vLLM's command line: ``enforce_eager=False`` is ``--no-enforce-eager``."""
+    """Write engine arguments as vLLM's command line has them: ``enforce_eager=False`` is ``--no-enforce-eager``."""
     return [_flag(name.replace("_", "-"), value) for name, value in arguments.items() if value is not None]
 
 
@@ -202,7 +202,8 @@ def _flag(name: str, value: Any) -> str:
 
 
 def environment(index: int, params: VllmEngineParams, base: Mapping[str, str]) -> dict[str, str]:
-    """Environment of server ``index``: its GPUs, or its share of the cores, and a PYTHONPATH that has the project."""
+    """Make the environment of server ``index``: its GPUs, or its share of the cores, and a PYTHONPATH that has the
+    project."""
     code = str(Path(spo_core.__file__).resolve().parents[1])
     inherited = {name: value for name, value in base.items() if name not in NOT_INHERITED}
     path = os.pathsep.join(filter(None, [code, base.get("PYTHONPATH")]))
@@ -216,14 +217,14 @@ def environment(index: int, params: VllmEngineParams, base: Mapping[str, str]) -
 
 
 def visible_gpus(visible: str) -> list[str]:
-    """Names in a ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs (GPU-...) or MIG slices (MIG-...), as CUDA does up to the
-    first that is none (-1, NoDevFiles)."""
+    """List the names in a ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs (GPU-...) or MIG slices (MIG-...), as CUDA does up
+    to the first that is none (-1, NoDevFiles)."""
     names = (name.strip() for name in visible.split(","))
     return list(takewhile(re.compile(r"\d+|(GPU|MIG)-[\w/-]+").fullmatch, names))
 
 
 def gpus(index: int, params: VllmEngineParams, names: list[str]) -> str:
-    """The ``CUDA_VISIBLE_DEVICES`` of server ``index``, taken from the names of those that the flow sees."""
+    """Choose the ``CUDA_VISIBLE_DEVICES`` of server ``index`` among those that the flow sees."""
     first = params.first_gpu + index * params.tensor_parallel
     mine = names[first : first + params.tensor_parallel]
     if len(mine) < params.tensor_parallel:

@@ -1,4 +1,4 @@
-"""What vLLM is told, in the flow's process and as a server: engine arguments, environment, sampling of a request."""
+"""Settings of vLLM in the flow's process and as a server: engine arguments, environment, sampling of a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process has other work to do
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # do not bind threads: the process has other work
 }
 
 
@@ -40,7 +40,8 @@ class VllmSettings:
         return bool(self.arguments.get("enable_sleep_mode", True))
 
     def accepted(self, requests: Iterable[Request], version: int | None) -> list[Request]:
-        """The requests, all of which fit the context; RuntimeError where there is no policy to serve them."""
+        """Check that requests fit the context, and return them. Raises RuntimeError where there is no policy to
+        serve."""
         if version is None:
             raise RuntimeError("the engine has no policy to serve: policy_changed comes first")
         requests = list(requests)
@@ -49,16 +50,16 @@ class VllmSettings:
         return requests
 
     def sampling(self, request: Request) -> dict[str, Any]:
-        """Arguments of ``SamplingParams``; ValueError where the context has no room for the request."""
+        """Make a request's arguments of ``SamplingParams``. Raises ValueError where the context has no room for it."""
         request.check_room(self.context_length)
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": request.max_tokens,
             "seed": request.seed if self.noise is None else None,
-            "logprobs": 0,  # those of the sampled tokens
+            "logprobs": 0,  # log-probs of the sampled tokens alone
             "stop_token_ids": list(self.stop_ids),
-            "ignore_eos": True,  # the stop ids are all there are
+            "ignore_eos": True,  # stop ids hold all that may stop
             "detokenize": False,
         }
 
@@ -75,7 +76,7 @@ def vllm_settings(
     dtype: str = "float32",
     noise: int | None = None,
 ) -> VllmSettings:
-    """Settings for the policy in a folder.
+    """Make the settings for the policy in a folder.
 
     ``context_length``: most tokens of a request and its completion together; ``max_concurrency``: requests decoded at
     once; ``dtype``: of weights and cache unless ``engine.dtype`` says another; ``noise``: see VllmSettings;

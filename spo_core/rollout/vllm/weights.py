@@ -1,4 +1,4 @@
-"""The policy's tensors as its checkpoint has them: an engine that read a checkpoint can be given no others."""
+"""The policy's tensors under a checkpoint's names and shapes: an engine that read a checkpoint takes no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")  # model.layers.3 of model.layers.3.mlp.e
 
 
 class CheckpointWeights:
-    """Every call gives ``model``'s present tensors, under the names and in the shapes that ``save_pretrained`` writes.
+    """Gives, at every call, ``model``'s present tensors under the names and in the shapes that ``save_pretrained``
+    writes.
 
     transformers fuses and renames modules when it loads a checkpoint, the experts of a mixture for one, and goes back
     when it saves. The tensors lie where the model's do, in its dtype; what transformers must rearrange is copied, one
@@ -59,7 +60,7 @@ def checkpoint_shapes(folder: Path) -> Shapes:
 
 
 def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Names of the module, tensors of the module, of those that are tied one, as ``save_pretrained`` chooses."""
+    """Collect the module's tensors by their names; of tied ones only one, as ``save_pretrained`` chooses."""
     ignored = set(model._keys_to_ignore_on_save or ())
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
     return remove_tied_weights_from_state_dict(state, model)
