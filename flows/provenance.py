@@ -27,7 +27,7 @@ def asked(name: str, spec: RunSpec) -> Asked:
         raise UnknownPolicy(f"{name}: unknown; a hub id, and no run here made it")
     if reference.kind == "revision":  # with that revision's own record: the present one may be of another run
         return asked_folder(name, find_model.fn(spec, reference).folder, find_record(spec, reference))
-    return asked_folder(name, Path(reference.place))
+    return asked_folder(name, Path(reference.location))
 
 
 def page(flow_run_id: str) -> str | None:

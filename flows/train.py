@@ -7,7 +7,6 @@ from pathlib import Path
 from prefect import flow
 
 from flows import cli
-from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
 from spo_core.observe.trackers import check_trackers
@@ -75,7 +74,7 @@ def command(
     if dry_run:
         if replay is not None or rollouts_only:
             raise ConfigError("--dry-run tells of ordinary runs; leave out --replay and --rollouts-only")
-        params = load_params(Path.cwd(), preset, tuple(set_ or ()))
+        params = RunSpec.here(preset, set_ or ()).params
         open_project(Path.cwd())
         sources(params)  # raises where a function of the project's own does not fit
         check_trackers(params)

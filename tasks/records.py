@@ -82,7 +82,8 @@ class RunSpec:
         their digests."""
         own = replace(self, replay=None, rollouts_only=False)
         for spec in (own, RunSpec(self.root, self.preset), RunSpec(self.root)):
-            if (spec.paths.checkpoint("warmup") / "config.json").is_file() and own._prepared_as(spec):
+            prepared = (spec.paths.checkpoint("warmup") / "config.json").is_file()
+            if prepared and (spec is own or self._prepared_as(spec)):
                 return spec.paths
         return own.paths
 

@@ -75,7 +75,7 @@ def _is_versioned(spec: RunSpec, run: RunDirectory, number: int) -> bool:
 
 def find_record(spec: RunSpec, reference: Reference) -> Path | None:
     """File of the provenance published with a revision's checkpoint; None where the revision has none."""
-    asked = Path(reference.place)
+    asked = Path(reference.location)
     if reference.revision is None:
         return None
     if asked.is_relative_to(MILESTONES):
@@ -102,13 +102,13 @@ def find_model(spec: RunSpec, reference: Reference) -> Model:
     if reference.kind == "hub":
         return folder_model(reference.name, download(reference))
     if reference.revision is None:
-        return folder_model(reference.name, Path(reference.place))
+        return folder_model(reference.name, Path(reference.location))
     with open_run(
-        spec.paths.work, "model", {"at": reference.revision, "path": reference.place}, spec.paths.root
+        spec.paths.work, "model", {"at": reference.revision, "path": reference.location}, spec.paths.root
     ) as run:
         folder = run.path / "policy"
         if not folder.exists():
             fetched = run.path / "fetched"
-            dvc.fetch(spec.paths.root, reference.revision, reference.place, fetched)
+            dvc.fetch(spec.paths.root, reference.revision, reference.location, fetched)
             fetched.rename(folder)
         return folder_model(reference.name, folder)

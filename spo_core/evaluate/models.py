@@ -15,7 +15,7 @@ from spo_core.system.files import folder_digest
 CHECKPOINTS = ("warmup", "final", "best")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SHARDS = ("model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A policy that was asked for by name; ``place`` is a folder, a hub id, or a path in a git revision."""
+    """A policy that was asked for by name; ``location`` is a folder, a hub id, or a path in a git revision."""
 
     name: str
     kind: Literal["checkpoint", "folder", "revision", "hub"]
-    place: str
+    location: str
     revision: str | None = None
 
 
@@ -71,8 +71,8 @@ def refer(name: str, paths: Paths) -> Reference:
             raise DataError(f"{name}: git knows no revision {revision!r} here")
         return Reference(name, "revision", path, found.stdout.strip())
     if _HUB_ID.fullmatch(name):
-        place, _, revision = name.partition("@")
-        return Reference(name, "hub", place, revision or None)
+        location, _, revision = name.partition("@")
+        return Reference(name, "hub", location, revision or None)
     raise ConfigError(
         f"{name!r}: neither one of {', '.join(CHECKPOINTS)}, nor a folder, nor REVISION:PATH, nor a hub id OWNER/NAME"
     )
@@ -91,7 +91,7 @@ def download(reference: Reference) -> Path:
 
     try:
         found = snapshot_download(
-            reference.place, revision=reference.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+            reference.location, revision=reference.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
         )
     except Exception as error:  # of many types, with messages of many lines
         why = first_line(error)
@@ -102,5 +102,5 @@ def download(reference: Reference) -> Path:
 def _check_policy(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
-    if not any((folder / name).is_file() for name in _SHARDS):
+    if not any((folder / name).is_file() for name in _WEIGHTS):
         raise DataError(f"{folder}: its weights are not in safetensors, the one format that is read")

@@ -132,7 +132,7 @@ def _weighted(
             shift, scale = whitening(np.concatenate([pairs[p][1].advantages[n][masks[p][n]] for p, n in counted]))
         for p, n in counted:
             if p not in trees:
-                trees[p] = _empty(p, *pairs[p])
+                trees[p] = _empty(p, pairs[p][0])
             tree = trees[p]
             mask = masks[p][n]
             tree.advantages[n][mask] = (pairs[p][1].advantages[n][mask] - shift) * scale
@@ -147,7 +147,7 @@ def unweighted(pair: int, tree: RolloutTree, credit: Credit, params: LearnParams
     """The tree with weight 1 at every counted token that has an advantage: its loss is the plain sum over tokens."""
     masks = tuple(mask & (own != 0) for mask, own in zip(counted_masks(credit, params), credit.advantages, strict=True))
     ones = tuple(mask.astype(np.float32) for mask in masks)
-    return replace(_empty(pair, tree, credit), masks=masks, advantages=credit.advantages, policy_weights=ones)
+    return replace(_empty(pair, tree), masks=masks, advantages=credit.advantages, policy_weights=ones)
 
 
 def whitening(advantages: np.ndarray) -> tuple[float, float]:
@@ -160,7 +160,7 @@ def whitening(advantages: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), (variance + WHITENING_EPSILON) ** -0.5
 
 
-def _empty(pair: int, tree: RolloutTree, credit: Credit) -> WeightedTree:
+def _empty(pair: int, tree: RolloutTree) -> WeightedTree:
     def zeros(kind: type) -> tuple[np.ndarray, ...]:
         return by_node(np.zeros(int(tree.lengths.sum()), kind), tree.lengths)
 

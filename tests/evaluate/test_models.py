@@ -33,9 +33,9 @@ def test_a_name_is_read_as_what_it_is(tmp_path):
         refer("elsewhere/policy", paths).kind == refer(str(tmp_path / "elsewhere" / "policy"), paths).kind == "folder"
     )
     found = refer("HEAD:checkpoints/final", paths)
-    assert (found.kind, found.place, found.revision) == ("revision", "checkpoints/final", head)
+    assert (found.kind, found.location, found.revision) == ("revision", "checkpoints/final", head)
     hub = refer("gyr66/spo-tree-666-qwen1.5B-math@v1", paths)
-    assert (hub.kind, hub.place, hub.revision) == ("hub", "gyr66/spo-tree-666-qwen1.5B-math", "v1")
+    assert (hub.kind, hub.location, hub.revision) == ("hub", "gyr66/spo-tree-666-qwen1.5B-math", "v1")
 
 
 @pytest.mark.parametrize(
