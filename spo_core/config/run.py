@@ -64,7 +64,7 @@ class RunParams(Namespace):
     """Prefect's global concurrency limit of which training and every evaluated cell hold one slot, so that they take
     turns on the GPU; nothing is held where the server has no such limit, or for null."""
     task_runner: TaskRunnerParams = LocalRunner(type="local")
-    """What samples rollouts and evaluates cells: the flow's process, or a cluster over which they are mapped."""
+    """Where rollouts are sampled and cells are evaluated: in the flow's process, or mapped over a cluster."""
     trackers: tuple[TrackerParams, ...] = ("wandb",)
     """Trackers that log each iteration's metrics, several at once: ``wandb``, ``tensorboard``, ``none``, or a class of
     the project's own. A single one need not be a list."""

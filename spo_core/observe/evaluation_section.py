@@ -52,7 +52,7 @@ class Section:
     headline: CellScore | None
     """The cell that the page's headline is about."""
     verdict: str
-    """What became of the headline's score in training."""
+    """Sentence on what became of the headline's score in training."""
     missing: list[str]
     """Checkpoints that were not evaluated."""
     rows: list[tuple[str, str, CellScore]]

@@ -1,4 +1,4 @@
-"""How trees grow: children are requested the moment their parent finishes."""
+"""Growing trees over an engine: children are requested the moment their parent finishes."""
 
 from __future__ import annotations
 

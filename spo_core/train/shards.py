@@ -168,7 +168,8 @@ def divide(question_ids: Sequence[str], count: int) -> list[list[int]]:
 
 @dataclass(slots=True)
 class _Open:
-    """What a process keeps loaded from shard to shard. ``weights`` is the digest of those that its model has."""
+    """The worker that a process keeps loaded from shard to shard. ``weights`` is the digest of those that its model
+    has."""
 
     key: str
     worker: RolloutWorker

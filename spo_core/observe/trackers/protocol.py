@@ -28,7 +28,8 @@ class Tracker(Protocol):
     """
 
     def start(self, run: TrackedRun) -> int | None:
-        """Begin or resume a run; the last iteration that the tracker already has, 0 or None where it has none."""
+        """Begin or resume a run; returns the last iteration that the tracker already has, 0 or None where it has
+        none."""
         ...
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ class TrackerThread:
         self.known = 0
         """The last iteration that the tracker already has; holds once it has started."""
         self.where: dict[str, str] | None = None
-        """Where W&B has the run; holds once the tracker has started."""
+        """W&B's project, id, mode and address of the run; holds once the tracker has started."""
         self._called = f"{key}: {name}"
         self._calls: Queue[Callable[[Tracker], Any] | None] = Queue(WAITING)
         self._call_began = math.inf  # no call is under way

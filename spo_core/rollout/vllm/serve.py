@@ -1,4 +1,4 @@
-"""What a server's process runs: vLLM's API server on a socket it was given, and an end with the flow.
+"""The program of a server's process: vLLM's API server on a socket it was given, which ends with the flow.
 
 ``python -m spo_core.rollout.vllm.serve FLOW SOCKET --flag=value ...``: the flow's process id, then the descriptor of a
 bound Unix socket; its folder is for sockets alone. Standard input is a pipe whose other end only the flow holds.
