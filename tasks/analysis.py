@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from spo_core.analysis.bench import bench, opened
 from spo_core.analysis.candidates import DEFAULT, Candidate, identity, read_candidates, reference_of
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
-from spo_core.analysis.measure import measure, read_gradients, read_trees
+from spo_core.analysis.measure import measure, read_credited, read_gradients
 from spo_core.analysis.sketch import WIDTH, relative_error
 from spo_core.analysis.truth import State, measure_states
 from spo_core.config import digest
@@ -121,7 +121,7 @@ def _states(directory: str, candidate: Candidate, states: int, rollouts: int) ->
         return measure_states(
             bench(directory),
             candidate,
-            read_trees(folder),
+            read_credited(candidate, folder),
             folder / "states",
             states=states,
             rollouts=rollouts,
@@ -135,7 +135,7 @@ def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
         Measured(
             candidate,
             read_gradients(folder := _folder(directory, candidate)),
-            read_trees(folder),
+            read_credited(candidate, folder),
             _states(directory, candidate, spec.states, spec.rollouts) if spec.states else [],
         )
         for candidate in spec.all

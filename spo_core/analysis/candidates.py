@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from spo_core.config import Params, flatten, load_params
+from spo_core.config import Params, digest, flatten, load_params
 from spo_core.errors import ConfigError
 from spo_core.rollout.seeds import derive_seed
 
 DEFAULT = "default"  # names the params without a preset
 REFERENCE = "reference"
 GROUP = 8
+SAMPLED_VALUES = ("monte_carlo", "adaptive_monte_carlo")  # those that have rollouts sampled
 # what decides the question and how the policy is sampled and judged: candidates that differ there do not compare
 SHARED = (
     "data",
@@ -109,9 +110,22 @@ def identity(candidate: Candidate) -> dict[str, Any]:
     return {**chosen, "learn": learn, "shared": _shared(candidate.params)}
 
 
+def sampling(candidate: Candidate) -> dict[str, Any]:
+    """What decides a candidate's trees beside what all share: candidates that agree here credit the same trees, so that
+    their difference is that of their credit alone. The reference has trees of its own."""
+    rollout, credit = candidate.params.rollout, candidate.params.credit
+    return {
+        "questions": rollout.questions,
+        "branch_factors": rollout.branch_factors,
+        "partition": credit.partition.model_dump(mode="json"),
+        "value": credit.value.model_dump(mode="json") if credit.value.type in SAMPLED_VALUES else None,
+        "reference": candidate.name == REFERENCE,
+    }
+
+
 def own_seed(candidate: Candidate) -> int:
-    """Seed of a candidate's samples: those of two candidates are independent, whatever they share."""
-    return derive_seed(candidate.params.run.seed, "analysis", candidate.name)
+    """Seed of a candidate's samples."""
+    return derive_seed(candidate.params.run.seed, "analysis", digest(sampling(candidate)))
 
 
 def _shared(params: Params) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +125,30 @@ def cosine(gradients: Gradients, reference: Gradients) -> Estimate:
     return _jackknife(lambda left: mean("ab", left) / np.sqrt(mean("aa", left) * mean("bb", left)), count)
 
 
-def ratio(ours: Estimate, theirs: Estimate) -> Estimate:
-    """``ours`` over ``theirs``, to first order in independent errors; NaN where ``theirs`` is not told from zero."""
-    if not _is_positive(theirs):
+def gain(ours: Gradients, theirs: Gradients, cost: Literal["tokens", "seconds"]) -> Estimate:
+    """Efficiency of ``ours`` over that of ``theirs``; NaN where that of ``theirs`` is not told from zero.
+
+    A question that both asked is left out of both, so the error is that of the comparison: small where they credit the
+    same trees, that of two samples where they share no question.
+    """
+    found = efficiency(theirs)
+    if not _is_positive(found.per_token if cost == "tokens" else found.per_second):
         return Estimate(math.nan, math.nan)
-    value = ours.value / theirs.value
-    return Estimate(value, math.hypot(ours.error, value * theirs.error) / theirs.value)
+    union = list(dict.fromkeys([*ours.questions, *theirs.questions]))
+    sides = []
+    for gradients in (ours, theirs):
+        row = {question: float(i) for i, question in enumerate(gradients.questions)}
+        sides.append((_Sums.of(gradients), np.array([row.get(question, math.nan) for question in union])))
+
+    def of(left: Floats) -> Floats:
+        out, index = np.isfinite(left), np.nan_to_num(left).astype(int)
+        per_cost = []
+        for sums, rows in sides:
+            signal, square, _, tokens, seconds = sums.moments(np.where(out, rows[index], math.nan))
+            per_cost.append(signal / ((square - signal) * (tokens if cost == "tokens" else seconds)))
+        return per_cost[0] / per_cost[1]
+
+    return _jackknife(of, len(union))
 
 
 def _is_positive(found: Estimate) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spo_core.analysis.bench import Bench
 from spo_core.analysis.candidates import REFERENCE, Candidate
-from spo_core.analysis.efficiency import TOLD_APART, Efficiency, Estimate, Gradients, cosine, efficiency, ratio
+from spo_core.analysis.efficiency import TOLD_APART, Efficiency, Estimate, Gradients, cosine, efficiency, gain
 from spo_core.analysis.found import Found, credit_found
 from spo_core.analysis.shape import Shape, shape
 from spo_core.analysis.truth import Ranking, State, calibration, error, ranking
@@ -61,12 +61,11 @@ class Measured:
 
 def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) -> list[Row]:
     """A row a candidate; gains are over the first. ``reference`` is a sample that no candidate is part of."""
-    found = {m.candidate.name: efficiency(m.gradients) for m in measured}
-    first = found[measured[0].candidate.name]
+    first = measured[0]
     rows = {row.question_id: row for row in bench.rows}
     result = []
     for m in measured:
-        own, name = found[m.candidate.name], m.candidate.name
+        name = m.candidate.name
         blame = None
         if isinstance(bench.problem, ShowsMistakes):
             blame = credit_found(m.trees, bench.problem, rows, lambda ids: token_texts(bench.tokenizer, ids.tolist()))
@@ -74,10 +73,10 @@ def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) ->
             Row(
                 name,
                 m.candidate.described,
-                own,
+                efficiency(m.gradients),
                 None if name == REFERENCE else cosine(m.gradients, reference),
-                None if own is first else ratio(own.per_token, first.per_token),
-                None if own is first else ratio(own.per_second, first.per_second),
+                None if m is first else gain(m.gradients, first.gradients, "tokens"),
+                None if m is first else gain(m.gradients, first.gradients, "seconds"),
                 shape(m.trees),
                 _values(m.states) if m.states else None,
                 blame,

@@ -19,16 +19,20 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from spo_core.analysis.bench import Bench
-from spo_core.analysis.candidates import Candidate
+from spo_core.analysis.candidates import Candidate, sampling
 from spo_core.analysis.efficiency import Gradients
 from spo_core.analysis.sketch import sketch
+from spo_core.config import digest
 from spo_core.credit import assign_credit
-from spo_core.credit.pairs import CreditedTree, read_pairs, write_pairs
+from spo_core.credit.pairs import CreditedTree
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.trainer import Trainer
+from spo_core.problems.base import Question
 from spo_core.system.files import atomic_directory, read_json, write_json
 from spo_core.train.questions import draw_questions
+from spo_core.train.sampling import RolloutWorker
+from spo_core.tree import RolloutTree, read_trees, write_trees
 
 REPEATS = 2
 FEWEST = 3  # questions that an error needs
@@ -63,10 +67,8 @@ def measure(
         batch = folder / f"{number:05d}"
         if not batch.is_dir():
             rows = draw_questions(bench.rows, count, seed=params.run.seed, iteration=number)
-            started = time.perf_counter()
-            sampled = worker.sample([row for row in rows for _ in range(REPEATS)], iteration=number, version=0)
-            seconds = time.perf_counter() - started - sampled.counts.sync - sampled.counts.probe
-            pairs = [(tree, assign_credit(tree, params.credit)) for tree in sampled.trees]
+            trees, seconds = _trees(worker, rows, _tree_folder(candidate, folder) / batch.name, number)
+            pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]
             with atomic_directory(batch) as place:
                 _differentiate(
                     trainer, bench.backend, pairs, seed=params.run.seed, rollout_seconds=seconds, folder=place
@@ -78,6 +80,25 @@ def measure(
             return
 
 
+def _tree_folder(candidate: Candidate, folder: Path) -> Path:
+    """Folder of the batches of trees that ``candidate``, measured in ``folder``, shares with whoever samples alike."""
+    return folder.parent / f"trees-{digest(sampling(candidate))[:8]}"
+
+
+def _trees(
+    worker: RolloutWorker, rows: Sequence[Question], folder: Path, number: int
+) -> tuple[list[RolloutTree], float]:
+    """Trees of a batch, sampled unless they are there, and the seconds that took."""
+    if not folder.is_dir():
+        started = time.perf_counter()
+        sampled = worker.sample([row for row in rows for _ in range(REPEATS)], iteration=number, version=0)
+        seconds = time.perf_counter() - started - sampled.counts.sync - sampled.counts.probe
+        with atomic_directory(folder) as place:
+            write_trees(place / "trees.parquet", sampled.trees)
+            write_json(place / "sampled.json", {"seconds": seconds})
+    return read_trees(folder / "trees.parquet"), read_json(folder / "sampled.json")["seconds"]
+
+
 def _differentiate(
     trainer: Trainer,
     backend: TorchBackend,
@@ -87,7 +108,7 @@ def _differentiate(
     rollout_seconds: float,
     folder: Path,
 ) -> None:
-    """Write a batch: its trees with credit, the sketch of each tree's gradient, and what it took."""
+    """Write a batch: the sketch of each tree's gradient, and what it took."""
     started = time.perf_counter()
     trainer.add_gradient(pairs)
     seconds = time.perf_counter() - started
@@ -102,7 +123,6 @@ def _differentiate(
         raise TrainingError(
             f"gradients of {len(pairs)} trees do not add up to that of all: off by {off / scale:.2g} of their lengths"
         )
-    write_pairs(folder, pairs)
     save_file({"vectors": stacked.numpy()}, folder / "gradients.safetensors")
     trees = [tree for tree, _ in pairs]
     batch = Batch(
@@ -145,6 +165,8 @@ def read_gradients(folder: Path) -> Gradients:
     )
 
 
-def read_trees(folder: Path) -> list[CreditedTree]:
-    """All trees of a candidate with their credit, in the order they were sampled."""
-    return [pair for batch in batches(folder) for pair in read_pairs(batch)]
+def read_credited(candidate: Candidate, folder: Path) -> list[CreditedTree]:
+    """All trees that were measured of a candidate, with its credit, in the order they were sampled."""
+    places = [_tree_folder(candidate, folder) / batch.name for batch in batches(folder)]
+    trees = [tree for place in places for tree in read_trees(place / "trees.parquet")]
+    return [(tree, assign_credit(tree, candidate.params.credit)) for tree in trees]

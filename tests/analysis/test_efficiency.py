@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from spo_core.analysis.efficiency import Efficiency, Estimate, Gradients, cosine, efficiency, ratio
+from spo_core.analysis.efficiency import Efficiency, Estimate, Gradients, cosine, efficiency, gain
 
 ESTIMATES = ("mean_square", "variance", "within", "per_token", "per_second", "without_signal")
 
@@ -212,13 +212,29 @@ def test_nothing_trained_is_no_number_and_no_warning(recwarn):
     assert math.isnan(found.per_token.value) and math.isnan(found.within.value) and not recwarn.list
 
 
-def test_a_ratio_has_the_errors_of_both_and_needs_a_divisor_told_from_zero():
+def test_a_gain_is_the_quotient_and_its_error_that_of_the_comparison():
+    """Over the same questions a noisy copy differs by little; over other questions by what both samples are off."""
     rng = np.random.default_rng(8)
-    quotients = (6 + 0.6 * rng.normal(size=100_000)) / (3 + 0.15 * rng.normal(size=100_000))
-    found = ratio(Estimate(6, 0.6), Estimate(3, 0.15))
-    assert found.value == 2 and found.error == pytest.approx(quotients.std(), rel=0.03)
-    assert all(math.isnan(ratio(Estimate(1, 0.1), theirs).value) for theirs in (Estimate(1, 0.6), Estimate(-3, 0.1)))
-    assert math.isnan(ratio(Estimate(1, 0.1), Estimate(math.nan, math.nan)).value)
+    theirs = gradients(rng, questions=80)
+    noise = 0.1 * rng.normal(size=theirs.vectors.shape).astype(np.float32)
+    alike = replace(theirs, vectors=theirs.vectors + noise)
+    other = gradients(rng, questions=80, first=1000)
+    for ours in (alike, other):
+        for cost, field in (("tokens", "per_token"), ("seconds", "per_second")):
+            a, b = getattr(efficiency(ours), field), getattr(efficiency(theirs), field)
+            found = gain(ours, theirs, cost)
+            assert found.value == pytest.approx(a.value / b.value)
+            apart = found.value * math.hypot(a.error / a.value, b.error / b.value)  # to first order
+            assert found.error == pytest.approx(apart, rel=0.1) if ours is other else found.error < 0.2 * apart
+    same = gain(theirs, replace(theirs, vectors=3 * theirs.vectors), "tokens")
+    assert same.value == pytest.approx(1) and same.error < 1e-6
+
+
+def test_a_gain_is_left_open_over_what_is_not_told_from_zero():
+    rng = np.random.default_rng(9)
+    noise = gradients(rng, mean=np.zeros(6))
+    noise = replace(noise, vectors=noise.vectors - noise.vectors.mean((0, 1)))
+    assert math.isnan(gain(gradients(rng), noise, "tokens").value)
 
 
 @pytest.mark.parametrize(
