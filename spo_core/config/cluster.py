@@ -20,38 +20,32 @@ class LocalRunner(Namespace):
         return 1
 
 
-class DaskRunner(Namespace):
+class _Cluster(Namespace):
+    workers: int = Field(default=2, ge=1)
+    """Shards that an iteration's questions are divided into; also the processes (Dask) or CPUs (Ray) of a cluster that
+    is started here."""
+    address: str | None = None
+    """Address of a Dask scheduler, as tcp://host:8786, or of a Ray cluster, as ray://host:10001 or auto; null starts
+    one on this machine for the length of the flow."""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards that an iteration's questions are divided into."""
+        return self.workers
+
+
+class DaskRunner(_Cluster):
     """A Dask cluster, by prefect-dask; needs the extra ``cluster``."""
 
     type: Literal["dask"]
-    workers: int = Field(default=2, ge=1)
-    """Shards that an iteration's questions are divided into; also the processes of a cluster that is started here."""
-    address: str | None = None
-    """Address of a Dask scheduler, as tcp://host:8786; null starts a cluster on this machine for the length of the
-    flow."""
-
-    @property
-    def shards(self) -> int:
-        """Number of shards that an iteration's questions are divided into."""
-        return self.workers
 
 
-class RayRunner(Namespace):
+class RayRunner(_Cluster):
     """A Ray cluster, by prefect-ray; needs the extra ``cluster``."""
 
     type: Literal["ray"]
-    workers: int = Field(default=2, ge=1)
-    """Shards that an iteration's questions are divided into; also the CPUs of a cluster that is started here."""
-    address: str | None = None
-    """Address of a Ray cluster, as ray://host:10001 or auto; null starts one on this machine for the length of the
-    flow."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that one mapped task reserves."""
-
-    @property
-    def shards(self) -> int:
-        """Number of shards that an iteration's questions are divided into."""
-        return self.workers
 
 
 TaskRunnerParams = Annotated[LocalRunner | DaskRunner | RayRunner, Field(discriminator="type")]
