@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from prefect import flow
+from pydantic import Field
 
 from flows import cli
 from spo_core.analysis.candidates import DEFAULT
-from spo_core.errors import ConfigError
 from spo_core.evaluate.models import refer
 from tasks.analysis import (
     AnalysisSpec,
@@ -33,14 +32,14 @@ def analyse(
     presets: tuple[str, ...] = (DEFAULT,),
     grid: str | None = None,
     model: str = "warmup",
-    tokens: int = TOKENS,
-    states: int = STATES,
-    rollouts: int = ROLLOUTS,
+    tokens: Annotated[int, Field(ge=1)] = TOKENS,
+    states: Annotated[int, Field(ge=0)] = STATES,
+    rollouts: Annotated[int, Field(ge=2)] = ROLLOUTS,
     overrides: tuple[str, ...] = (),
     name: str | None = None,
 ) -> dict:
     """Measure candidates at a policy, compare them, and publish reports/analysis/<name>/; returns the comparison."""
-    run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides))
+    run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides), name)
     found = find_model(run, refer(model, run.paths))
     spec = AnalysisSpec(run, candidates, found, tokens, states, rollouts, name or found.label)
     check_analysis(spec)
@@ -68,9 +67,7 @@ def command(
 ) -> None:
     """Measure gradient efficiency, value error and credit of candidates at a policy; nothing is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only")
-    run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()))
+    run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()), name)
     refer(model, run.paths)
     with cli.served():
         analyse(chosen, grid, model, tokens, states, rollouts, tuple(set_ or ()), name)

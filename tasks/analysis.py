@@ -12,15 +12,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from spo_core.analysis.bench import bench, opened
-from spo_core.analysis.candidates import DEFAULT, Candidate, identity, read_candidates, reference_of
+from spo_core.analysis.candidates import NAME, Candidate, identity, read_candidates, reference_of
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
 from spo_core.analysis.measure import measure, read_credited, read_gradients
 from spo_core.analysis.sketch import WIDTH, relative_error
 from spo_core.analysis.truth import State, measure_states
-from spo_core.config import digest
+from spo_core.config import digest, flatten
+from spo_core.errors import ConfigError
 from spo_core.evaluate.models import Model
 from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.bars import bar
+from spo_core.problems.base import read_split
 from spo_core.runs.directory import check_run, open_run, provenance
 from spo_core.runs.fingerprint import ANALYSIS, code_digest
 from spo_core.system.files import folder_digest, write_json
@@ -60,12 +62,26 @@ class AnalysisSpec:
 
 
 def read_spec(
-    root: Path, presets: tuple[str, ...], grid: str | None, overrides: tuple[str, ...]
+    root: Path, presets: tuple[str, ...], grid: str | None, overrides: tuple[str, ...], name: str | None
 ) -> tuple[RunSpec, tuple[Candidate, ...]]:
-    """The run whose checkpoints and data are used, that of the first preset, and the candidates."""
+    """The run whose checkpoints and data are used, that of the first candidate's preset, and the candidates.
+
+    Raises ConfigError for a ``name`` that names no folder and where candidates ask for other data than the run has, and
+    DataError where it has none.
+    """
+    if name is not None and not NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only")
     candidates = read_candidates(root, presets, root / grid if grid else None, overrides)
-    first = presets[0] if presets and presets[0] != DEFAULT else None
-    return RunSpec.here(first), tuple(candidates)
+    run = RunSpec.here(candidates[0].preset)
+    has, asked = (flatten(params.data.model_dump(mode="json")) for params in (run.params, candidates[0].params))
+    for key in sorted(has.keys() | asked.keys()):
+        if has.get(key) != asked.get(key) and key != "max_question_tokens":
+            raise ConfigError(
+                f"data.{key} is {asked.get(key)!r}, and the data of {run.run_name or 'the main run'} were prepared "
+                f"with {has.get(key)!r}; put it into params/ or a preset, and prepare again"
+            )
+    read_split(run.inputs.data(run.params.data.problem_set), "train")
+    return run, tuple(candidates)
 
 
 def check_analysis(spec: AnalysisSpec) -> None:

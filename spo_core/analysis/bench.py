@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from spo_core.analysis.candidates import Candidate, own_seed
+from spo_core.analysis.candidates import FEWEST, Candidate, own_seed
 from spo_core.config import Params
 from spo_core.config.learn import NoKL
-from spo_core.errors import ConfigError
+from spo_core.errors import ConfigError, DataError
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.precision import working_copy
 from spo_core.learn.trainer import Trainer
@@ -88,7 +88,8 @@ def bench(folder: str) -> Bench:
 def opened(candidates: Sequence[Candidate], paths: Paths, policy: Path, folder: Path) -> Iterator[Bench]:
     """Load the policy in ``policy`` and start its engine; ``folder`` names the bench and holds the engine's files.
 
-    Raises ConfigError where the candidates' context exceeds the policy's positions, DataError for its questions.
+    Raises ConfigError where the candidates' context exceeds the policy's positions, DataError for questions that do not
+    fit it and where there are too few for a candidate.
     """
     asked = next((c for c in candidates if c.params.credit.partition.type == "entropy"), candidates[0])
     params = own_params(asked)  # an engine that is asked for entropies gives them to whoever needs none, too
@@ -104,6 +105,13 @@ def opened(candidates: Sequence[Candidate], paths: Paths, policy: Path, folder: 
             f"rollout.context_length {params.rollout.context_length} exceeds the {longest} positions of {policy}"
         )
     rows, _, prompts = fitting_questions(params, problem, tokenizer, model, rows, [])
+    for candidate in candidates:
+        count = candidate.batch_questions
+        if len(rows) // count * count < FEWEST:
+            raise DataError(
+                f"split train has {len(rows)} questions, {candidate.name} needs {max(count, FEWEST)}: "
+                "prepare more, or lower rollout.questions"
+            )
     model.to(device)  # type: ignore[arg-type]
     working = working_copy(model, params.learn)
     with ExitStack() as closing:

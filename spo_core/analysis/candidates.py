@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from spo_core.rollout.seeds import derive_seed
 DEFAULT = "default"  # names the params without a preset
 REFERENCE = "reference"
 GROUP = 8
+REPEATS = 2  # times that a question is sampled
+FEWEST = 3  # questions that an error needs
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder
 SAMPLED_VALUES = ("monte_carlo", "adaptive_monte_carlo")  # those that have rollouts sampled
 # what decides the question and how the policy is sampled and judged: candidates that differ there do not compare
 SHARED = (
@@ -37,10 +41,17 @@ SHARED = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A name and complete params. Of ``params.learn`` only the loss and what computes its gradient count."""
+    """A name and complete params. Of ``params.learn`` only the loss and what computes its gradient count. ``preset`` is
+    the one its params are read with."""
 
     name: str
     params: Params
+    preset: str | None = None
+
+    @property
+    def batch_questions(self) -> int:
+        """Questions of a batch, which has as many trees as an iteration: each question is sampled REPEATS times."""
+        return max(1, self.params.rollout.questions // REPEATS)
 
     @property
     def described(self) -> str:
@@ -67,8 +78,8 @@ def read_candidates(
     """Candidates named by presets, ``default`` being the params without one, then those of a grid.
 
     A grid is a YAML mapping from names to ``preset`` and ``set``, a list of ``namespace.key=value``; ``overrides`` hold
-    for all. Raises ConfigError for a grid of another form, for a name given twice, and where candidates differ in what
-    they must share (SHARED).
+    for all. Raises ConfigError for a grid of another form, for a name given twice or that names no folder, and where
+    candidates differ in what they must share (SHARED).
     """
     rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
     if len(rows) < len(presets):
@@ -77,10 +88,16 @@ def read_candidates(
     for name in [REFERENCE, *rows]:
         if name in added:
             raise ConfigError(f"{grid}: {name} is taken; choose another name")
+    if REFERENCE in rows:
+        raise ConfigError(f"preset {REFERENCE}: the name is taken; give the preset another one in a --grid")
     rows |= added
     if not rows:
         raise ConfigError("no candidate: name presets, or give --grid")
-    found = [Candidate(name, load_params(root, row.preset, (*overrides, *row.set))) for name, row in rows.items()]
+    found = []
+    for name, row in rows.items():
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"candidate {name!r} names a folder: letters, digits, dot, dash and underscore only")
+        found.append(Candidate(name, load_params(root, row.preset, (*overrides, *row.set)), row.preset))
     first = _shared(found[0].params)
     for candidate in found[1:]:
         own = _shared(candidate.params)

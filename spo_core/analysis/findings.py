@@ -100,34 +100,40 @@ def _values(states: Sequence[State]) -> Values:
 
 def recommend(rows: Sequence[Row]) -> list[str]:
     """A sentence for every candidate but the first, the strongest for a second of time first; then what to do."""
-    first = rows[0].name
-    others = sorted(rows[1:], key=lambda row: -_key(row.seconds_gain))
+    first = rows[0]
+    own = (first.efficiency.per_token, first.efficiency.per_second)
+    if not all(found.value > TOLD_APART * found.error for found in own):
+        return [f"The efficiency of {first.name} is not told from zero, so nothing is compared: measure more tokens."]
+    gains = [(row, row.tokens_gain, row.seconds_gain) for row in rows[1:]]
+    compared = [(row, t, s) for row, t, s in gains if t and s and math.isfinite(s.value)]
+    compared.sort(key=lambda found: -found[2].value)
     lines = [
-        f"{row.name} gives {_gain(row.seconds_gain)} what {first} gives a second, and " + _tokens(row) for row in others
+        f"{row.name} gives {_gain(seconds)} what {first.name} gives a second, and {_gain(tokens)} a token."
+        for row, tokens, seconds in compared
     ]
-    better = [row for row in others if row.seconds_gain is not None and _told(row.seconds_gain) > 0]
+    lines += [f"{row.name} trained nothing." for row in rows[1:] if all(row is not found for found, *_ in compared)]
+    better = [row for row, _, seconds in compared if _told(seconds) > 0]
     if better:
-        lines.append(f"Train with {better[0].name}.")
-    elif others:
+        lines.append(_advice(better[0]))
+    elif len(rows) > 1:
         lines.append(
-            f"Nothing beats {first} by {TOLD_APART} standard errors a second: keep it, or measure more tokens."
+            f"Nothing beats {first.name} by {TOLD_APART} standard errors a second: keep it, or measure more tokens."
         )
     return lines
 
 
-def _tokens(row: Row) -> str:
-    return f"{_gain(row.tokens_gain)} a token."
+def _advice(row: Row) -> str:
+    """What to train with, and whether its gradient points where the reference's does."""
+    if row.name == REFERENCE:
+        return f"Train with what the {REFERENCE} is: {row.described}."
+    if row.cosine is None or not math.isfinite(row.cosine.value):
+        return f"Train with {row.name}; its cosine to the {REFERENCE} is not known: measure more tokens."
+    return f"Train with {row.name}; its cosine to the {REFERENCE} is {row.cosine.value:.2f} ± {row.cosine.error:.2f}."
 
 
-def _gain(gain: Estimate | None) -> str:
-    if gain is None or not math.isfinite(gain.value):
-        return "an unknown multiple of"
+def _gain(gain: Estimate) -> str:
     apart = "" if _told(gain) else " (not told from 1)"
     return f"{gain.value:.2f} ± {gain.error:.2f} times{apart}"
-
-
-def _key(gain: Estimate | None) -> float:
-    return gain.value if gain is not None and math.isfinite(gain.value) else -math.inf
 
 
 def _told(gain: Estimate) -> int:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from spo_core.analysis.bench import Bench
-from spo_core.analysis.candidates import Candidate, sampling
+from spo_core.analysis.candidates import FEWEST, REPEATS, Candidate, sampling
 from spo_core.analysis.efficiency import Gradients
 from spo_core.analysis.sketch import sketch
 from spo_core.config import digest
@@ -34,8 +34,6 @@ from spo_core.train.questions import draw_questions
 from spo_core.train.sampling import RolloutWorker
 from spo_core.tree import RolloutTree, read_trees, write_trees
 
-REPEATS = 2
-FEWEST = 3  # questions that an error needs
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # of the sum of separate gradients, relative to their lengths
 
 
@@ -58,8 +56,7 @@ def measure(
     ``progress`` is told the tokens so far. Batches that are there are kept. Raises TrainingError where the gradients of
     a batch's trees do not add up to the batch's.
     """
-    params = candidate.params
-    count = max(1, params.rollout.questions // REPEATS)
+    params, count = candidate.params, candidate.batch_questions
     worker, trainer = bench.worker(candidate), bench.trainer(candidate)
     generated = number = 0
     while (number + 1) * count <= len(bench.rows):

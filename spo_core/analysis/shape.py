@@ -45,7 +45,7 @@ class Shape:
     silent_tokens: float
     """Share of tokens that change nothing: masked, or without an advantage."""
     silent_groups: float
-    """Share of groups of two or more siblings in which none has an advantage; NaN where no segment has siblings."""
+    """Share of groups of two or more siblings in which none changes anything; NaN where no segment has siblings."""
     equal_siblings: float
     """Share of segments that have a sibling of equal token ids, and so are valued twice for one state."""
 

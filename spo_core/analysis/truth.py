@@ -15,7 +15,8 @@ import numpy as np
 
 from spo_core.analysis.bench import Bench
 from spo_core.analysis.candidates import Candidate
-from spo_core.analysis.efficiency import Estimate
+from spo_core.analysis.efficiency import TOLD_APART, Estimate
+from spo_core.config import digest
 from spo_core.credit import Credit
 from spo_core.credit.pairs import CreditedTree
 from spo_core.rollout.engine import Request, finish_all
@@ -104,16 +105,16 @@ def measure_states(
 ) -> list[State]:
     """True values of at least ``states`` states, by ``rollouts`` responses from each; fewer where the trees have fewer.
 
-    Blocks that are there are kept. ``progress`` is told of states done and to do.
+    Blocks of the same states that are there are kept. ``progress`` is told of states done and to do.
     """
     chosen = choose_pairs(pairs, -(-states // 2), derive_seed(candidate.params.run.seed, "states", candidate.name))
     asked = [(pairs[number], node, pair) for pair, (number, *nodes) in enumerate(chosen) for node in nodes]
     folder.mkdir(parents=True, exist_ok=True)
     found: list[State] = []
     for start in range(0, len(asked), BLOCK):
-        file = folder / f"{start:05d}-{rollouts}.json"
+        block = asked[start : start + BLOCK]
+        file = folder / f"{digest([rollouts, [(number, chosen[number]) for *_, number in block]])[:16]}.json"
         if not file.is_file():
-            block = asked[start : start + BLOCK]
             rewards = sample_from(bench, candidate, [(pair[0], node) for pair, node, _ in block], rollouts)
             rows = [_state(*pair, node, number, own) for (pair, node, number), own in zip(block, rewards, strict=True)]
             write_json(file, [asdict(row) for row in rows])
@@ -176,11 +177,20 @@ def sample_from(
 
 
 def error(states: Sequence[State]) -> Estimate:
-    """Root mean squared error of the values, less what the truth's own noise adds; its error by the delta method."""
+    """Root mean squared error of the values, less what the truth's own noise adds; its error by the delta method, over
+    questions. NaN without states."""
     squares = np.array([(s.value - s.truth) ** 2 - s.noise for s in states])
-    root = math.sqrt(max(0.0, float(squares.mean()))) if len(squares) else math.nan
-    spread = float(squares.std(ddof=1)) / math.sqrt(len(squares)) if len(squares) > 1 else math.nan
-    return Estimate(root, spread / (2 * root) if root else math.nan)
+    if not len(squares):
+        return Estimate(math.nan, math.nan)
+    mean = float(squares.mean())
+    by_question: dict[str, float] = {}
+    for state, square in zip(states, squares.tolist(), strict=True):
+        by_question[state.question_id] = by_question.get(state.question_id, 0.0) + square - mean
+    root, count = math.sqrt(max(0.0, mean)), len(by_question)
+    if root == 0 or count < 2:
+        return Estimate(root, math.nan)
+    spread = math.sqrt(count / (count - 1) * sum(off**2 for off in by_question.values())) / len(squares)
+    return Estimate(root, spread / (2 * root))
 
 
 def calibration(states: Sequence[State]) -> list[tuple[float, float, int]]:
@@ -204,7 +214,7 @@ def ranking(states: Sequence[State]) -> Ranking:
     for state in states:
         by_pair.setdefault(state.pair, []).append(state)
     whole = [(a, b) for a, b in (found for found in by_pair.values() if len(found) == 2)]
-    told = [(a, b) for a, b in whole if abs(a.truth - b.truth) > 2 * math.sqrt(a.noise + b.noise)]
+    told = [(a, b) for a, b in whole if abs(a.truth - b.truth) > TOLD_APART * math.sqrt(a.noise + b.noise)]
     signs = np.array([np.sign(a.value - b.value) * np.sign(a.truth - b.truth) for a, b in told])
     return Ranking(_share(signs == 1), _share(signs == -1), _share(signs == 0), len(told), len(whole) - len(told))
 

@@ -70,9 +70,9 @@ class Arithmetic(Generated):
 
     def mistake(self, question: str, completion: str) -> tuple[int, int] | None:
         """The first line that is not the right one, a step or the answer, as characters of the completion."""
-        start = 0
-        for line, right in zip(completion.splitlines(True), _written(_solve(question)).splitlines(True), strict=False):
-            if line.rstrip("\n") != right.rstrip("\n"):
+        start, solution = 0, _written(_solve(question)).splitlines()
+        for number, line in enumerate(completion.splitlines(True)):
+            if [line.rstrip("\n")] != solution[number : number + 1]:
                 return start, start + len(line)
             start += len(line)
         return None
