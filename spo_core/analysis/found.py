@@ -13,6 +13,7 @@ from spo_core.credit.pairs import CreditedTree
 from spo_core.problems.base import Question, ShowsMistakes
 from spo_core.verify import Outcome
 
+MOST = 8  # wrong responses of a tree: the error is over questions, and decoding takes time
 TokenTexts = Callable[[np.ndarray], Sequence[str]]
 
 
@@ -38,14 +39,13 @@ def credit_found(
     rows: Mapping[str, Question],
     token_texts: TokenTexts,
 ) -> Found:
-    """Look at every trained response whose outcome is wrong. Credit is |advantage| of masked tokens where negative."""
+    """Look at the first MOST trained responses of each tree whose outcome is wrong. Credit is |advantage| of masked
+    tokens where negative."""
     by_question: dict[str, list[list[float]]] = {}
     responses = 0
     for tree, credit in pairs:
-        for leaf in tree.leaves:
-            node = tree.nodes[leaf]
-            if not node.trainable or node.outcome != Outcome.WRONG:
-                continue
+        wrong = [i for i in tree.leaves if tree.nodes[i].trainable and tree.nodes[i].outcome == Outcome.WRONG]
+        for leaf in wrong[:MOST]:
             texts = token_texts(tree.completion(leaf))
             ends = np.cumsum([len(text) for text in texts])
             step = problem.mistake(rows[tree.question_id].question, "".join(texts))

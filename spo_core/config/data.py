@@ -18,6 +18,13 @@ class ArithmeticParams(Namespace):
     """Questions generated for train, validation and test where ``data`` leaves these null."""
     careless: Share = 0.12
     """Probability that the careless solver gets one step wrong (and carries on from it)."""
+    remainders: bool = False
+    """Whether % is among the operations; many a slip before one makes no difference to what follows."""
+    words: int = Field(default=0, ge=0)
+    """Words that the careless solver writes before every step, any of eight: they decide nothing."""
+    beliefs: Share = 0.0
+    """Share of facts that the careless solver believes wrongly, so that its most likely result is wrong. A fact is a
+    last digit, an operation and an operand."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ArithmeticParams:

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
 
 from spo_core.config import DataParams
+from spo_core.config.data import ArithmeticParams
 from spo_core.errors import DataError
 from spo_core.problems.base import SPLITS, Generated, Question, Rule, Splits, check_disjoint, extract_answer
 from spo_core.problems.templates import TEMPLATES, Template
 
 LARGEST = 99
+WORDS = ("so ", "then ", "now ", "next ", "well ", "okay ", "thus ", "here ")
+BELIEVED = 0.6  # probability that a fact believed wrongly is stated so
 MOST_REPEATS = 1000  # draws in a row without a new question
 
 
@@ -43,7 +48,7 @@ class Arithmetic(Generated):
                         f"data.arithmetic.steps {list(params.arithmetic.steps)} gives too few different questions: "
                         f"{len(seen)} found, {sum(sizes.values())} asked for; lower data.train or raise the steps"
                     )
-                question, solution = _generate(rng, *params.arithmetic.steps)
+                question, solution = _generate(rng, params.arithmetic)
                 repeats = repeats + 1 if question in seen else 0
                 if not repeats:
                     seen.add(question)
@@ -55,15 +60,26 @@ class Arithmetic(Generated):
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
         """A careless solution: each step is wrong with probability ``careless``, and the next goes on from it."""
+        params = self.data.arithmetic
         first, operations = _parse(row.question)
+        beliefs = _beliefs(self.data.seed, params.beliefs)
         value, steps = first, []
         for operator, operand in operations:
             result = _apply(value, operator, operand)
-            if rng.random() < self.data.arithmetic.careless:
+            believed = beliefs.get((value % 10, operator, operand))
+            if believed is not None and rng.random() < BELIEVED:
+                result = (result + believed) % (LARGEST + 1)
+            elif rng.random() < params.careless:
                 result = int((result + rng.integers(1, LARGEST + 1)) % (LARGEST + 1))
             steps.append((value, operator, operand, result))
             value = result
-        return _written(steps)
+        if not params.words:
+            return _written(steps)
+        drawn = rng.integers(len(WORDS), size=(len(steps) + 1, params.words))
+        return "".join(
+            "".join(WORDS[i] for i in own) + line
+            for own, line in zip(drawn.tolist(), _written(steps).splitlines(True), strict=True)
+        )
 
     def extract(self, completion: str) -> str | None:
         return extract_answer(self.template, completion)
@@ -72,16 +88,28 @@ class Arithmetic(Generated):
         """The first line that is not the right one, a step or the answer, as characters of the completion."""
         start, solution = 0, _written(_solve(question)).splitlines()
         for number, line in enumerate(completion.splitlines(True)):
-            if [line.rstrip("\n")] != solution[number : number + 1]:
+            if [_LEADING.sub("", line).rstrip("\n")] != solution[number : number + 1]:
                 return start, start + len(line)
             start += len(line)
         return None
 
     def alphabet(self) -> list[str]:
-        return [*"0123456789+-*=?\n", "#### "]
+        params = self.data.arithmetic
+        more = [*("%" if params.remainders else ""), *(WORDS if params.words else ())]
+        return [*"0123456789+-*=?\n", "#### ", *more]
 
 
 Step = tuple[int, str, int, int]
+Fact = tuple[int, str, int]
+_LEADING = re.compile("^(?:" + "|".join(WORDS) + ")*")
+
+
+@cache
+def _beliefs(seed: int, share: float) -> dict[Fact, int]:
+    """Facts believed wrongly, and by how much their results are off."""
+    rng = np.random.default_rng([seed, 1])
+    facts = [(digit, operator, operand) for digit in range(10) for operator in "+-*%" for operand in range(2, 10)]
+    return {fact: int(rng.integers(1, 10)) for fact in facts if rng.random() < share}
 
 
 def _apply(value: int, operator: str, operand: int) -> int:
@@ -89,12 +117,18 @@ def _apply(value: int, operator: str, operand: int) -> int:
     return _unfolded(value, operator, operand) % (LARGEST + 1)
 
 
-def _generate(rng: np.random.Generator, fewest: int, most: int) -> tuple[str, list[Step]]:
+def _generate(rng: np.random.Generator, params: ArithmeticParams) -> tuple[str, list[Step]]:
     """A question and its right steps; operands are one digit and no step leaves 0..99."""
     value = int(rng.integers(1, 51))
     question, steps = str(value), []
+    fewest, most = params.steps
     for _ in range(int(rng.integers(fewest, most + 1))):
-        allowed = [(o, n) for o in "+-*" for n in range(2, 10) if 0 <= _unfolded(value, o, n) <= LARGEST]
+        allowed = [
+            (o, n)
+            for o in "+-*%"[: 3 + params.remainders]
+            for n in range(2, 10)
+            if 0 <= _unfolded(value, o, n) <= LARGEST
+        ]
         operators = sorted({o for o, _ in allowed})
         operator = operators[rng.integers(len(operators))]
         operands = [n for o, n in allowed if o == operator]
@@ -107,11 +141,11 @@ def _generate(rng: np.random.Generator, fewest: int, most: int) -> tuple[str, li
 
 
 def _unfolded(value: int, operator: str, operand: int) -> int:
-    return {"+": value + operand, "-": value - operand, "*": value * operand}[operator]
+    return {"+": value + operand, "-": value - operand, "*": value * operand, "%": value % operand}[operator]
 
 
 def _parse(question: str) -> tuple[int, list[tuple[str, int]]]:
-    first = question.split("+")[0].split("-")[0].split("*")[0]
+    first = re.split(r"[-+*%]", question, maxsplit=1)[0]
     rest = question[len(first) :]
     return int(first), [(rest[i], int(rest[i + 1])) for i in range(0, len(rest), 2)]
 

@@ -1,11 +1,14 @@
 import re
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from spo_core.config import DataParams
+from spo_core.config.data import ArithmeticParams
 from spo_core.errors import ConfigError
+from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 
 SMALL = DataParams(train=300, validation=50, test=60)
@@ -66,6 +69,100 @@ def test_the_character_tokenizer_gives_back_every_text(splits, tokenizer):
         text = problem.prompt(row.question) + row.solution
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert tokenizer.decode(ids) == text and tokenizer.pad_token_id not in ids
+
+
+LONG = DataParams(
+    train=200,
+    validation=20,
+    test=20,
+    arithmetic=ArithmeticParams(steps=(12, 16), remainders=True, words=3, beliefs=0.1, careless=0.05),
+)
+
+
+@pytest.fixture(scope="module")
+def long():
+    problem = problem_set(LONG)
+    return problem, problem.build()["train"]
+
+
+def exact(value: int, operator: str, operand: int) -> int:
+    found = {"+": value + operand, "-": value - operand, "*": value * operand, "%": value % operand}
+    return found[operator]
+
+
+def steps_of(text: str) -> list[tuple[int, str, int, int]]:
+    found = re.findall(r"(\d+)([-+*%])(\d)=(\d+)\n", text)
+    return [(int(value), operator, int(operand), int(result)) for value, operator, operand, result in found]
+
+
+def test_remainders_are_among_the_operations_and_solved(long):
+    _, rows = long
+    operators: Counter[str] = Counter()
+    for row in rows:
+        steps = steps_of(row.solution)
+        assert 12 <= len(steps) <= 16 and all(exact(*step[:3]) == step[3] for step in steps)
+        assert row.answer == str(steps[-1][3])
+        assert "".join(f"{operator}{operand}" for _, operator, operand, _ in steps) in row.question
+        operators.update(operator for _, operator, _, _ in steps)
+    assert set(operators) == set("+-*%")
+
+
+def test_words_decide_nothing_and_are_drawn_freely(long):
+    problem, rows = long
+    rng, words = np.random.default_rng(1), Counter()
+    for row in rows:
+        text = problem.demonstration(row, rng)
+        lines = text.splitlines()
+        assert len(lines) == len(steps_of(row.solution)) + 1
+        words.update(word for line in lines for word in re.findall("[a-z]+", line))
+        assert all(len(re.findall("[a-z]+ ", line)) == 3 for line in lines)
+        plain = re.sub("[a-z]+ ", "", text)
+        assert problem.extract(text) == problem.extract(plain)
+        found, bare = problem.mistake(row.question, text), problem.mistake(row.question, plain)
+        assert (found and text[slice(*found)].split()[-1]) == (bare and plain[slice(*bare)].split()[-1])
+    assert len(words) == 8 and max(words.values()) < 1.2 * min(words.values())
+
+
+def test_a_mistake_is_the_first_line_that_a_calculator_rejects(long):
+    problem, rows = long
+    rng, kinds = np.random.default_rng(2), Counter()
+    for row in rows * 3:
+        text = problem.demonstration(row, rng)
+        found = problem.mistake(row.question, text)
+        start, expected = 0, None
+        for line, (value, operator, operand, result) in zip(text.splitlines(True), steps_of(text), strict=False):
+            if exact(value, operator, operand) != result:
+                expected = (start, start + len(line))
+                break
+            start += len(line)
+        assert found == expected
+        assert problem.mistake(row.question, row.solution) is None
+        kinds[expected is None, problem.extract(text) == row.answer] += 1
+    assert kinds[True, False] == 0
+    assert kinds[False, True] > 30, "some mistakes are made up for by a remainder"
+
+
+def test_beliefs_are_a_share_of_facts_most_often_stated_wrongly(long):
+    problem, rows = long
+    rng, stated = np.random.default_rng(3), {}
+    for row in rows * 4:
+        for value, operator, operand, result in steps_of(problem.demonstration(row, rng)):
+            if 0 <= exact(value, operator, operand) <= 99:
+                own = stated.setdefault((value % 10, operator, operand), [])
+                own.append(result == exact(value, operator, operand))
+    shares = {fact: np.mean(found) for fact, found in stated.items() if len(found) > 40}
+    wrong = [share for share in shares.values() if share < 0.7]
+    assert 0.04 < len(wrong) / len(shares) < 0.18 and np.mean(wrong) < 0.5
+    assert min(share for share in shares.values() if share >= 0.7) > 0.8
+
+
+def test_the_alphabet_has_what_the_texts_need(long):
+    problem, rows = long
+    tokenizer, rng = make_tokenizer("characters", problem), np.random.default_rng(4)
+    for row in rows:
+        text = problem.prompt(row.question) + problem.demonstration(row, rng)
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert problem_set(SMALL).alphabet() == [*"0123456789+-*=?\n", "#### "]
 
 
 def test_no_other_template_is_taken():
