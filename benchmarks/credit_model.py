@@ -30,6 +30,8 @@ from benchmarks.decisions import (
     tree,
 )
 from benchmarks.machine import RESULTS, describe_machine
+from spo_core.analysis import efficiency as analysis
+from spo_core.analysis.efficiency import Gradients
 from spo_core.system.files import write_json
 
 CANDIDATES = (
@@ -74,21 +76,16 @@ class Efficiency(NamedTuple):
 def efficiency(vectors: np.ndarray, tokens: int, logits: int) -> Efficiency:
     """Efficiency from gradients [questions, repeats, width] of trees of ``tokens`` tokens.
 
-    |E g|² is the mean over pairs of different questions, so that noise does not add to it. The gradient of the expected
-    reward is the same at each of the first ``logits`` numbers, and 0 at the others; its cosine may exceed 1 by noise.
+    The gradient of the expected reward is the same at each of the first ``logits`` numbers, and 0 at the others; its
+    cosine may exceed 1 by noise.
     """
     count = len(vectors)
-    means = vectors.mean(axis=1, dtype=np.float64)
-    total = means.sum(axis=0)
-    with_others = (means @ total - np.einsum("qw,qw->q", means, means)) / (count - 1)
-    squares = np.einsum("qrw,qrw->q", vectors, vectors, dtype=np.float64) / vectors.shape[1]
-    signal, square = float(with_others.mean()), float(squares.mean())
-    noise = square - signal
-    influence = (2 * (with_others - signal) * square - signal * (squares - square)) / noise**2
-    error = float(influence.std(ddof=1)) / math.sqrt(count)
-    along = float(total[:logits].sum()) / count / math.sqrt(logits)
+    names, cost = tuple(map(str, range(count))), np.full(count, float(tokens))
+    found = analysis.efficiency(Gradients(names, vectors, cost, cost, np.ones(vectors.shape[:2], bool)))
+    signal = found.mean_square.value
+    along = float(vectors[:, :, :logits].mean(axis=(0, 1), dtype=np.float64).sum()) / math.sqrt(logits)
     cosine = along / math.sqrt(signal) if signal > 0 else math.nan
-    return Efficiency(1e6 * signal / noise / tokens, 1e6 * error / tokens, cosine)
+    return Efficiency(found.per_token.value, found.per_token.error, cosine)
 
 
 def measure(setting: Setting, candidate: Candidate, questions: int, rng: np.random.Generator) -> Efficiency:

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from flows import cli
 from spo_core.analysis.candidates import DEFAULT
-from spo_core.evaluate.models import refer
 from tasks.analysis import (
     AnalysisSpec,
     check_analysis,
@@ -20,6 +19,7 @@ from tasks.analysis import (
     open_analysis,
     publish_analysis,
     read_spec,
+    refer_model,
 )
 from tasks.limits import concurrency_slot
 from tasks.versioning import find_model
@@ -40,7 +40,7 @@ def analyse(
 ) -> dict:
     """Measure candidates at a policy, compare them, and publish reports/analysis/<name>/; returns the comparison."""
     run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides), name)
-    found = find_model(run, refer(model, run.paths))
+    found = find_model(run, refer_model(run, model))
     spec = AnalysisSpec(run, candidates, found, tokens, states, rollouts, name or found.label)
     check_analysis(spec)
     with concurrency_slot(candidates[0].params.run.gpu_limit), open_analysis(spec) as directory:
@@ -68,7 +68,7 @@ def command(
     """Measure gradient efficiency, value error and credit of candidates at a policy; nothing is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))
     run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()), name)
-    refer(model, run.paths)
+    refer_model(run, model)
     with cli.served():
         analyse(chosen, grid, model, tokens, states, rollouts, tuple(set_ or ()), name)
 

@@ -19,7 +19,7 @@ from spo_core.analysis.sketch import WIDTH, relative_error
 from spo_core.analysis.truth import State, measure_states
 from spo_core.config import digest, flatten
 from spo_core.errors import ConfigError
-from spo_core.evaluate.models import Model
+from spo_core.evaluate.models import Model, Reference, refer
 from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.bars import bar
 from spo_core.problems.base import read_split
@@ -82,6 +82,11 @@ def read_spec(
             )
     read_split(run.inputs.data(run.params.data.problem_set), "train")
     return run, tuple(candidates)
+
+
+def refer_model(run: RunSpec, name: str) -> Reference:
+    """The policy of that name; the warm-up is the one that the run trains from. Raises SPOError as ``refer`` does."""
+    return refer(name, run.inputs if name == "warmup" else run.paths)
 
 
 def check_analysis(spec: AnalysisSpec) -> None:

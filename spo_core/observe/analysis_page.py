@@ -60,28 +60,36 @@ def estimate(found: Estimated, scale: float = 1.0) -> str:
 
 
 def print_analysis(result: Mapping[str, Any]) -> None:
-    """A line a candidate, then the recommendations."""
+    """A line a candidate, then the recommendations. In a narrow terminal errors stand below their numbers."""
     console = Console(width=None if sys.stdout.isatty() else LINE, highlight=False)
+    table = _table(result)
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
+        table = _table(result, "\n± ")
+    console.print(table)
+    for line in result["recommendations"]:
+        console.print(escape(line))
+
+
+def _table(result: Mapping[str, Any], before_errors: str = " ± ") -> Table:
     table = Table(
         title=escape(f"{result['model']}: efficiency |E g|² / tr Cov(g) ± standard error over questions"),
         title_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
     )
     table.add_column("candidate", overflow="fold")
-    for heading in ("a million tokens", "times", "a second", "times", "cosine", "no signal", "value error"):
-        table.add_column(heading, justify="right")
+    for heading in ("a million\ntokens", "times", "a second", "times", "cosine", "no\nsignal", "value\nerror"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["candidates"]:
         own = row["efficiency"]
-        table.add_row(
-            escape(row["name"]),
-            estimate(own["per_token"]),
-            estimate(row["tokens_gain"]),
-            estimate(own["per_second"]),
-            estimate(row["seconds_gain"]),
-            estimate(row["cosine"]),
-            f"{own['without_signal']['value']:.2f}",
-            estimate(row["values"] and row["values"]["error"]),
+        estimates = (
+            own["per_token"],
+            row["tokens_gain"],
+            own["per_second"],
+            row["seconds_gain"],
+            row["cosine"],
+            row["values"] and row["values"]["error"],
         )
-    console.print(table)
-    for line in result["recommendations"]:
-        console.print(escape(line))
+        *cells, error = (estimate(found).replace(" ± ", before_errors) for found in estimates)
+        table.add_row(escape(row["name"]), *cells, f"{own['without_signal']['value']:.2f}", error)
+    return table
