@@ -32,6 +32,7 @@ def analyse(
     presets: tuple[str, ...] = (DEFAULT,),
     grid: str | None = None,
     model: str = "warmup",
+    start: str | None = None,
     tokens: Annotated[int, Field(ge=1)] = TOKENS,
     states: Annotated[int, Field(ge=0)] = STATES,
     rollouts: Annotated[int, Field(ge=2)] = ROLLOUTS,
@@ -41,7 +42,8 @@ def analyse(
     """Measure candidates at a policy, compare them, and publish reports/analysis/<name>/; returns the comparison."""
     run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides), name)
     found = find_model(run, refer_model(run, model))
-    spec = AnalysisSpec(run, candidates, found, tokens, states, rollouts, name or found.label)
+    began = find_model(run, refer_model(run, start)) if start else None
+    spec = AnalysisSpec(run, candidates, found, began, tokens, states, rollouts, name or found.label)
     check_analysis(spec)
     with concurrency_slot(candidates[0].params.run.gpu_limit), open_analysis(spec) as directory:
         for candidate in spec.all:
@@ -59,6 +61,9 @@ def command(
         str | None, typer.Option(metavar="FILE", help="More candidates: YAML from names to preset and set.")
     ] = None,
     model: Annotated[str, typer.Option(help="warmup, final or best; a folder; REVISION:PATH; a hub id.")] = "warmup",
+    start: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Measure how far the model has gone from this one.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each candidate.")] = TOKENS,
     states: Annotated[int, typer.Option(min=0, help="States whose true value is sampled; 0: none.")] = STATES,
     rollouts: Annotated[int, typer.Option(min=2, help="Responses sampled from each of these states.")] = ROLLOUTS,
@@ -68,9 +73,10 @@ def command(
     """Measure gradient efficiency, value error and credit of candidates at a policy; nothing is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))
     run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()), name)
-    refer_model(run, model)
+    for reference in (model, *((start,) if start else ())):
+        refer_model(run, reference)
     with cli.served():
-        analyse(chosen, grid, model, tokens, states, rollouts, tuple(set_ or ()), name)
+        analyse(chosen, grid, model, start, tokens, states, rollouts, tuple(set_ or ()), name)
 
 
 if __name__ == "__main__":

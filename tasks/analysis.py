@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from spo_core.analysis.bench import bench, opened
 from spo_core.analysis.candidates import NAME, Candidate, identity, read_candidates, reference_of
+from spo_core.analysis.drift import drift
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
 from spo_core.analysis.measure import measure, read_credited, read_gradients
 from spo_core.analysis.sketch import WIDTH, relative_error
@@ -34,11 +35,13 @@ from tasks.records import RunSpec
 @dataclass(frozen=True)
 class AnalysisSpec:
     """What to measure. ``tokens`` are generated for each candidate and the reference; ``states`` of each candidate are
-    valued by ``rollouts`` responses from each, or by none where it is 0. ``name`` is that of the report."""
+    valued by ``rollouts`` responses from each, or by none where it is 0. ``start`` is the policy that ``model`` is
+    compared with, if any; ``name`` that of the report."""
 
     run: RunSpec
     candidates: tuple[Candidate, ...]
     model: Model
+    start: Model | None
     tokens: int
     states: int
     rollouts: int
@@ -162,9 +165,16 @@ def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
         for candidate in spec.all
     ]
     rows = compare(bench(directory), measured, measured[-1].gradients)
+    drifted = None
+    if spec.start is not None:
+        trees = [tree for tree, _ in measured[-1].trees]
+        temperature = spec.candidates[0].params.rollout.temperature
+        drifted = drift(bench(directory), spec.start.folder, trees, temperature)
     result = {
         "name": spec.name,
         "model": spec.model.name,
+        "start": spec.start.name if spec.start else None,
+        "drift": as_json(drifted),
         "recommendations": recommend(rows),
         "candidates": as_json(rows),
         "sketch": {"width": WIDTH, "relative_error": relative_error(WIDTH)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from spo_core.analysis.bench import Bench
@@ -141,14 +141,12 @@ def _told(gain: Estimate) -> int:
     return (gain.value - 1 > TOLD_APART * gain.error) - (1 - gain.value > TOLD_APART * gain.error)
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain JSON; what is not finite is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return [plain(asdict(row)) for row in rows]
+def as_json(found: Any) -> Any:
+    """Dataclasses, and whatever holds them, as plain JSON; what is not finite is null."""
+    if is_dataclass(found) and not isinstance(found, type):
+        found = asdict(found)
+    if isinstance(found, dict):
+        return {str(key): as_json(item) for key, item in found.items()}
+    if isinstance(found, list | tuple):
+        return [as_json(item) for item in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -66,6 +66,13 @@ def print_analysis(result: Mapping[str, Any]) -> None:
     if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
         table = _table(result, "\n± ")
     console.print(table)
+    if (drift := result["drift"]) is not None:
+        console.print(
+            escape(
+                f"From {result['start']}: weights {drift['distance']:.3g} apart ({drift['relative']:.1%}), "
+                f"KL {estimate(drift['kl_token'])} nats a token, {estimate(drift['kl_response'])} a response."
+            )
+        )
     for line in result["recommendations"]:
         console.print(escape(line))
 

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
+from spo_core.analysis.drift import Drift
 from spo_core.analysis.efficiency import Estimate, Gradients, cosine, efficiency, gain
 from spo_core.analysis.findings import Row, Values, as_json, recommend
 from spo_core.analysis.found import Found
@@ -64,6 +65,8 @@ def analysis(*names: str, states: int = 24, found: bool = True, scale: float = 0
     return {
         "name": f"of {names[0]}",
         "model": names[0],
+        "start": names[-1],
+        "drift": as_json(Drift(2.5, 0.01, e, Estimate(7.0, 0.3))) if found else None,
         "recommendations": recommend(rows),
         "candidates": as_json(rows),
         "sketch": {"width": 64, "relative_error": 0.0055},
@@ -175,3 +178,12 @@ def test_a_number_has_the_digits_of_its_error(value, error, shown):
     assert estimate({"value": value, "error": error}) == shown
     assert estimate(None) == estimate({"value": None, "error": None}) == "\N{EN DASH}"
     assert math.isclose(float(shown.split(" ")[0]), value, rel_tol=0.01)
+
+
+def test_drift_is_shown_where_a_start_was_named(tmp_path, monkeypatch):
+    given = analysis("ours", "theirs<b>")
+    source, page = rendered(given, tmp_path)
+    assert "From theirs<b> to ours" in page.text and "<b>" not in source and "7.00 ± 0.30 a response" in page.text
+    assert "From theirs<b>: weights 2.5 apart (1.0%)" in " ".join(printed(given, 120, monkeypatch).split())
+    without = analysis("ours", found=False)
+    assert "From " not in rendered(without, tmp_path)[1].text and "From " not in printed(without, 120, monkeypatch)
