@@ -22,7 +22,7 @@ REPEATS = 2  # times that a question is sampled
 FEWEST = 3  # questions that an error needs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder
 SAMPLED_VALUES = ("monte_carlo", "adaptive_monte_carlo")  # those that have rollouts sampled
-# what decides the question and how the policy is sampled and judged: candidates that differ there do not compare
+# what decides the question, how the policy is sampled and judged, and how fast: what differs there does not compare
 SHARED = (
     "data",
     "verify",
@@ -32,7 +32,11 @@ SHARED = (
     "rollout.context_length",
     "rollout.max_completion_tokens",
     "rollout.truncated",
+    "rollout.max_concurrency",
     "learn.dtype",
+    "learn.attention",
+    "learn.gradient_checkpointing",
+    "learn.max_tokens_per_forward",
     "run.seed",
     "run.device",
     "run.threads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spo_core.errors import DataError
+from spo_core.errors import DataError, SPOError
 from spo_core.system.files import file_digest
 from tasks.analysis import read_spec, refer_model
 from tests.flows.conftest import run_module
@@ -140,25 +141,32 @@ def listed(project: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("told", "says"),
     [
-        (["gpro"], "no preset 'gpro'"),
-        (["default", "default"], "a name is given twice"),
-        (["--grid", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["grpo", "--grid", "bad.yaml"], "bad.yaml: a.presets: Extra inputs are not permitted"),
-        (["default", "gsm8k-smoke"], "gsm8k-smoke and default differ in data."),
-        (["--set", "data.seed=7"], "data.seed is 7, and the data of the main run were prepared with 0"),
-        (["gsm8k-smoke"], "no such dataset; prepare it with python -m flows.prepare"),
-        (["--model", "final"], "checkpoints/final: no such checkpoint"),
-        (["--model", "newest"], "'newest': neither one of warmup, final, best, nor a folder"),
-        (["--name", "../elsewhere"], "--name '../elsewhere' names a folder"),
-        (["--set", "rollout.context_length=300"], "300"),
+        ({"presets": ("default", "default")}, "a name is given twice"),
+        ({"grid": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        ({"presets": ("grpo",), "grid": "bad.yaml"}, "bad.yaml: a.presets: Extra inputs are not permitted"),
+        ({"presets": ("default", "gsm8k-smoke")}, "gsm8k-smoke and default differ in data."),
+        ({"overrides": ("data.seed=7",)}, "data.seed is 7, and the data of the main run were prepared with 0"),
+        ({"presets": ("gsm8k-smoke",)}, "no such dataset; prepare it with python -m flows.prepare"),
+        ({"model": "final"}, "checkpoints/final: no such checkpoint"),
+        ({"model": "newest"}, "'newest': neither one of warmup, final, best, nor a folder"),
+        ({"name": "../elsewhere"}, "--name '../elsewhere' names a folder"),
     ],
 )
-def test_refused_in_one_line_and_nothing_written(project, environment, arguments, says):
+def test_refused_before_anything_starts(project, monkeypatch, told, says):
     (project / "bad.yaml").write_text("a: {presets: grpo}")
+    monkeypatch.chdir(project)
+    told = {"presets": ("default",), "grid": None, "overrides": (), "name": None, "model": "warmup"} | told
+    model = told.pop("model")
+    with pytest.raises(SPOError, match=re.escape(says)):
+        refer_model(read_spec(project, **told)[0], model)
+
+
+@pytest.mark.parametrize("arguments", [["gpro"], ["--set", "rollout.context_length=300"]])
+def test_refused_in_one_line_and_nothing_written(project, environment, arguments):
     before = listed(project)
     result = run_module(project, environment, "flows.analyse", *arguments)
     message = result.stderr.strip().splitlines()[-1] if result.stderr.strip() else ""
-    assert result.returncode == 2 and message.startswith("error: ") and says in message, result.stderr
-    assert listed(project) == before
+    assert result.returncode == 2 and message.startswith("error: "), result.stderr
+    assert arguments[-1].split("=")[-1] in message and listed(project) == before
