@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from spo_core.analysis.bench import bench, opened
 from spo_core.analysis.candidates import NAME, Candidate, identity, read_candidates, reference_of
-from spo_core.analysis.drift import drift
+from spo_core.analysis.drift import check_start, drift
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
 from spo_core.analysis.measure import measure, read_credited, read_gradients
 from spo_core.analysis.sketch import WIDTH, relative_error
@@ -102,11 +102,14 @@ def check_analysis(spec: AnalysisSpec) -> None:
 
 @contextmanager
 def open_analysis(spec: AnalysisSpec) -> Iterator[str]:
-    """Lock the working directory, load the policy and start its engine; yields the directory."""
+    """Lock the working directory, load the policy and start its engine; yields the directory. Raises DataError for a
+    ``start`` of another shape."""
     with (
         open_run(spec.run.paths.work, "analysis", spec.identity, spec.run.paths.root) as run,
         opened(spec.all, spec.run.inputs, spec.model.folder, run.path),
     ):
+        if spec.start is not None:
+            check_start(bench(str(run.path)), spec.start.folder)
         yield str(run.path)
 
 

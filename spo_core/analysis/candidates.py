@@ -87,7 +87,7 @@ def read_candidates(
     """
     rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
     if len(rows) < len(presets):
-        raise ConfigError(f"--presets {' '.join(presets)}: a name is given twice")
+        raise ConfigError(f"candidates {' '.join(presets)}: a name is given twice")
     added = _read_grid(grid) if grid is not None else {}
     for name in [REFERENCE, *rows]:
         if name in added:

@@ -36,6 +36,11 @@ class Drift:
     """The same, summed over a response."""
 
 
+def check_start(bench: Bench, start: Path) -> None:
+    """Raise DataError where a policy is none that training could have begun with."""
+    _distance(bench, load_policy(start)[0], start)
+
+
 def drift(bench: Bench, start: Path, trees: Sequence[RolloutTree], temperature: float) -> Drift:
     """Compare the bench's policy with that of folder ``start``, over the tokens of ``trees``, which the policy sampled
     as whole responses. Raises DataError where their weights or vocabularies have other shapes."""

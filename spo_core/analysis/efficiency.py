@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -120,7 +121,7 @@ def cosine(gradients: Gradients, reference: Gradients) -> Estimate:
         return (totals[key].total - without) / (n * (n - 1) * scale[key])
 
     for key in ("aa", "bb"):
-        if not _is_positive(_jackknife(lambda left, key=key: mean(key, left), count)):  # type: ignore[misc]
+        if not _is_positive(_jackknife(partial(mean, key), count)):
             return Estimate(math.nan, math.nan)
     return _jackknife(lambda left: mean("ab", left) / np.sqrt(mean("aa", left) * mean("bb", left)), count)
 

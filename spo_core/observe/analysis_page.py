@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,9 +16,9 @@ from spo_core.config import flatten
 from spo_core.observe.formatting import NOT_MEASURED
 from spo_core.observe.plots import curves_svg
 from spo_core.observe.report import page_environment
+from spo_core.observe.scores import table_console
 from spo_core.system.files import write_text
 
-LINE = 120  # columns where the output is no terminal
 Estimated = Mapping[str, float | None] | None
 
 
@@ -61,7 +59,7 @@ def estimate(found: Estimated, scale: float = 1.0) -> str:
 
 def print_analysis(result: Mapping[str, Any]) -> None:
     """A line a candidate, then the recommendations. In a narrow terminal errors stand below their numbers."""
-    console = Console(width=None if sys.stdout.isatty() else LINE, highlight=False)
+    console = table_console()
     table = _table(result)
     if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
         table = _table(result, "\n± ")

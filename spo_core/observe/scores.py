@@ -19,7 +19,7 @@ LINE = 120  # columns where the output is no terminal
 
 def print_scores(scores: Sequence[CellScore]) -> None:
     """Print a line for each cell, and a second table of the cells with published figures."""
-    console = _console()
+    console = table_console()
     console.print(score_table(scores))
     rows = [(score, row) for score in scores for row in beside(score)]
     if not rows:
@@ -78,8 +78,9 @@ def with_error(value: float, error: float | None) -> str:
 
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Print a line for each compared cell."""
-    _console().print(comparison_table(comparisons))
+    table_console().print(comparison_table(comparisons))
 
 
-def _console() -> Console:
+def table_console() -> Console:
+    """A console as wide as the terminal, or LINE columns where there is none."""
     return Console(width=None if sys.stdout.isatty() else LINE, highlight=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spo_core.analysis.drift import drift
+from spo_core.analysis.drift import check_start, drift
 from spo_core.config import load_params
 from spo_core.errors import DataError
 from spo_core.learn.backend import TorchBackend
@@ -109,4 +109,5 @@ def test_a_policy_of_other_shape_is_refused(policy, start, moved, params):
     wider.resize_token_embeddings(wider.config.vocab_size + 8)
     other = SimpleNamespace(backend=TorchBackend(wider, None, moved.backend.params))
     with pytest.raises(DataError, match=r"lm_head\.weight has shape .*--start"):
-        drift(other, start, [], TEMPERATURE)
+        check_start(other, start)
+    check_start(moved, start)

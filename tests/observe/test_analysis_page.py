@@ -16,7 +16,7 @@ from spo_core.analysis.findings import Row, Values, as_json, recommend
 from spo_core.analysis.found import Found
 from spo_core.analysis.shape import shape
 from spo_core.analysis.truth import State, calibration, error, ranking
-from spo_core.observe import analysis_page
+from spo_core.observe import scores
 from spo_core.observe.analysis_page import estimate, print_analysis, write_analysis
 from tests.observe.examples import chain_tree, full_tree
 from tests.observe.test_report import Page
@@ -84,7 +84,7 @@ def rendered(given: dict, folder) -> tuple[str, Page]:
 
 
 def printed(given: dict, width: int, monkeypatch) -> str:
-    monkeypatch.setattr(analysis_page, "LINE", width)
+    monkeypatch.setattr(scores, "LINE", width)
     with redirect_stdout(io.StringIO()) as output:
         print_analysis(given)
     return output.getvalue()
