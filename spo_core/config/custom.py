@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator
 from spo_core.config.namespace import Namespace
 
 OURS = {  # "<key>.<name>" of a choice that the project ships -> its path
+    "learn.loss.cispo": "spo_core.learn.losses:cispo",
+    "learn.loss.gspo": "spo_core.learn.losses:gspo",
     "run.trackers.wandb": "spo_core.observe.trackers.wandb:WandbTracker",
     "run.trackers.tensorboard": "spo_core.observe.trackers.tensorboard:TensorBoardTracker",
 }

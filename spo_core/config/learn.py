@@ -131,8 +131,12 @@ class LearnParams(Namespace):
     """Optimizer steps an epoch; an iteration's questions are shuffled and divided evenly among them."""
     zero_advantage: Literal["drop", "keep"] = "drop"
     """Whether segments whose advantage is 0 are left out (SPO-tree), or counted where the loss is normalised."""
-    normalization: Literal["batch", "micro_batch"] = "batch"
-    """Normalisation of the loss: mean over an optimizer step's trained tokens, or mean of the micro-batches' means."""
+    normalization: Literal["batch", "episode", "constant", "micro_batch"] = "batch"
+    """Normalisation of the loss of an optimizer step. batch: mean over its tokens (paper, DAPO). episode: mean of the
+    episodes' token means (GRPO as first published, GSPO). constant: sum over tokens / (episodes x episode_tokens) (Dr.
+    GRPO). micro_batch: mean of the micro-batches' token means (reference)."""
+    episode_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of an episode that normalization constant divides by, the same for short and long ones."""
     whitening: Literal["none", "micro_batch"] = "none"
     """Whitening of advantages (minus mean, over standard deviation) within the trained tokens of a micro-batch."""
     micro_batch: int | None = Field(default=None, ge=1)
@@ -177,6 +181,8 @@ class LearnParams(Namespace):
     def _consistent(self) -> LearnParams:
         if "micro_batch" in (self.normalization, self.whitening) and self.micro_batch is None:
             raise ValueError("normalization or whitening by micro_batch need learn.micro_batch, its episodes")
+        if (self.normalization == "constant") != (self.episode_tokens is not None):
+            raise ValueError("normalization constant and episode_tokens go together: set both, or neither")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(f"decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}")
         return self

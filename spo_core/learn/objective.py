@@ -118,26 +118,34 @@ def _weighted(
     if params.micro_batch is not None and "micro_batch" in (params.normalization, params.whitening):
         size = params.micro_batch
         micro_batches = [episodes[i : i + size] for i in range(0, len(episodes), size)]
-    tokens = sum(int(masks[e.pair][n].sum()) for e in episodes for n in e.nodes)
+    lengths = {e: sum(int(masks[e.pair][n].sum()) for n in e.nodes) for e in episodes}
+    tokens = sum(lengths.values())
+    by_sequence = params.kl.type == "penalty" and params.kl.aggregation == "sequence"
     trees: dict[int, WeightedTree] = {}
     for micro_batch in micro_batches:
-        counted = [(e.pair, n) for e in micro_batch for n in e.nodes]
-        own = sum(int(masks[p][n].sum()) for p, n in counted)
-        per_token = 1 / tokens if params.normalization == "batch" else 1 / (own * len(micro_batches))
-        kl_weight = per_token
-        if params.kl.type == "penalty" and params.kl.aggregation == "sequence":
-            kl_weight = 1 / len(episodes)
+        counted = [(e.pair, n, e) for e in micro_batch for n in e.nodes]
+        own = sum(lengths[e] for e in micro_batch)
         shift, scale = 0.0, 1.0
         if params.whitening == "micro_batch":
-            shift, scale = whitening(np.concatenate([pairs[p][1].advantages[n][masks[p][n]] for p, n in counted]))
-        for p, n in counted:
+            shift, scale = whitening(np.concatenate([pairs[p][1].advantages[n][masks[p][n]] for p, n, _ in counted]))
+        for p, n, episode in counted:
+            match params.normalization:
+                case "batch":
+                    per_token = 1 / tokens
+                case "episode":
+                    per_token = 1 / (lengths[episode] * len(episodes))
+                case "constant":
+                    assert params.episode_tokens is not None
+                    per_token = 1 / (params.episode_tokens * len(episodes))
+                case "micro_batch":
+                    per_token = 1 / (own * len(micro_batches))
             if p not in trees:
                 trees[p] = _empty(p, pairs[p][0])
             tree = trees[p]
             mask = masks[p][n]
             tree.advantages[n][mask] = (pairs[p][1].advantages[n][mask] - shift) * scale
             tree.policy_weights[n][mask] = per_token
-            tree.kl_weights[n][mask] = kl_weight
+            tree.kl_weights[n][mask] = 1 / len(episodes) if by_sequence else per_token
             # without an advantage a token only matters for the KL
             tree.masks[n][:] = mask if params.kl.type == "penalty" else mask & (tree.advantages[n] != 0)
     return [tree for _, tree in sorted(trees.items()) if any(mask.any() for mask in tree.masks)]

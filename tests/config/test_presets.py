@@ -14,7 +14,7 @@ from spo_core.errors import ConfigError
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "params" / "presets"
-EMBEDDED = {"grpo", "long-arithmetic", "spo-chain", "gsm8k-smoke"}
+EMBEDDED = {"grpo", "long-arithmetic", "spo-chain", "gsm8k-smoke", "dapo", "dr-grpo", "gspo", "cispo"}
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,14 @@ def test_every_choice_of_credit_trains(project, name):
     assert rows[0]["train/skipped"] == 0 and rows[0]["train/trained_tokens"] > 0
 
 
+@pytest.mark.parametrize("name", ["dapo", "dr-grpo", "gspo", "cispo"])
+def test_every_loss_trains(project, name):
+    params = small("rollout.branch_factors=[3]", "run.iterations=2", preset=name)
+    _, rows, _ = train(params, project)
+    assert rows[0]["train/skipped"] == 0 and "train/clip_fraction" in rows[1]
+    assert rows[1]["train/ratio"] == pytest.approx(1, abs=0.2)
+
+
 def test_long_questions_are_left_out_of_both_splits_and_counted(project, caplog):
     longest = "data.max_question_tokens=14"
     with caplog.at_level("WARNING"), open_session(small(longest), project) as session:

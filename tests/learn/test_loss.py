@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import KLPenalty, LearnParams
 from spo_core.learn.loss import LossInputs, adapted_coefficient, importance_weights, kl_estimate, ppo_clip
+from spo_core.learn.losses import CISPOOptions, GSPOOptions, cispo, gspo
 
 PARAMS = LearnParams(learning_rate=1e-3, clip_low=0.2, clip_high=0.3)
 
@@ -45,6 +46,65 @@ def test_no_gradient_beyond_the_clip_range_in_the_direction_of_the_advantage(shi
     loss = ppo_clip(LossInputs(logp, old, torch.tensor([advantage]), torch.arange(len(logp))), PARAMS)
     loss.loss.sum().backward()
     assert logp.grad.item() == 0 and bool(loss.metrics["clip_fraction"])
+
+
+def naive_gspo(rows: list[tuple[int, float, float, float]], low: float, high: float) -> tuple[list, list]:
+    """Loss and gradient of each token by loops: arXiv 2507.18071, equation 7, the same for every token of a segment."""
+    losses, gradients = [], []
+    members = {s: [row for row in rows if row[0] == s] for s, *_ in rows}
+    signs = {}
+    for s, own in members.items():
+        ratio = np.exp(sum(logp - old for _, logp, old, _ in own) / len(own))
+        kept = [not (a > 0 and ratio > 1 + high) and not (a < 0 and ratio < 1 - low) for *_, a in own]
+        signs[s] = (ratio, sum(-a * ratio / len(own) for (*_, a), k in zip(own, kept, strict=True) if k))
+    for s, _, _, a in rows:
+        ratio, gradient = signs[s]
+        losses.append(-min(a * ratio, a * min(max(ratio, 1 - low), 1 + high)))
+        gradients.append(gradient)
+    return losses, gradients
+
+
+segmented = st.lists(
+    st.tuples(st.integers(0, 3), st.floats(-5, 0), st.floats(-5, 0), st.floats(-3, 3)), min_size=1, max_size=16
+)
+
+
+@given(segmented, st.sampled_from([(3e-4, 4e-4), (0.5, 2.0)]))
+def test_gspo_is_its_formula_and_gradient(rows, clip):
+    rows = sorted(rows)
+    numbers = {s: n for n, s in enumerate(sorted({row[0] for row in rows}))}
+    rows = [(numbers[s], *rest) for s, *rest in rows]
+    segment, logp, old, advantage = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
+    logp.requires_grad_()
+    found = gspo(LossInputs(logp, old, advantage, segment.long()), GSPOOptions(clip_low=clip[0], clip_high=clip[1]))
+    found.loss.sum().backward()
+    losses, gradients = naive_gspo(rows, *clip)
+    assert found.loss.tolist() == pytest.approx(losses, rel=1e-9, abs=1e-12)
+    assert logp.grad.tolist() == pytest.approx(gradients, rel=1e-9, abs=1e-12)
+
+
+@given(numbers, st.sampled_from([(1.0, 4.0), (0.2, 0.28)]))
+def test_cispo_is_its_formula_and_every_token_has_a_gradient(rows, clip):
+    """arXiv 2506.13585, equation 4: the gradient of a token is -A times its clipped weight, whatever the ratio."""
+    logp, old, advantage = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
+    logp.requires_grad_()
+    options = CISPOOptions(clip_low=clip[0], clip_high=clip[1])
+    found = cispo(LossInputs(logp, old, advantage, torch.arange(len(logp))), options)
+    found.loss.sum().backward()
+    weights = [min(max(np.exp(min(max(a - b, -10), 10)), 1 - clip[0]), 1 + clip[1]) for a, b, _ in rows]
+    assert logp.grad.tolist() == pytest.approx([-a * w for (*_, a), w in zip(rows, weights, strict=True)], rel=1e-9)
+    expected = [-a * w * lp for (lp, _, a), w in zip(rows, weights, strict=True)]
+    assert found.loss.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_higher_upper_clip_keeps_tokens_that_rise():
+    """DAPO, arXiv 2503.14476, equation 8: with 0.28 a ratio of 1.25 still has its gradient, with 0.2 none."""
+    for high, gradient in ((0.28, -1.25), (0.2, 0.0)):
+        logp = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+        params = LearnParams(learning_rate=1e-3, clip_high=high)
+        old = logp.detach() - np.log(1.25)
+        ppo_clip(LossInputs(logp, old, torch.ones(1, dtype=torch.float64), torch.arange(1)), params).loss.backward()
+        assert logp.grad.item() == pytest.approx(gradient)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

@@ -88,6 +88,23 @@ def test_reference_weights_are_means_over_micro_batches_of_token_means():
     assert total == pytest.approx(1.0)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["keep", "drop"]))
+def test_by_episode_episodes_weigh_the_same_and_by_constant_tokens_do_whatever_their_number(seed, zero):
+    """GRPO's 1 / (G |o|) and Dr. GRPO's 1 / (G L) (arXiv 2503.20783), written as loops over episodes."""
+    pairs = pairs_of(seed)
+    for name, options in (("episode", {}), ("constant", {"episode_tokens": 7})):
+        params = learn(optimizer_steps=1, zero_advantage=zero, normalization=name, kl={"type": "penalty"}, **options)
+        masks = [counted_masks(c, params) for _, c in pairs]
+        episodes = [e for i, (t, _) in enumerate(pairs) for e in episodes_of(i, t, masks[i])]
+        found = {t.pair: t for step in plan_epoch(pairs, params, np.random.default_rng(0)) for t in step}
+        for e in episodes:
+            tokens = sum(masks[e.pair][n].sum() for n in e.nodes)
+            for n in e.nodes:
+                expected = 1 / (len(episodes) * (7 if name == "constant" else tokens))
+                assert found[e.pair].policy_weights[n][masks[e.pair][n]] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [((0.5, 0.3), (0.997, -0.997)), ((-0.1, -0.3), (1, -1)), ((0.01, -0.9), (1, -1)), ((0.4, 0.4), (0, 0))],
