@@ -6,6 +6,10 @@ import sys
 import tempfile
 
 from spo_core.system.processes import die_with_parent
+from spo_core.system.startup import begin_quietly
+
+if sys.argv[:1] == ["-m"]:  # python -m flows.<name> is about to import it, which takes seconds
+    begin_quietly()
 
 # Prefect's server keeps a run's log; the terminal shows progress bars, and one message where something fails
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

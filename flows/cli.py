@@ -14,6 +14,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.local_server import local_server
+from flows.server_check import check_server, server_fault
 from spo_core.system.command_line import run
 
 DRAIN_SECONDS = 10
@@ -42,9 +43,10 @@ def served() -> Iterator[None]:
     """Give the flows of one command a Prefect server: the one that PREFECT_API_URL names, else one started here.
 
     Prefect's own ephemeral server will not do: an interrupt from the keyboard ends it before the flow, which then waits
-    for it for minutes, and it outlives a flow that is killed.
+    for it for minutes, and it outlives a flow that is killed. Raises SPOError where the one that is named will not do.
     """
     if PREFECT_API_URL.value() is not None:
+        check_server()
         yield
         return
     with (
@@ -65,4 +67,4 @@ def main(command: Callable[..., Any]) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     for name in ("spo_core", "tasks"):
         logging.getLogger(name).addHandler(handler)
-    run(command, interrupted="interrupted; the same command goes on from what is finished")
+    run(command, interrupted="interrupted; the same command goes on from what is finished", refusal=server_fault)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
@@ -20,7 +19,9 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
 from flows import cli
+from flows.server_check import check_server
 from spo_core.config import load_params
+from spo_core.config.document import read_document
 from spo_core.errors import ConfigError, SPOError
 from tasks.versioning import DVC_LIMIT
 
@@ -41,6 +42,8 @@ class Pool:
 def command() -> None:
     """Create on Prefect's server what prefect.yaml and automations.yaml say, or bring it up to date."""
     root = Path.cwd()
+    if PREFECT_API_URL.value() is None:
+        raise ConfigError("PREFECT_API_URL is not set; start a server (make ui) and export what it prints for it")
     check_server()
     pools = read_pools(root)
     deployments = read_yaml(root / "prefect.yaml", "deployments")
@@ -58,25 +61,12 @@ def command() -> None:
         tell_leftovers(client, pools, deployments, automations)
 
 
-def check_server() -> None:
-    """Raise SPOError where PREFECT_API_URL is not set, or nothing answers there."""
-    url = PREFECT_API_URL.value()
-    if url is None:
-        raise ConfigError("PREFECT_API_URL is not set; start a server (make ui) and export what it prints for it")
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-    if problem is not None:
-        raise SPOError(f"no Prefect server answers at {url} ({problem}); start one with make ui, or export another")
-
-
 def read_yaml(path: Path, key: str) -> Any:
     """The content of a YAML file under ``key``. Raises ConfigError where the file or the key is missing or damaged."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))[key]
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the project's folder") from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: {key} cannot be read: {' '.join(str(error).split())}") from None
+    content = read_document(path).content
+    if not isinstance(content, dict) or key not in content:
+        raise ConfigError(f"{path}: has no key {key}")
+    return content[key]
 
 
 def read_pools(root: Path) -> list[Pool]:

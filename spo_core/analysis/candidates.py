@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from spo_core.config import Params, digest, flatten, load_params
+from spo_core.config.document import read_document
 from spo_core.errors import ConfigError
 from spo_core.rollout.seeds import derive_seed
 
@@ -155,12 +155,8 @@ def _shared(params: Params) -> dict[str, Any]:
 
 
 def _read_grid(path: Path) -> dict[str, _Row]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
     try:
-        return TypeAdapter(_Grid).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        return TypeAdapter(_Grid).validate_python(read_document(path).content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

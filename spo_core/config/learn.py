@@ -198,7 +198,7 @@ class LearnParams(Namespace):
 
 def with_fidelity(learn: dict[str, Any]) -> dict[str, Any]:
     """Add to the content of ``learn`` the keys that ``fidelity`` decides and that are not given."""
-    chosen = FIDELITY.get(learn.get("fidelity", "paper"), {})
+    chosen = FIDELITY.get(str(learn.get("fidelity", "paper")), {})
     kl = learn.get("kl")
     if isinstance(kl, dict) and "type" not in kl:
         learn = learn | {"kl": chosen.get("kl", {}) | kl}

@@ -34,7 +34,7 @@ class WandbParams(Namespace):
 
 
 class RunParams(Namespace):
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the working directory ``work/train-<name>``; by default a fingerprint of all that decides the weights."""
     seed: int = Field(default=0, ge=0)
     """Every random number of training and evaluation is derived from it."""

@@ -10,11 +10,17 @@ from typing import Any
 import typer
 
 from spo_core.errors import DataError, SPOError
-from spo_core.system.files import disk_error
+from spo_core.system.files import disk_error, system_error
+from spo_core.system.startup import begin
 
 
-def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
-    """Run a typer command; a refusal, or a full disk, is one or two lines on standard error and exit status 2."""
+def run(
+    command: Callable[..., Any],
+    interrupted: str = "interrupted",
+    refusal: Callable[[Exception], SPOError | None] = lambda _: None,
+) -> None:
+    """Run a typer command; a refusal, or what the system refuses (a full disk, a file that may not be read), is one or
+    two lines on standard error and exit status 2. ``refusal`` finds those of further libraries."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(command)
@@ -26,13 +32,14 @@ def run(command: Callable[..., Any], interrupted: str = "interrupted") -> None:
             raise typer.Exit(130) from None
 
     app.command()(interruptible)
+    begin()
     try:
         app()
     except Exception as error:
-        refusal = error if isinstance(error, SPOError) else disk_error(error)
-        if refusal is None:
+        found = error if isinstance(error, SPOError) else disk_error(error) or system_error(error) or refusal(error)
+        if found is None:
             raise
-        print(f"error: {refusal}", file=sys.stderr)
+        print(f"error: {found}", file=sys.stderr)
         sys.exit(2)
 
 

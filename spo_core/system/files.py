@@ -14,13 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from spo_core.errors import DiskError
+from spo_core.errors import DiskError, SPOError
 
 ADVICE = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there, or have the quota raised",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
+
+OF_FILES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -48,6 +50,15 @@ def disk_error(error: Exception, path: Path | None = None) -> DiskError | None:
                 named = path
             return DiskError(f"{named or 'a file'}: {os.strerror(number)}; {advice} and run the same command again")
     return None
+
+
+def system_error(error: Exception) -> SPOError | None:
+    """The refusal for a named file that the system does not give because of what it is or who asks (rights, a folder in
+    place of a file, a name too long); None for any other error."""
+    named, number = getattr(error, "filename", None), getattr(error, "errno", None)
+    if not isinstance(error, OSError) or named is None or number not in OF_FILES:
+        return None
+    return SPOError(f"{named}: {os.strerror(number)}")
 
 
 def _stands_apart(named: Path, path: Path) -> bool:

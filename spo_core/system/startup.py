@@ -1,0 +1,44 @@
+"""What a command does in its first seconds, while it imports: an interrupt or wrong settings end it with one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+
+from pydantic import ValidationError
+
+
+def begin_quietly() -> None:
+    """From now until :func:`begin`, end at an interrupt, or where Prefect's settings are wrong, without a traceback.
+
+    Nothing is under way yet. Imports are no place for an exception: libraries take it for a missing package, or lose
+    it in a callback.
+    """
+    signal.signal(signal.SIGINT, _interrupted)
+    sys.excepthook = _failed
+
+
+def begin() -> None:
+    """Give interrupts and errors back to Python: the command itself begins."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.excepthook = sys.__excepthook__
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    _leave("interrupted", 130)
+
+
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, ValidationError) and error.title.endswith("Settings"):
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        _leave(f"error: Prefect's settings (PREFECT_... variables, prefect.toml): {key or 'one'}: {first['msg']}", 2)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _leave(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    os._exit(status)
