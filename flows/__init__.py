@@ -13,6 +13,7 @@ if sys.argv[:1] == ["-m"]:  # python -m flows.<name> is about to import it, whic
 
 # Prefect's server keeps a run's log; the terminal shows progress bars, and one message where something fails
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")  # events that a server which went away does not get
 
 # the server's log gets INFO of these loggers, not warnings alone; prefect.toml hands them to the server
 for name in ("spo_core", "tasks"):

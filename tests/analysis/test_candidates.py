@@ -95,7 +95,6 @@ def test_presets_then_a_grid_and_overrides_for_all(tmp_path):
         ((), {"a": {"presets": "grpo"}}, r"a\.presets: Extra inputs"),
         ((), {"a": {"set": "run.seed=1"}}, r"a\.set: Input should be a valid list"),
         ((), {"a": {"set": ["rollout.branches=[3]"]}}, r"unknown key rollout\.branches"),
-        ((), {6: {}}, "valid string"),
         ((), {}, "at least 1 item"),
         ((), [1], "valid dictionary"),
         ((), "a: {set: [", "not valid YAML"),
