@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)  # tests may share the machine; two threads that wait for each other are slower than one
+
+
+def pytest_collection_finish() -> None:
+    """Five thousand tests and their imports stay until the end: the garbage collector need not look through them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or what is left is not taken apart, and extension modules tell of leaks
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """``python -m spo_core.credit``: numbers for one's own trees, and refusals that say where."""
 
+import io
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,16 +14,28 @@ from hypothesis import strategies as st
 
 from spo_core.config import load_params
 from spo_core.credit import segment_credit
+from spo_core.credit.__main__ import command
 from spo_core.credit.audit import DEEPEST, read_tree
 from spo_core.errors import DataError
+from spo_core.system.command_line import run
 from tests.conftest import ROOT
 
 CREDIT = load_params(ROOT).credit
 
 
-def audit(*arguments: str, lines: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "spo_core.credit", *arguments]
-    return subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
+@pytest.fixture
+def audit(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess]:
+    """The command in this process: importing takes longer than what it does."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str, lines: str = "") -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["spo_core.credit", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        with pytest.raises(SystemExit) as ended:
+            run(command)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 def leaf(reward, ids=(3,)):
@@ -39,7 +53,9 @@ def root(*children, **more):
 def test_worked_example_of_a_tree():
     """Depth first: prompt 2/3; a leaf worth 1; a segment worth 1/3 with leaves 0, 1, 0."""
     tree = root(leaf(1), inner(leaf(0), leaf(1), leaf(0)), question_id="a")
-    done = audit("-", lines=json.dumps(tree) + "\n\n" + json.dumps(root(leaf(1.0))) + "\n")
+    lines = json.dumps(tree) + "\n\n" + json.dumps(root(leaf(1.0))) + "\n"
+    command = [sys.executable, "-m", "spo_core.credit", "-"]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first == {
@@ -51,7 +67,7 @@ def test_worked_example_of_a_tree():
     assert second == {"tree": 3, "values": [1.0, 1.0], "advantages": [0.0, 0.0]}
 
 
-def test_presets_and_overrides_choose_the_credit(tmp_path):
+def test_presets_and_overrides_choose_the_credit(audit, tmp_path):
     path = tmp_path / "trees.jsonl"
     path.write_text(json.dumps(root(leaf(1), leaf(0), leaf(1), leaf(1))))
     grpo = json.loads(audit(str(path), "--preset", "grpo").stdout)
@@ -62,7 +78,7 @@ def test_presets_and_overrides_choose_the_credit(tmp_path):
     assert json.loads(rloo.stdout)["advantages"] == pytest.approx([0, 1 / 3, -1, 1 / 3, 1 / 3])
 
 
-def test_a_chain_with_its_value_rollouts():
+def test_a_chain_with_its_value_rollouts(audit):
     """Fans worth 0.5 at the prompt and 0.25 behind the first segment; the last segment ends in its reward."""
 
     def fan(*rewards):
@@ -74,7 +90,7 @@ def test_a_chain_with_its_value_rollouts():
     assert done["advantages"] == [0, 0, 0, -0.25, 0, 0, 0, 0, 0.75]
 
 
-def test_grpo_on_a_nested_tree_is_refused_with_what_to_choose():
+def test_grpo_on_a_nested_tree_is_refused_with_what_to_choose(audit):
     tree = root(leaf(1), inner(leaf(1), leaf(0)))
     refused = audit("-", "--preset", "grpo", lines="\n" + json.dumps(tree))
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
@@ -113,7 +129,7 @@ def test_bad_lines_are_refused_by_name(line, message):
     assert str(refusal.value).startswith("trees.jsonl:7: ") and message in str(refusal.value)
 
 
-def test_a_refusal_is_one_line_and_status_2(tmp_path):
+def test_a_refusal_is_one_line_and_status_2(audit, tmp_path):
     path = tmp_path / "trees.jsonl"
     path.write_bytes(json.dumps(root(leaf(1))).encode() + b"\n{}\n")
     refused = audit(str(path))

@@ -122,21 +122,19 @@ def drawn(policy, count: int, seed: int = 0):
         mask={"type": "low_probability", "threshold": 0.9},
     )
     torch.manual_seed(seed)
+    prompts = torch.randint(3, 12, (count, 6))
+    rows = prompts.repeat_interleave(4, 0)
+    with torch.no_grad():
+        for _ in range(40):
+            chances = (policy(rows).logits[:, -1] / TEMPERATURE).softmax(-1)
+            rows = torch.cat([rows, torch.multinomial(chances, 1)], 1)
+        found = (policy(rows).logits / TEMPERATURE).log_softmax(-1)[:, 5:-1].gather(-1, rows[:, 6:, None])[..., 0]
     pairs = []
-    for number in range(count):
-        prompt = torch.randint(3, 12, (1, 6))
-        rows = prompt.repeat(4, 1)
-        with torch.no_grad():
-            for _ in range(40):
-                chances = (policy(rows).logits[:, -1] / TEMPERATURE).softmax(-1)
-                rows = torch.cat([rows, torch.multinomial(chances, 1)], 1)
-            logprobs = (
-                (policy(rows).logits / TEMPERATURE).log_softmax(-1)[:, 5:-1].gather(-1, rows[:, 6:, None])[..., 0]
-            )
-        nodes = [Node.prompt(prompt[0].numpy())]
+    for number, (prompt, responses, logprobs) in enumerate(zip(prompts, rows.split(4), found.split(4), strict=True)):
+        nodes = [Node.prompt(prompt.numpy())]
         for k in range(4):
             own = np.minimum(logprobs[k].numpy(), 0)
-            nodes.append(Node.sampled(0, rows[k, 6:].numpy(), own, FinishReason.STOP, reward=float(k % 2)))
+            nodes.append(Node.sampled(0, responses[k, 6:].numpy(), own, FinishReason.STOP, reward=float(k % 2)))
         tree = RolloutTree(str(number), tuple(nodes))
         pairs.append((tree, assign_credit(tree, credit)))
     return pairs

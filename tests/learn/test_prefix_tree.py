@@ -57,9 +57,9 @@ def test_forwarded_are_the_paths_to_trained_nodes_and_nothing_else(seed, share):
     batch = layout([TrainedSegments(tree, tuple(masks))])
     assert batch.forwarded_tokens == len(needed)
     found, at = {}, 0
+    first, last = batch.first.numpy(), batch.last.numpy()
     for index in range(batch.forwarded_tokens):  # a token's path, by the intervals
-        first = batch.first
-        above = [k for k in range(index + 1) if first[k] <= first[index] <= batch.last[k]]
+        above = np.flatnonzero((first[: index + 1] <= first[index]) & (first[index] <= last[: index + 1]))
         found[index] = tuple(batch.input_ids[above].tolist())
         assert int(batch.position_ids[index]) == len(above) - 1
     assert set(found.values()) == needed
