@@ -83,7 +83,7 @@ def read_candidates(
 
     A grid is a YAML mapping from names to ``preset`` and ``set``, a list of ``namespace.key=value``; ``overrides`` hold
     for all. Raises ConfigError for a grid of another form, for a name given twice or that names no folder, and where
-    candidates differ in what they must share (SHARED).
+    candidates differ in what they must share (SHARED) or ask for a critic.
     """
     rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
     if len(rows) < len(presets):
@@ -102,6 +102,12 @@ def read_candidates(
         if not NAME.fullmatch(name):
             raise ConfigError(f"candidate {name!r} names a folder: letters, digits, dot, dash and underscore only")
         found.append(Candidate(name, load_params(root, row.preset, (*overrides, *row.set)), row.preset))
+    for candidate in found:
+        if candidate.params.credit.value.type == "critic":
+            raise ConfigError(
+                f"{candidate.name}: credit.value critic has values only within a run that trains it, and here "
+                "nothing is trained; choose credit.value tree_mean, monte_carlo or none"
+            )
     first = _shared(found[0].params)
     for candidate in found[1:]:
         own = _shared(candidate.params)

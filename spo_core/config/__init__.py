@@ -3,10 +3,12 @@
 from spo_core.config.cluster import DaskRunner, LocalRunner, RayRunner, TaskRunnerParams
 from spo_core.config.credit import (
     CUT_TYPES,
+    GAE,
     AdaptiveMonteCarlo,
     AllTokens,
     BestOfKProgress,
     CreditParams,
+    Critic,
     Cutpoints,
     Delimiter,
     Difference,
@@ -50,6 +52,7 @@ from spo_core.config.verify import (
 __all__ = [
     "CHUNK_LOGITS",
     "CUT_TYPES",
+    "GAE",
     "NAMESPACES",
     "OURS",
     "RESOURCES",
@@ -57,6 +60,7 @@ __all__ = [
     "AllTokens",
     "BestOfKProgress",
     "CreditParams",
+    "Critic",
     "CustomParams",
     "Cutpoints",
     "DaskRunner",

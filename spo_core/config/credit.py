@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from spo_core.config.custom import CustomParams, named
 from spo_core.config.namespace import Namespace, Share
@@ -102,6 +102,47 @@ class AdaptiveMonteCarlo(Namespace):
         return self
 
 
+class Critic(Namespace):
+    """V(state) by a network that is trained on the returns of the trees it sees; the policy waits until it is warm.
+
+    It is the policy's own first weights with a scalar head, or a head alone; rewards in 0..1 are learnt as
+    probabilities (cross-entropy), others by squared error.
+    """
+
+    type: Literal["critic"]
+    network: Literal["copy", "head"] = "copy"
+    """What is trained: a copy of the first policy with a head, or a small head on the policy's own hidden states, which
+    gets no gradient to them."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Constant learning rate of its AdamW, whose other numbers are those of learn."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the trees in an iteration."""
+    optimizer_steps: int = Field(default=4, ge=1)
+    """Optimizer steps an epoch; trees are shuffled and divided evenly among them."""
+    replay: int = Field(default=2, ge=1)
+    """Newest iterations whose trees it is trained on."""
+    loss: Literal["auto", "cross_entropy", "squared"] = "auto"
+    """auto: cross-entropy where all rewards lie in 0..1, else squared error."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest change of a value in an iteration that the squared error rewards (PPO's value clip); null: none."""
+    warmup_iterations: int = Field(default=4, ge=0)
+    """First iterations, which train the critic on the first policy's rollouts and leave the policy as it is."""
+    min_explained_variance: float | None = Field(default=0.1, lt=1)
+    """Stop before its values are first used where it explains less of the variance of returns that it has not seen;
+    null: use it all the same."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Critic:
+        if self.warmup_iterations == 0 and self.min_explained_variance is not None:
+            raise ValueError(
+                "warmup_iterations 0 uses a critic that has learnt nothing: raise it, or set min_explained_variance "
+                "to null"
+            )
+        if self.clip is not None and self.loss != "squared":
+            raise ValueError("clip belongs to the squared error: set loss to squared, or clip to null")
+        return self
+
+
 class NoValue(Namespace):
     """Rewards of whole responses are compared as they are."""
 
@@ -138,6 +179,19 @@ class BestOfKProgress(Namespace):
     """Baseline subtracted from the policy's own value: none, or V(parent)."""
 
 
+class GAE(Namespace):
+    """Generalised advantage estimation (arXiv 1506.02438) without discount: A = delta + lambda * A of what follows,
+    delta = V(after) - V(before); where a tree branches, what follows is the mean over the branches."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: Literal["gae"]
+    lambda_: Share = Field(default=0.95, alias="lambda")
+    """0 over segments is ``difference``; 1 is the mean return below less V(before)."""
+    over: Literal["tokens", "segments"] = "segments"
+    """Steps between values: single tokens, which a critic alone values, or segments."""
+
+
 class AllTokens(Namespace):
     """Train every token of a segment."""
 
@@ -155,8 +209,8 @@ class LowProbability(Namespace):
 Partition = FixedTokens | Cutpoints | EqualParts | Delimiter | Entropy | Whole
 CutPartition = Cutpoints | EqualParts | Delimiter | Entropy
 CUT_TYPES = ("cutpoints", "equal_parts", "delimiter", "entropy")
-Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | NoValue | CustomParams
-Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | CustomParams
+Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | Critic | NoValue | CustomParams
+Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | GAE | CustomParams
 Mask = AllTokens | LowProbability
 
 

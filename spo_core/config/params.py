@@ -51,18 +51,34 @@ class Params(Namespace):
         if partition == "entropy" and self.rollout.engine.type == "vllm":
             raise ValueError("credit.partition entropy needs entropies, which rollout.engine vllm does not give")
         rollouts = value in ("monte_carlo", "adaptive_monte_carlo")
-        if (partition in CUT_TYPES) != rollouts and value != "custom":
+        if (partition in CUT_TYPES) != rollouts and value not in ("custom", "critic"):
             raise ValueError(
                 f"credit.partition {partition} and credit.value {value} do not go together: a response that is cut "
-                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo, adaptive_monte_carlo or custom"
+                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo, adaptive_monte_carlo, critic "
+                "or custom"
             )
-        if value == "none" and advantage in ("difference", "best_of_k_progress"):
-            raise ValueError(f"credit.advantage {advantage} needs values: credit.value tree_mean or monte_carlo")
+        if value == "none" and advantage in ("difference", "best_of_k_progress", "gae"):
+            raise ValueError(
+                f"credit.advantage {advantage} needs values: credit.value tree_mean, monte_carlo or critic"
+            )
+        if credit.advantage.type == "gae" and credit.advantage.over == "tokens":
+            if value != "critic":
+                raise ValueError(
+                    f"credit.advantage gae over tokens needs credit.value critic, not {value}, which values the ends "
+                    "of segments alone; or set credit.advantage.over to segments"
+                )
+            if partition in CUT_TYPES:
+                raise ValueError(
+                    f"credit.advantage gae over tokens makes nothing of the cuts of credit.partition {partition}: "
+                    "choose whole or fixed_tokens, or credit.advantage.over segments"
+                )
+        if value == "critic":
+            self._consistent_critic()
         if partition in CUT_TYPES and advantage in ("leave_one_out", "group_normalized"):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
         if value == "adaptive_monte_carlo" or advantage == "best_of_k_progress":
             reach = self.verify.reward_range()
-            if reach is None or not 0 <= reach[0] <= reach[1] <= 1:
+            if not self.verify.rewards_are_shares:
                 there = (
                     "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
                 )
@@ -72,3 +88,27 @@ class Params(Namespace):
                 )
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")
+
+    def _consistent_critic(self) -> None:
+        critic, depth = self.credit.value, len(self.rollout.branch_factors)
+        assert critic.type == "critic"
+        if self.credit.advantage.type in ("leave_one_out", "group_normalized") and depth == 1:
+            raise ValueError(
+                f"credit.advantage {self.credit.advantage.type} of whole responses compares rewards and no value, so "
+                "credit.value critic would be trained for nothing: choose credit.value none, or credit.advantage gae"
+            )
+        if self.learn.backend.type != "torch":
+            raise ValueError(
+                f"credit.value critic is trained in the flow's process: set learn.backend to torch, not "
+                f"{self.learn.backend.type}, or credit.value to tree_mean, monte_carlo or none"
+            )
+        if critic.loss == "cross_entropy" and not self.verify.rewards_are_shares:
+            raise ValueError(
+                "credit.value.loss cross_entropy takes returns for probabilities, so verify.rewards and verify.reward "
+                "must lie in 0..1; set it to auto or squared"
+            )
+        if self.run.iterations <= critic.warmup_iterations:
+            raise ValueError(
+                f"run.iterations {self.run.iterations} ends before the policy is trained: the first "
+                f"{critic.warmup_iterations} train the critic alone (credit.value.warmup_iterations)"
+            )

@@ -101,6 +101,12 @@ class VerifyParams(Namespace):
     max_failed_share: Share = 0.5
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""
 
+    @property
+    def rewards_are_shares(self) -> bool:
+        """Whether every reward lies in 0..1, so that it may be taken for a probability."""
+        reach = self.reward_range()
+        return reach is not None and reach[0] >= 0 and reach[1] <= 1
+
     def reward_range(self) -> tuple[float, float] | None:
         """Return the smallest and largest reward of a response; None where a function of the project's own decides."""
         low = high = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spo_core.config import CreditParams
+from spo_core.config import GAE, CreditParams
 from spo_core.credit.advantage import ROUNDING, node_advantages
+from spo_core.credit.gae import token_gae
 from spo_core.credit.mask import is_certain, is_low, token_mask
 from spo_core.credit.value import check_values, node_values
 from spo_core.errors import DataError
@@ -36,11 +37,16 @@ class Credit:
         return float(max(self.advantages[index], key=abs, default=0.0))
 
 
-def assign_credit(tree: RolloutTree, params: CreditParams) -> Credit:
-    """Value, advantage and mask of every node. Raises TrainingError where :func:`segment_credit` does."""
-    values, of_nodes = segment_credit(tree, params)
+def assign_credit(tree: RolloutTree, params: CreditParams, before: Sequence[np.ndarray] | None = None) -> Credit:
+    """Value, advantage and mask of every node. ``before``: a critic's values of the states before each token, per node
+    [tokens]. Raises TrainingError where :func:`segment_credit` does."""
+    values, of_nodes = segment_credit(tree, params, before)
     logprobs, lengths = np.concatenate([node.logprobs for node in tree.nodes]), tree.lengths
     advantages = np.repeat(of_nodes.astype(np.float32), lengths)
+    if isinstance(params.advantage, GAE) and params.advantage.over == "tokens":
+        assert before is not None
+        advantages = np.concatenate(token_gae(tree, before, params.advantage.lambda_)).astype(np.float32)
+        advantages[np.abs(advantages) < ROUNDING] = 0.0
     if params.partition.type == "cutpoints":
         # 0 at tokens more probable than the threshold, and not at one exactly there (docs/reference.md 1.1 step 7)
         advantages[is_certain(logprobs, params.partition.prob_threshold)] = 0.0
@@ -53,13 +59,15 @@ def by_node(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(values[start:stop] for start, stop in pairwise([0, *np.cumsum(lengths).tolist()]))
 
 
-def segment_credit(tree: RolloutTree, params: CreditParams) -> tuple[np.ndarray, np.ndarray]:
+def segment_credit(
+    tree: RolloutTree, params: CreditParams, before: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Values (NaN where not estimated) and advantages of all nodes, both float64 [nodes].
 
     Raises TrainingError where an advantage needs a value that is missing (see ``value.check_values``), and where an
     estimator of the project's own fails or does not give one finite number per node.
     """
-    values = node_values(tree, params.value)
+    values = node_values(tree, params.value, before)
     check_values(tree, values, params.value)
     advantages = node_advantages(tree, values, params.advantage)
     advantages[np.abs(advantages) < ROUNDING] = 0.0

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import BestOfKProgress, CustomParams, Difference, GroupNormalized, LeaveOneOut
+from spo_core.config import GAE, BestOfKProgress, CustomParams, Difference, GroupNormalized, LeaveOneOut
 from spo_core.config.credit import Advantage
 from spo_core.credit.estimators import estimated
+from spo_core.credit.gae import segment_gae
 from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 
@@ -43,6 +44,8 @@ def node_advantages(tree: RolloutTree, values: np.ndarray, params: Advantage) ->
             return group_normalized(tree, values)
         case BestOfKProgress():
             return best_of_k_progress(tree, values, params.k, params.weight, params.baseline)
+        case GAE():
+            return segment_gae(tree, values, params.lambda_)
         case CustomParams():
             return custom(tree, values, params)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import AdaptiveMonteCarlo, CustomParams, MonteCarlo, NoValue, TreeMean
+from spo_core.config import AdaptiveMonteCarlo, Critic, CustomParams, MonteCarlo, NoValue, TreeMean
 from spo_core.config.credit import Value
 from spo_core.credit.estimators import estimated
 from spo_core.errors import TrainingError
@@ -27,8 +28,11 @@ class ValueEstimator(Protocol):
         ...
 
 
-def node_values(tree: RolloutTree, params: Value) -> np.ndarray:
-    """Values of all nodes, float64 [nodes], by the estimator chosen. Raises TrainingError where a custom one fails."""
+def node_values(tree: RolloutTree, params: Value, before: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """Values of all nodes, float64 [nodes], by the estimator chosen; ``before`` are those of a critic, see ``critic``.
+
+    Raises TrainingError where a custom estimator fails, and where a critic's values are asked for and not given.
+    """
     match params:
         case TreeMean():
             return tree_mean(tree)
@@ -36,6 +40,13 @@ def node_values(tree: RolloutTree, params: Value) -> np.ndarray:
             return monte_carlo(tree)
         case AdaptiveMonteCarlo():
             return shared_monte_carlo(tree)
+        case Critic():
+            if before is None:
+                raise TrainingError(
+                    "credit.value critic: a critic is trained within a run, so trees alone have no values here; choose "
+                    "credit.value tree_mean or monte_carlo"
+                )
+            return critic(tree, before)
         case NoValue():
             return rewards_only(tree)
         case CustomParams():
@@ -138,3 +149,16 @@ def shared_monte_carlo(tree: RolloutTree) -> np.ndarray:
 def rewards_only(tree: RolloutTree) -> np.ndarray:
     """Rewards at the leaves, NaN above, for advantages that compare whole responses (GRPO, RLOO); float64 [nodes]."""
     return np.array([node.reward for node in tree.nodes], np.float64)
+
+
+def critic(tree: RolloutTree, before: Sequence[np.ndarray]) -> np.ndarray:
+    """Rewards at the leaves, a critic's value of the state above; float64 [nodes].
+
+    ``before``, per node [tokens], is the value of the state before each token; a node's end has that of its children's
+    first tokens.
+    """
+    values = np.array([node.reward for node in tree.nodes], np.float64)
+    for index, children in enumerate(tree.children):
+        if children:
+            values[index] = np.mean([before[c][0] for c in children])
+    return values

@@ -92,6 +92,7 @@ def _memory_table(found: Memory) -> Table:
         ("gradients", found.gradients),
         (optimizer, found.optimizer),
         ("reference policy", found.reference),
+        ("critic", found.critic),
         ("activations of one forward pass", found.activations),
         ("logits of one chunk", found.logits),
         ("engine's keys and values", found.engine_cache),

@@ -29,6 +29,8 @@ class Memory:
     optimizer_on_cpu: bool
     reference: int
     """Weights of the reference policy; 0 without a KL penalty."""
+    critic: int
+    """A critic's weights, gradients and optimizer; 0 without one, and where it is a head on the policy's states."""
     activations: int
     """Kept for the backward pass of ``learn.max_tokens_per_forward`` tokens, or of the longest path if it is longer."""
     logits: int
@@ -40,7 +42,8 @@ class Memory:
     @property
     def device(self) -> int:
         """Sum of what lies on the device."""
-        held = self.weights + self.gradients + self.reference + self.activations + self.logits + self.engine_cache
+        held = self.weights + self.gradients + self.reference + self.critic + self.activations
+        held += self.logits + self.engine_cache
         return held + (0 if self.optimizer_on_cpu else self.optimizer)
 
 
@@ -130,7 +133,14 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
         optimizer=count * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
         optimizer_on_cpu=offload,
         reference=count * size if learn.kl.type == "penalty" else 0,
+        critic=count * (18 if size == 2 else 16) if _has_copy(params) else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, CHUNK_LOGITS),
         engine_cache=cached * per_token if params.rollout.engine.type == "transformers" else 0,
     )
+
+
+def _has_copy(params: Params) -> bool:
+    """Whether a critic is a copy of the policy: per parameter 4 bytes of gradient and 8 of moments; 4 of weights in
+    float32, and 2 more where they are rounded to bfloat16."""
+    return params.credit.value.type == "critic" and params.credit.value.network == "copy"

@@ -57,6 +57,8 @@ def restore(session: Session, number: int) -> None:
         session.model.load_state_dict(policy.state_dict())
         session.trainer.load(folder / "trainer")
         session.replay.load(folder / "replay")
+        if session.critic is not None:
+            session.critic.load(folder / "critic")
     except UNREADABLE as error:  # the file has its size, but other bytes than were written
         why = str(error).partition("\n")[0]
         raise RunError(f"{folder}: cannot be read ({why}); delete it to go on from the one before") from error
@@ -83,6 +85,9 @@ def _write(session: Session, folder: Path) -> None:
         (folder / name).mkdir()
     session.trainer.save(folder / "trainer")
     session.replay.save(folder / "replay")
+    if session.critic is not None:
+        (folder / "critic").mkdir()
+        session.critic.save(folder / "critic")
     best = None if session.best is None else asdict(session.best)
     state = {"iteration": session.iteration, "generated_tokens": session.generated_tokens, "best": best}
     write_json(folder / "state.json", state)

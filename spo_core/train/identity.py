@@ -89,6 +89,8 @@ def training_run(
     identity = training_identity(params, paths)
     learn = params.learn.model_copy(update={"max_logprob_gap": gap_limit(params)})
     if rollouts_only:
+        if params.credit.value.type == "critic":
+            raise ConfigError("--rollouts-only trains no critic; choose another credit.value, or leave it out")
         return TrainingRun("rollouts", identity | {"rollouts_only": True}, learn)
     if replay is None:
         return TrainingRun("train", identity, learn)

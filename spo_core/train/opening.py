@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from spo_core.config import LearnParams, Params
 from spo_core.errors import ConfigError, RunError
 from spo_core.learn.backend import TorchBackend, TrainerHandle
+from spo_core.learn.critic import make_critic
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
 from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
@@ -112,9 +113,12 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     except BaseException:
         rollouts.close()
         raise
-    return Session(
-        params, run, problem, rows, validation, model, working, tokenizer, rollouts, trainer, ReplayBuffer(params.learn)
-    )
+    critic = None
+    if params.credit.value.type == "critic":
+        assert isinstance(trainer, Trainer) and isinstance(trainer.backend, TorchBackend)
+        critic = make_critic(params, model, trainer.backend.policy)
+    replay = ReplayBuffer(params.learn)
+    return Session(params, run, problem, rows, validation, model, working, tokenizer, rollouts, trainer, replay, critic)
 
 
 def _learner(

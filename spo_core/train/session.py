@@ -13,6 +13,7 @@ from spo_core.config import Params
 from spo_core.credit import Credit
 from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.backend import TrainerHandle
+from spo_core.learn.critic import Critic
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
@@ -66,6 +67,8 @@ class Session:
     """What samples and grades: this process, or workers that each take a shard of the questions."""
     trainer: TrainerHandle
     replay: ReplayBuffer
+    critic: Critic | None = None
+    """Values states where ``credit.value`` is critic."""
     iteration: int = 0
     generated_tokens: int = 0
     best: Best | None = None
@@ -78,6 +81,11 @@ class Session:
     def finished(self) -> bool:
         budget = self.params.run.max_generated_tokens
         return self.iteration >= self.params.run.iterations or (budget is not None and self.generated_tokens >= budget)
+
+    @property
+    def warmup_iterations(self) -> int:
+        """First iterations, which train a critic and leave the policy as it is."""
+        return 0 if self.critic is None else self.critic.params.warmup_iterations
 
     @property
     def at_milestone(self) -> bool:

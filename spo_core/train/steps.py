@@ -4,6 +4,7 @@ the iteration's folder for a replay, the report and readers."""
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import numpy as np
 from spo_core.config import VllmEngineParams
 from spo_core.config.engine import EngineParams
 from spo_core.credit import assign_credit, write_credits
-from spo_core.errors import RunError
+from spo_core.errors import RunError, TrainingError
+from spo_core.learn.critic import StateValues, quality
 from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs.directory import COMPLETE
@@ -194,12 +196,14 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     started = time.perf_counter()
     under_way = _under_way(session, iteration)
     trees = under_way.trees
-    credits = [assign_credit(tree, session.params.credit) for tree in trees]
+    before, critic = _critic_values(session, iteration, trees)
+    credits = [assign_credit(tree, session.params.credit, own) for tree, own in zip(trees, before, strict=True)]
     write_credits(session.run.iteration(iteration) / "credits.parquet", trees, credits)
     trainable = [(c, i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
     metrics = {
         "credit/segments_with_advantage": float(np.mean([credit.trains(i) for credit, i in trainable])),
         "credit/mask_share": float(np.concatenate([credit.masks[i] for credit, i in trainable]).mean()),
+        **{f"critic/{name}": value for name, value in critic.items()},
         "timing/advantage": time.perf_counter() - started,
     }
     write_json(session.run.iteration(iteration) / "credit.json", metrics)
@@ -208,21 +212,46 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     return metrics
 
 
+def _critic_values(
+    session: Session, iteration: int, trees: Sequence[RolloutTree]
+) -> tuple[Sequence[StateValues | None], dict[str, float]]:
+    """A critic's values of the states before every token of trees that it has not been trained on, and how good they
+    are; without a critic None for each.
+
+    Raises TrainingError where they are to be used for the first time and are worse than ``min_explained_variance``.
+    """
+    if session.critic is None:
+        return [None] * len(trees), {}
+    before = session.critic.values(trees)
+    found = quality(trees, before)
+    least, explained = session.critic.params.min_explained_variance, found["explained_variance"]
+    if iteration == session.warmup_iterations + 1 and least is not None and not explained >= least:
+        raise TrainingError(
+            f"the critic explains {explained:.3f} of the variance of returns after {session.warmup_iterations} "
+            f"iterations, less than credit.value.min_explained_variance {least:g}: raise credit.value."
+            "warmup_iterations or epochs, or set min_explained_variance to null to use it all the same"
+        )
+    return before, {name: value for name, value in found.items() if math.isfinite(value)}
+
+
 def train_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, Any]:
     """Update the policy; completes the iteration, and returns its whole row of metrics."""
     started = time.perf_counter()
     under_way = _under_way(session, iteration)
     if any(s.from_iteration == iteration and s.restart_learning_rate for s in session.params.rollout.context_schedule):
         session.trainer.restart_learning_rate()
-    added = session.replay.add(under_way.trees, under_way.credits)
+    warm = iteration > session.warmup_iterations
+    added = session.replay.add(under_way.trees, under_way.credits) if warm else 0
     rng = np.random.default_rng(derive_seed(session.params.run.seed, "replay", iteration))
     pairs, replay = session.replay.draw(iteration, rng)
     update = session.trainer.train_iteration(pairs, iteration=iteration, progress=progress)
-    if update["skipped"]:
+    if update["skipped"] and warm:
         log.warning("iteration %d: no segment has an advantage, so the policy stays as it is", iteration)
     row = _count(session, under_way)
     row |= {f"replay/{name}": value for name, value in ({"added": added} | replay).items()}
     row |= {f"train/{name}": value for name, value in update.items()}
+    if session.critic is not None:
+        row |= {f"critic/{name}": value for name, value in session.critic.update(under_way.trees, iteration).items()}
     warn_of_gap(session, row)
     row["timing/train"] = time.perf_counter() - started
     if iteration % session.params.run.validate_every == 0 or session.finished:

@@ -86,6 +86,7 @@ def test_presets_then_a_grid_and_overrides_for_all(tmp_path):
         ((), None, "no candidate: name presets, or give --grid"),
         (("grpo", "grpo"), None, "a name is given twice"),
         (("gpro",), None, "no preset 'gpro'"),
+        (("ppo",), None, r"ppo: credit\.value critic has values only within a run"),
         (("../spo-chain",), None, "names a folder"),
         (("grpo",), {"grpo": {}}, "grpo is taken"),
         ((), {REFERENCE: {}}, "reference is taken"),

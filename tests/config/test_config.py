@@ -140,3 +140,43 @@ def test_the_exact_grader_may_still_be_called_by_its_old_name(caplog):
     with caplog.at_level("WARNING"):
         assert load_params(ROOT, None, ("verify.grader=corrected",)) == load_params(ROOT)
     assert "verify.grader: corrected is called exact now" in caplog.text
+
+
+CRITIC = "credit.value={type: critic}"
+TOKENS = "credit.advantage={type: gae, lambda: 1, over: tokens}"
+RANKS = "learn.backend={type: deepspeed}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "says"),
+    [
+        ("grpo", (CRITIC,), r"credit\.advantage group_normalized of whole responses .* credit\.value none"),
+        ("grpo", ("credit.advantage={type: gae}",), r"credit\.advantage gae needs values: credit\.value"),
+        (None, (TOKENS,), r"credit\.advantage gae over tokens needs credit\.value critic, not tree_mean"),
+        ("spo-chain", (CRITIC, TOKENS), r"nothing of the cuts of credit\.partition cutpoints"),
+        (None, (CRITIC, RANKS), r"credit\.value critic .* set learn\.backend to torch, not deepspeed"),
+        (None, (CRITIC, "run.iterations=4"), r"run\.iterations 4 ends before .*credit\.value\.warmup_iterations"),
+        (
+            None,
+            ("credit.value={type: critic, warmup_iterations: 0}",),
+            r"credit\.value\S*: warmup_iterations 0 .* to null",
+        ),
+        (None, ("credit.value={type: critic, clip: 0.2}",), r"credit\.value\S*: clip .* set loss to squared"),
+        (
+            "dapo",
+            ("credit.value={type: critic, loss: cross_entropy}", "credit.advantage={type: gae}"),
+            r"credit\.value\.loss cross_entropy .* verify\.rewards and verify\.reward",
+        ),
+        (None, ("learn.normalization=constant",), r"normalization constant and episode_tokens go together"),
+        (None, ("learn.episode_tokens=9",), r"normalization constant and episode_tokens go together"),
+        (None, ("credit.advantage={type: gae, lambda: 1.5}",), r"credit\.advantage\.lambda: .*less than or equal to 1"),
+    ],
+)
+def test_learned_values_and_losses_that_do_not_fit_are_refused_by_key(preset, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        load_params(ROOT, preset, overrides)
+
+
+def test_a_critic_goes_with_trees_chains_and_whole_responses():
+    for preset, advantage in ((None, "difference"), ("spo-chain", "gae"), ("grpo", "gae"), (None, "leave_one_out")):
+        load_params(ROOT, preset, (CRITIC, f"credit.advantage={{type: {advantage}}}"))

@@ -14,7 +14,7 @@ from spo_core.errors import ConfigError
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "params" / "presets"
-EMBEDDED = {"grpo", "long-arithmetic", "spo-chain", "gsm8k-smoke", "dapo", "dr-grpo", "gspo", "cispo"}
+EMBEDDED = {"grpo", "long-arithmetic", "spo-chain", "gsm8k-smoke", "dapo", "dr-grpo", "gspo", "cispo", "ppo"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,18 @@ class Row:
 
 FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut"}
 FANS_AND_PROMPT = {"type": "monte_carlo", "rollouts": 9, "prompt": "always"}
+CRITIC = {
+    "type": "critic",
+    "network": "copy",
+    "learning_rate": 1e-6,
+    "epochs": 2,
+    "optimizer_steps": 8,
+    "replay": 1,
+    "loss": "squared",
+    "clip": 0.2,
+    "warmup_iterations": 0,
+    "min_explained_variance": None,
+}
 WHOLE, NONE, MEAN = {"type": "whole"}, {"type": "none"}, {"type": "tree_mean"}
 
 
@@ -74,6 +86,7 @@ PUBLISHED = {
     "rho1b-vineppo": responses(
         {"type": "delimiter", "text": "\n", "max_cuts": 25}, FANS_AND_PROMPT, advantage="difference"
     ),
+    "rho1b-ppo": responses(WHOLE, CRITIC, "gae"),
     "rho1b-naive": responses({"type": "equal_parts", "parts": 3}, FANS_AND_PROMPT, advantage="difference"),
     "qwen1.5b-grpo": Row(64, (8,), 512, 128, 1, 4, 4000, 120, WHOLE, NONE, "group_normalized", False),
     "qwen1.5b-spo-tree-666": tree((6, 6, 6), 1024, 8, 8000, 240, tokens=600),
@@ -188,6 +201,9 @@ def test_its_own_numbers(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_numbers_that_runs_of_one_policy_share(name):
     expected = dict(QWEN if name.startswith("qwen") else RHO)
+    if name == "rho1b-ppo":  # ours: the critic is trained in the flow's process
+        expected |= {"learn.backend.type": "torch", "credit.advantage.lambda": 1.0, "credit.advantage.over": "tokens"}
+        del expected["learn.backend.ranks"], expected["learn.backend.zero_stage"]
     if name in SWITCH:
         stage = {"from_iteration": SWITCH[name], "context_length": 4096, "restart_learning_rate": False}
         expected["rollout.context_schedule"] = [stage]

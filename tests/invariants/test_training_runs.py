@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spo_core.config import Params, load_params
-from spo_core.errors import DataError, GradingError, RunError
+from spo_core.errors import ConfigError, DataError, GradingError, RunError, TrainingError
 from spo_core.paths import Paths
 from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.problems.base import read_split
@@ -264,6 +264,48 @@ def test_every_choice_of_credit_trains(project, name):
     params = small(*CHOICES[name], "rollout.branch_factors=[3]", "run.iterations=1")
     _, rows, _ = train(params, project)
     assert rows[0]["train/skipped"] == 0 and rows[0]["train/trained_tokens"] > 0
+
+
+CRITICS = {
+    "tokens": (
+        "ppo",
+        "credit.value={type: critic, warmup_iterations: 1, replay: 2, epochs: 1, min_explained_variance: null}",
+    ),
+    "tree": (
+        None,
+        "credit.value={type: critic, network: head, warmup_iterations: 1, min_explained_variance: null}",
+        "credit.advantage={type: gae, lambda: 0.5}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_resumed_is_straight_with_a_critic_and_its_warm_up_leaves_the_policy_alone(
+    project, tmp_path, name, monkeypatch
+):
+    preset, *options = CRITICS[name]
+    shape = ["rollout.branch_factors=[3]", "rollout.questions=4"] if preset else []
+    length = ("run.iterations=3", "run.checkpoint_every=1", "run.validate_every=9")
+    params = small(*shape, *length, *options, preset=preset)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, path = train(params, project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    warm, _, _ = train(params, project, stop_after=1)
+    start = load_policy(project.checkpoint("warmup"))[0].state_dict()
+    assert same_bits(warm, start) and not same_bits(straight, start)
+    resumed, rows_again, other = train(params, project)
+    assert same_bits(straight, resumed) and rows == rows_again
+    saved = [p / "checkpoints" / "000003" / "critic" / "critic.safetensors" for p in (path, other)]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
+    assert [row["train/skipped"] for row in rows] == [1, 0, 0] and "critic/explained_variance" in rows[1]
+
+
+def test_a_critic_that_explains_too_little_stops_the_run_before_it_is_used(project):
+    params = small(CRITICS["tree"][1].replace("null", "0.9"), "credit.value.warmup_iterations=2")
+    with pytest.raises(TrainingError, match=r"of returns after 2 iterations, less than credit\.value\.min_explained"):
+        train(params, project)
+    with pytest.raises(ConfigError, match="--rollouts-only trains no critic"):
+        check_training(params, project, rollouts_only=True)
 
 
 @pytest.mark.parametrize("name", ["dapo", "dr-grpo", "gspo", "cispo"])
