@@ -9,7 +9,7 @@ MAKEFLAGS += --jobs=2  # both environments are installed side by side
 # two tests run at once, and a thread that spins would cost the other one its core
 test test-all test-fast: export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo compare install test test-all test-fast lint ui deploy worker clean
+.PHONY: demo compare install test test-all test-fast lint view ui deploy worker clean
 
 demo: install                ## the whole pipeline on the embedded default, then its table
 	python -m flows.demo
@@ -32,6 +32,9 @@ lint: .venv/.test
 	python -m ruff check .
 	python -m ruff format --check .
 	python -m mypy
+
+view: .venv/.main            ## every rollout, tree and credit of the runs, in a browser; RUN="A B": of these
+	python -m flows.view $(RUN)
 
 ui:                          ## Prefect's pages on the runs so far
 	python -m prefect server start

@@ -28,15 +28,15 @@ def write_analysis(result: Mapping[str, Any], folder: Path) -> Path:
     text = template.render(
         result=result,
         estimate=estimate,
-        calibration=Markup(_calibration(result)),
+        calibration=Markup(calibration(result)),
         provenance=flatten(result["provenance"]),
     )
     write_text(folder / "index.html", text.encode("utf-8", "backslashreplace").decode())
     return folder / "index.html"
 
 
-def _calibration(result: Mapping[str, Any]) -> str:
-    """Mean truth over mean value, by bins of the value."""
+def calibration(result: Mapping[str, Any]) -> str:
+    """Draw mean truth over mean value, by bins of the value, as SVG; empty where nothing was valued."""
     series = {
         row["name"]: [(value, truth) for value, truth, _ in row["values"]["calibration"]]
         for row in result["candidates"]

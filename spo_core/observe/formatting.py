@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
+from functools import cache
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "\N{EN DASH}"
@@ -52,4 +54,25 @@ def one_line(text: str | None) -> str:
     return "".join(c if c.isprintable() else _VISIBLE.get(c, "\N{REPLACEMENT CHARACTER}") for c in cut)
 
 
-FILTERS = {f.__name__: f for f in (number, signed, probability, plain, counted, one_line)}
+def visible(text: str | None) -> str:
+    """Show others' text as text: what a terminal or a browser would obey (control characters, bidirectional overrides)
+    and what nobody would see becomes a sign or its number. Line breaks and tabs stay."""
+    if text is None:
+        return NOT_MEASURED
+    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
+
+
+@cache
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t" or unicodedata.category(character) not in _OBEYED or code in _JOINERS:
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)  # the sign of a control character
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+_OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, lone surrogates, separators of lines and paragraphs
+_JOINERS = (0x200C, 0x200D)  # letters of Persian and Hindi, and emoji, need them
+
+FILTERS = {f.__name__: f for f in (number, signed, probability, plain, counted, one_line, visible)}

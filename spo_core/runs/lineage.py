@@ -146,7 +146,7 @@ def _run(run: RunRecord, root: Path, work: Path, link: Callable[[str], str | Non
     changes = ("code_revision", "uncommitted_changes")
     return {
         "run": {"directory": run.directory, "here": (work / run.directory).is_dir()},
-        "params": _params(run),
+        "params": run_params(run),
         "params_now": _differences(run, root),
         "data": {"digest": run.identity.get("data") or run.identity.get("train"), "here": _data_here(run, root)},
         "code": {
@@ -165,7 +165,7 @@ def _trained(run: RunRecord) -> bool:
     return isinstance(run.identity.get("policy"), str)
 
 
-def _params(run: RunRecord) -> dict[str, Any]:
+def run_params(run: RunRecord) -> dict[str, Any]:
     """The params in a run's identity, under their names in params/."""
     flat = flatten(run.identity)
     if _trained(run):
@@ -186,7 +186,7 @@ def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
         now = flatten(params.model_dump(mode="json")) | {"run.task_runner.shards": params.run.task_runner.shards}
     except SPOError as error:
         return {"unknown": str(error)}
-    was = {key: value for key, value in _params(run).items() if value is not None or key in now}
+    was = {key: value for key, value in run_params(run).items() if value is not None or key in now}
     return {key: {"was": v, "now": now.get(key, "not set")} for key, v in was.items() if now.get(key, "not set") != v}
 
 

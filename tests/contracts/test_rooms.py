@@ -108,7 +108,7 @@ def test_few_files_are_loose_and_none_is_named_like_the_standard_library():
 
 # folder -> modules that may share their name with one of a room, because they are about the same thing
 NAMESAKES = {
-    "flows": "evaluate nightly prepare provenance report train warmup",  # when it runs
+    "flows": "evaluate nightly prepare provenance report train view warmup",  # when it runs
     "tasks": "analysis cluster nightly provenance warmup",  # its Prefect task
     "spo_core/config": "cluster credit engine evaluate learn policy rollout verify",  # its params
 }

@@ -1,0 +1,224 @@
+"""Reads an iteration: its questions with what was sampled for each, and the completions that hold a text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from spo_core.credit import Credit, read_credits
+from spo_core.credit.pairs import CreditedTree
+from spo_core.errors import DataError
+from spo_core.observe.formatting import visible
+from spo_core.observe.tree_view import Decode
+from spo_core.system.files import read_json
+from spo_core.tree import FinishReason, RolloutTree, read_trees
+from spo_core.verify import Outcome
+
+SEARCH_SECONDS = 5.0  # decoding a large iteration takes minutes; a search says how far it came
+TREES, CREDITS, QUESTIONS = "trees.parquet", "credits.parquet", "questions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of an iteration, as its row of questions.json has it."""
+
+    question_id: str
+    question: str
+    answer: str
+
+    @property
+    def shown_id(self) -> str:
+        """The id as pages show it, and as their addresses have it."""
+        return visible(self.question_id)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """A question and what was sampled for it. Shares are of the responses that are trained on."""
+
+    asked: Asked
+    responses: int
+    correct: float
+    value: float
+    """Value of the prompt, NaN where it was not estimated."""
+    spread: float
+    """Standard deviation of the values of the tree's other states; NaN where there are fewer than two."""
+    signal: float
+    """Share of segments that change the policy."""
+    strongest: float
+    """Advantage of the largest size, with its sign."""
+    tokens: int
+    truncated: float
+    no_answer: float
+    unparsable: float
+    timeout: float
+
+
+FILTERS: dict[str, Callable[[QuestionRow], bool]] = {
+    "all": lambda row: True,
+    "all wrong": lambda row: row.correct == 0,
+    "all right": lambda row: row.correct == 1,
+    "split": lambda row: 0 < row.correct < 1,
+    "truncated": lambda row: row.truncated > 0,
+    "no answer": lambda row: row.no_answer > 0,
+    "unparsable": lambda row: row.unparsable > 0,
+    "timeouts": lambda row: row.timeout > 0,
+    "no signal": lambda row: row.signal == 0,
+}
+SORTS: dict[str, Callable[[QuestionRow], float]] = {
+    "accuracy": lambda row: row.correct,
+    "spread": lambda row: -_or_zero(row.spread),
+    "signal": lambda row: -row.signal,
+    "largest advantage": lambda row: -abs(row.strongest),
+    "tokens": lambda row: -row.tokens,
+    "truncated": lambda row: -row.truncated,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A response that holds the text looked for: its last node, and the text around the place."""
+
+    asked: Asked
+    leaf: int
+    outcome: str
+    before: str
+    match: str
+    behind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    found: list[Found]
+    searched: int
+    """Trees that were looked through before the time was over."""
+    trees: int
+
+
+def read_questions(folder: Path) -> list[Asked]:
+    """Questions of an iteration in the order they were drawn."""
+    rows = read_json(folder / QUESTIONS)
+    return [Asked(row["question_id"], row["question"], row["answer"]) for row in rows]
+
+
+def read_pairs_so_far(folder: Path) -> list[CreditedTree]:
+    """Trees of an iteration with their credit; where that is not there yet, with values of NaN and no advantage.
+
+    Raises DataError where the iteration keeps no trees, or they are being written.
+    """
+    trees, credits = folder / TREES, folder / CREDITS
+    if not trees.is_file():
+        raise DataError(
+            f"{folder.name}: its trees are not kept; run.keep_rollouts says for how many iterations they are"
+        )
+    stamps = tuple(p.stat().st_mtime_ns if p.is_file() else None for p in (trees, credits))
+    try:
+        return _read_pairs(folder, stamps)
+    except (pa.ArrowInvalid, OSError):
+        raise DataError(f"{folder.name}: its trees are being written; ask again in a moment") from None
+
+
+@lru_cache(maxsize=4)
+def _read_pairs(folder: Path, stamps: tuple[int | None, ...]) -> list[CreditedTree]:
+    trees = read_trees(folder / TREES)
+    if stamps[1] is None:
+        return [(tree, _no_credit(tree)) for tree in trees]
+    return list(zip(trees, read_credits(folder / CREDITS, trees), strict=True))
+
+
+def _no_credit(tree: RolloutTree) -> Credit:
+    return Credit(
+        np.full(len(tree.nodes), np.nan),
+        tuple(np.zeros(len(node.token_ids), np.float32) for node in tree.nodes),
+        tuple(np.zeros(len(node.token_ids), bool) for node in tree.nodes),
+    )
+
+
+def read_pair(folder: Path, question_id: str) -> CreditedTree:
+    """The tree of one question, by its id as pages show it. Raises DataError for a question that was not asked."""
+    for tree, credit in read_pairs_so_far(folder):
+        if visible(tree.question_id) == question_id:
+            return tree, credit
+    raise DataError(f"{folder.name}: no tree of question {question_id!r}")
+
+
+def question_rows(folder: Path) -> list[QuestionRow]:
+    """A row for each tree, in the order of the iteration."""
+    asked = {row.question_id: row for row in read_questions(folder)}
+    return [
+        _row(tree, credit, asked.get(tree.question_id) or Asked(tree.question_id, "", ""))
+        for tree, credit in read_pairs_so_far(folder)
+    ]
+
+
+def _row(tree: RolloutTree, credit: Credit, asked: Asked) -> QuestionRow:
+    leaves = [tree.nodes[i] for i in tree.leaves if tree.nodes[i].trainable]
+    outcomes, count = Counter(leaf.outcome for leaf in leaves), max(1, len(leaves))
+    trainable = [i for i, node in enumerate(tree.nodes) if node.trainable]
+    values = credit.values[trainable]
+    values = values[np.isfinite(values)]
+    return QuestionRow(
+        asked=asked,
+        responses=len(leaves),
+        correct=outcomes[Outcome.CORRECT] / count,
+        value=float(credit.values[0]),
+        spread=float(values.std()) if len(values) > 1 else float("nan"),
+        signal=sum(map(credit.trains, trainable)) / max(1, len(trainable)),
+        strongest=max((credit.advantage(i) for i in trainable), key=abs, default=0.0),
+        tokens=tree.generated_tokens,
+        truncated=sum(leaf.finish is FinishReason.LENGTH for leaf in leaves) / count,
+        no_answer=outcomes[Outcome.NO_ANSWER] / count,
+        unparsable=outcomes[Outcome.UNPARSABLE] / count,
+        timeout=outcomes[Outcome.TIMEOUT] / count,
+    )
+
+
+def silent_share(rows: Sequence[QuestionRow]) -> float | None:
+    """Share of questions that train nothing; None without any."""
+    return sum(row.signal == 0 for row in rows) / len(rows) if rows else None
+
+
+def chosen(rows: Sequence[QuestionRow], only: str, sort: str) -> list[QuestionRow]:
+    """The rows of one of FILTERS, in the order of one of SORTS, else as they are. Unknown names change nothing."""
+    kept = [row for row in rows if FILTERS.get(only, FILTERS["all"])(row)]
+    return sorted(kept, key=SORTS[sort]) if sort in SORTS else kept
+
+
+def search(folder: Path, text: str, decode: Decode, around: int = 60) -> Search:
+    """Responses that hold ``text``, whatever its case, trees in order, for SEARCH_SECONDS at most."""
+    asked = {row.question_id: row for row in read_questions(folder)}
+    pairs, wanted = read_pairs_so_far(folder), re.compile(re.escape(text), re.IGNORECASE)
+    found: list[Found] = []
+    started, searched = time.monotonic(), 0
+    for tree, _ in pairs:
+        if time.monotonic() - started > SEARCH_SECONDS:
+            break
+        searched += 1
+        question = asked.get(tree.question_id) or Asked(tree.question_id, "", "")
+        for leaf in tree.leaves:
+            completion = decode(tree.completion(leaf).tolist())
+            if (match := wanted.search(completion)) is not None:
+                at, end = match.span()
+                found.append(
+                    Found(
+                        question,
+                        leaf,
+                        tree.nodes[leaf].outcome,
+                        completion[max(0, at - around) : at],
+                        match[0],
+                        completion[end : end + around],
+                    )
+                )
+    return Search(found, searched, len(pairs))
+
+
+def _or_zero(value: float) -> float:
+    return value if np.isfinite(value) else 0.0

@@ -1,0 +1,170 @@
+"""Every address answers, refuses what it must, and gives text as text."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import io
+import json
+import re
+import shutil
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from spo_core.paths import Paths
+from tests.view.conftest import HOSTILE, first_question, serving, trained
+
+RUN = "/run/published/main"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f\ufeff\u2028]")
+CELL = "/evaluation/published/main?cell=arithmetic-long"
+
+
+def get(origin: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+    """Ask with exactly these headers, beside Host."""
+    parts = urlsplit(origin)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    for name, value in ({"Host": parts.netloc} | {k.replace("_", "-"): v for k, v in headers.items()}).items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+
+
+def addresses(project: Paths) -> list[str]:
+    question = quote(first_question(project))
+    tree = f"{RUN}/iteration/1/tree?question={question}"
+    hostile = quote("train-<b>hostile")
+    return [
+        *("/", "/?format=csv", RUN, f"{RUN}?format=csv", f"{RUN}/figures.json?x=tokens", f"{RUN}?x=seconds"),
+        *(f"/compare?run=published/main&run={quote('work/')}{hostile}", "/compare/figures.json?run=published/main"),
+        *(f"{RUN}/iteration/3", f"{RUN}/iteration/1?only=split&sort=tokens&q=1", f"{RUN}/iteration/1?format=csv"),
+        *(tree, f"{tree}&beside=1&colour=value", f"{RUN}/iteration/1/tokens.json?question={question}&nodes=0,1,2"),
+        *("/evaluation", "/evaluation?format=csv", f"{CELL}&policy=final", f"{CELL}&policy=final&only=wrong&q=a"),
+        *(f"{CELL}&policy=final&format=csv", f"{CELL}&a=warmup&b=final".replace("main?", "main/flips?"), "/analysis"),
+        *(f"/run/work/{hostile}", f"/run/work/{hostile}/iteration/1?q=script"),
+        *(f"/run/work/{hostile}/iteration/1/tree?question={quote(f'{t}-{i}')}" for i, t in enumerate(HOSTILE)),
+        *(
+            "/static/view.js",
+            "/static/tree.js",
+            "/static/style.css",
+            "/static/view.css",
+            "/static/plotly.js",
+            "/health",
+        ),
+    ]
+
+
+def test_every_page_answers_and_none_obeys_text(origin, project):
+    for path in addresses(project):
+        status, headers, body = get(origin, path)
+        assert status == 200, (path, body[-300:])
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        if not path.startswith("/static"):
+            for tag in ("<script>", "<img", "<iframe", "onerror='", "<b>hostile"):
+                assert tag not in body or "text/csv" in headers["content-type"] or ".json" in path, (path, tag)
+            assert not re.search(
+                "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f\ufeff\u2028]", body
+            )
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:{port}"}, 200),
+        ({"Host": "evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1"}, 403),
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": "127.0.0.1:{port}.evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:{port}"}, 200),
+        ({"Origin": "http://localhost:{port}"}, 200),
+        ({"Origin": "https://127.0.0.1:{port}"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:{port}@evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}, 200),
+    ],
+)
+def test_other_hosts_and_other_sites_are_refused(origin, headers, status):
+    port = str(urlsplit(origin).port)
+    asked = {name: value.replace("{port}", port) for name, value in headers.items()}
+    found, told, body = get(origin, "/", **asked)
+    assert found == status and "access-control-allow-origin" not in told
+    assert status == 200 or len(body) < 100
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_nothing_can_be_changed(origin, method):
+    assert get(origin, "/", method)[0] == 403
+
+
+def test_only_runs_of_the_project_can_be_asked_for(origin, project):
+    secret = project.root.parent / "secret-run"
+    shutil.copytree(trained(project), secret, dirs_exist_ok=True)
+    whole = quote(str(secret), safe="")
+    for way in ("../../secret-run", "..%2f..%2fsecret-run", "%2e%2e/%2e%2e/secret-run", str(secret), whole):
+        for place in ("run/work", "run", "evaluation/outputs", "static", "analysis"):
+            assert get(origin, f"/{place}/{way}?cell=a&policy=b")[0] in (404, 422), (place, way)
+    for name in ("..%2f..%2fparams%2frun.yaml", "../params/run.yaml", "/etc/passwd", "..", ".", "%00"):
+        assert get(origin, f"/static/{name}")[0] == 404
+        assert get(origin, f"/analysis/{name}")[0] in (200 if name in (".", "..") else 404, 404)
+        assert get(origin, f"{CELL}&policy={name}")[0] == 404
+        assert get(origin, f"{RUN}/iteration/1/measured.json?question=q&policy={name}")[0] == 404
+    assert get(origin, f"{RUN}/iteration/1/tree?question=../../x")[0] == 404
+
+
+WRONG = (
+    *("/nowhere", "/run/a", "/docs", "/openapi.json", "/compare", "/compare?run=a/b", "/analysis/none"),
+    *(f"{RUN}/iteration/{rest}" for rest in ("99", "x", "1/tokens.json?question=q&nodes=a", "1/tree?question=no")),
+)
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_wrong_addresses_are_refused_on_a_page(origin, path):
+    status, _, body = get(origin, path)
+    assert status in (404, 422) and "Traceback" not in body
+
+
+def test_tables_come_as_csv_that_no_spreadsheet_obeys(origin, project):
+    hostile = quote("train-<b>hostile")
+    _, headers, body = get(origin, f"/run/work/{hostile}/iteration/1?format=csv")
+    assert headers["content-type"].startswith("text/csv") and "attachment" in headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(body)))
+    assert len(rows) == len(HOSTILE)
+    texts = [value for row in rows for key, value in row.items() if key in ("question", "answer", "question_id")]
+    assert not [text for text in texts if text.startswith(("=", "+", "-", "@"))]
+    assert any(text.startswith("'=HYPERLINK") for text in texts)
+    metrics = list(csv.DictReader(io.StringIO(get(origin, f"{RUN}?format=csv")[2])))
+    own = [json.loads(line) for line in (project.training / "metrics.jsonl").read_text().splitlines()]
+    assert [float(row["rollout/reward"]) for row in metrics] == [row["rollout/reward"] for row in own]
+
+
+def test_what_is_being_written_is_told_and_not_shown(project, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(project.root, root)
+    paths = Paths(root)
+    run = trained(paths)
+    folder = run / "iterations" / "000004"
+    folder.mkdir()
+    shutil.copy(run / "iterations" / "000003" / "questions.json", folder)
+    with serving(paths) as origin:
+        at = f"/run/work/{run.name}/iteration/4"
+        assert get(origin, at)[0] == 404 and "not kept" in get(origin, at)[2]
+        whole = (run / "iterations" / "000003" / "trees.parquet").read_bytes()
+        (folder / "trees.parquet").write_bytes(whole[: len(whole) // 2])
+        assert get(origin, at)[0] == 404 and "being written" in get(origin, at)[2]
+        (folder / "trees.parquet").write_bytes(whole)
+        status, _, body = get(origin, at)  # without credit yet
+        assert status == 200 and "6 questions" in body
+        (run / "metrics.jsonl").open("a").write('{"iteration": 4, "rollout/rew')
+        assert get(origin, RUN)[0] == 200
