@@ -12,11 +12,9 @@ import torch
 
 from spo_core.analysis.bench import Bench
 from spo_core.analysis.efficiency import Estimate
+from spo_core.analysis.forwarded import forwarded
 from spo_core.errors import DataError
-from spo_core.learn.objective import WeightedTree
 from spo_core.learn.precision import working_copy
-from spo_core.learn.splits import divide
-from spo_core.learn.tree_batch import layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.policy.checkpoint import load_policy
 from spo_core.tree import RolloutTree
@@ -52,7 +50,7 @@ def drift(bench: Bench, start: Path, trees: Sequence[RolloutTree], temperature: 
     policy = TreePolicy(working, learn.attention).eval()
     sums, tokens, responses = [], [], []
     for tree in trees:
-        kl = _kl(policy, tree, temperature, learn.max_tokens_per_forward, bench.backend.device)
+        kl = _kl(bench, policy, tree, temperature)
         sums.append(float(kl.sum()))
         tokens.append(len(kl))
         responses.append(sum(tree.nodes[leaf].trainable for leaf in tree.leaves))
@@ -74,21 +72,13 @@ def _distance(bench: Bench, other: torch.nn.Module, start: Path) -> tuple[float,
     return math.sqrt(squares), math.sqrt(sum(float(p.double().square().sum()) for p in theirs.values()))
 
 
-def _kl(policy: TreePolicy, tree: RolloutTree, temperature: float, budget: int, device: torch.device) -> np.ndarray:
+def _kl(bench: Bench, policy: TreePolicy, tree: RolloutTree, temperature: float) -> np.ndarray:
     """k3 = r - 1 - log r of every trained token, float64 [tokens]; r is its probability at the start over the policy's
     own."""
     masks = tuple(np.full(len(node.token_ids), node.trainable) for node in tree.nodes)
-    ones = tuple(mask.astype(np.float32) for mask in masks)
-    found = [np.zeros(0)]
-    (passes,) = divide([WeightedTree(0, tree, masks, ones, ones, ones)], budget)
-    for forward_batch in passes:
-        batch = layout([own.segments for own in forward_batch], device)
-        with torch.no_grad():
-            logprobs = policy(batch, temperature)[0].double().cpu().numpy()
-        sampled = [forward_batch[i].tree.nodes[n].logprobs[forward_batch[i].masks[n]] for i, n in batch.order]
-        difference = logprobs - np.concatenate(sampled).astype(np.float64)
-        found.append(np.expm1(difference) - difference)
-    return np.concatenate(found)
+    passes = forwarded(bench, policy, tree, masks, temperature)
+    differences = [np.zeros(0), *(logprobs - sampled for sampled, logprobs in passes)]
+    return np.concatenate([np.expm1(difference) - difference for difference in differences])
 
 
 def _ratio(sums: Sequence[float], counts: Sequence[int]) -> Estimate:

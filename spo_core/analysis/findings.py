@@ -10,6 +10,7 @@ from typing import Any
 from spo_core.analysis.bench import Bench
 from spo_core.analysis.candidates import REFERENCE, Candidate
 from spo_core.analysis.efficiency import TOLD_APART, Efficiency, Estimate, Gradients, cosine, efficiency, gain
+from spo_core.analysis.forwarded import cut_entropies
 from spo_core.analysis.found import Found, credit_found
 from spo_core.analysis.shape import Shape, shape
 from spo_core.analysis.truth import Ranking, State, calibration, error, ranking
@@ -77,7 +78,7 @@ def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) ->
                 None if name == REFERENCE else cosine(m.gradients, reference),
                 None if m is first else gain(m.gradients, first.gradients, "tokens"),
                 None if m is first else gain(m.gradients, first.gradients, "seconds"),
-                shape(m.trees),
+                shape(m.trees, cut_entropies(bench, m.trees, m.candidate.params.rollout.temperature)),
                 _values(m.states) if m.states else None,
                 blame,
             )

@@ -39,6 +39,8 @@ class Shape:
     values: Spread
     cut_probability: Spread
     """Probability of the token behind a cut, under the policy that sampled it."""
+    cut_entropy: Spread
+    """Entropy in nats of the distribution that this token was drawn from."""
     segment_tokens: Spread
     silent_segments: float
     """Share of segments that change nothing."""
@@ -50,8 +52,8 @@ class Shape:
     """Share of segments that have a sibling of equal token ids, and so are valued twice for one state."""
 
 
-def shape(pairs: Sequence[CreditedTree]) -> Shape:
-    """Describe credited trees."""
+def shape(pairs: Sequence[CreditedTree], cut_entropies: np.ndarray) -> Shape:
+    """Describe credited trees; ``cut_entropies`` [cuts] as ``forwarded.cut_entropies`` finds them."""
     advantages, values, cuts, lengths, silent, groups, equal = [], [], [], [], [], [], []
     trained = tokens = 0
     for tree, credit in pairs:
@@ -76,6 +78,7 @@ def shape(pairs: Sequence[CreditedTree]) -> Shape:
         Spread.of(advantages),
         Spread.of(values),
         Spread.of(cuts),
+        Spread.of(cut_entropies),
         Spread.of(lengths),
         _share(silent),
         1 - trained / tokens if tokens else float("nan"),

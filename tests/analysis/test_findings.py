@@ -18,8 +18,9 @@ from spo_core.analysis.truth import measure_states
 from tests.analysis.laboratory import candidate, laboratory
 from tests.invariants.test_training_runs import prepared
 
+NO_CUTS = np.zeros(0)
 NAN = Estimate(math.nan, math.nan)
-FLAT = shape([])
+FLAT = shape([], NO_CUTS)
 
 
 def row(name: str, seconds: Estimate | None = None, tokens: Estimate | None = None, **more) -> Row:

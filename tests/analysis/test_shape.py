@@ -12,6 +12,8 @@ from spo_core.credit import Credit, assign_credit
 from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
+NO_CUTS = np.zeros(0)
+
 
 def segment(parent: int, ids: list[int], first: float, reward: float | None = None, **more) -> Node:
     """Its first token was sampled with probability ``first``, the others with a half."""
@@ -46,19 +48,19 @@ def credit(advantages: list[float], masked: tuple[int, ...] = ()) -> Credit:
 
 def test_counted_by_hand():
     """Segments 1 and 6 change nothing, 5 is masked; so the group below 1 has one that counts."""
-    found = shape([(TREE, credit([0, -0.5, 0.25, 0.5, -0.5, 0], masked=(5,)))])
+    found = shape([(TREE, credit([0, -0.5, 0.25, 0.5, -0.5, 0], masked=(5,)))], NO_CUTS)
     assert found.silent_segments == 3 / 6 and found.silent_tokens == pytest.approx(1 - (2 + 1 + 3) / 11)
     assert found.silent_groups == 0 and found.equal_siblings == 2 / 5
     assert found.advantages == Spread.of([-0.5, 0.25, 0.5]) and found.values == Spread.of([0.5, 0.25, 1, 1, 0, 1])
     assert found.cut_probability.count == 3 and found.cut_probability.mean == pytest.approx((0.3 + 0.6 + 0.7) / 3)
     assert found.segment_tokens == Spread.of([2, 2, 1, 3, 1, 2])
-    below_one = shape([(TREE, credit([1, 1, 1, 0, 0, 1]))])
+    below_one = shape([(TREE, credit([1, 1, 1, 0, 0, 1]))], NO_CUTS)
     assert below_one.silent_groups == 1 / 2 and below_one.silent_segments == 2 / 6
 
 
 def test_what_there_is_none_of_is_no_number():
     alone = RolloutTree("q", (Node.prompt([1]), segment(0, [5], 0.5, 1.0)))
-    found = shape([(alone, Credit(np.array([math.nan, 1.0]), (np.zeros(1),) * 2, (np.zeros(1, bool),) * 2))])
+    found = shape([(alone, Credit(np.array([math.nan, 1.0]), (np.zeros(1),) * 2, (np.zeros(1, bool),) * 2))], NO_CUTS)
     assert math.isnan(found.silent_groups) and math.isnan(found.equal_siblings)
     assert found.cut_probability == found.advantages or found.cut_probability.percentiles == ()
     assert found.advantages.count == 0 and found.silent_segments == found.silent_tokens == 1
@@ -75,7 +77,7 @@ def test_shares_of_random_trees_are_those_of_a_loop(params):
     rng = np.random.default_rng(1)
     trees = [random_tree(rng, depth=3, widest=4, longest=2, vocabulary=5) for _ in range(20)]
     pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]
-    found = shape(pairs)
+    found = shape(pairs, NO_CUTS)
     counted, tokens, equal = [], [], []
     for tree, own in pairs:
         for i, node in list(enumerate(tree.nodes))[1:]:

@@ -21,6 +21,7 @@ from spo_core.observe.analysis_page import estimate, print_analysis, write_analy
 from tests.observe.examples import chain_tree, full_tree
 from tests.observe.test_report import Page
 
+NO_CUTS = np.zeros(0)
 HOSTILE = '<script>alert("1")</script>&{{ 7*7 }}[bold]'
 
 
@@ -57,7 +58,7 @@ def analysis(*names: str, states: int = 24, found: bool = True, scale: float = 0
                 effects[number],
                 cosine(own[number], reference),
                 *(gains if number else (None, None)),
-                shape([(tree, credit)]),
+                shape([(tree, credit)], NO_CUTS),
                 values(rng) if states else None,
                 Found(e, e, e, e, 5, 9) if found else None,
             )
