@@ -18,8 +18,11 @@ from tasks.analysis import (
     measure_values,
     open_analysis,
     publish_analysis,
+    publish_checkpoints,
     read_spec,
     refer_model,
+    refer_models,
+    report_names,
 )
 from tasks.limits import concurrency_slot
 from tasks.versioning import find_model
@@ -31,7 +34,7 @@ TOKENS, STATES, ROLLOUTS = 200_000, 24, 256
 def analyse(
     presets: tuple[str, ...] = (DEFAULT,),
     grid: str | None = None,
-    model: str = "warmup",
+    models: Annotated[tuple[str, ...], Field(min_length=1)] = ("warmup",),
     start: str | None = None,
     tokens: Annotated[int, Field(ge=1)] = TOKENS,
     states: Annotated[int, Field(ge=0)] = STATES,
@@ -39,17 +42,29 @@ def analyse(
     overrides: tuple[str, ...] = (),
     name: str | None = None,
 ) -> dict:
-    """Measure candidates at a policy, compare them, and publish reports/analysis/<name>/; returns the comparison."""
+    """Measure candidates at policies, compare them, and publish reports/analysis/<name>/; returns what its JSON holds:
+    the comparison, or with several policies one of each."""
     run, candidates = read_spec(Path.cwd(), tuple(presets), grid, tuple(overrides), name)
-    found = find_model(run, refer_model(run, model))
+    found = [find_model(run, reference) for reference in refer_models(run, models)]
     began = find_model(run, refer_model(run, start)) if start else None
-    spec = AnalysisSpec(run, candidates, found, began, tokens, states, rollouts, name or found.label)
-    check_analysis(spec)
-    with concurrency_slot(candidates[0].params.run.gpu_limit), open_analysis(spec) as directory:
+    specs = [
+        AnalysisSpec(run, candidates, model, began, tokens, states, rollouts, report)
+        for model, report in zip(found, report_names(name, found), strict=True)
+    ]
+    for spec in specs:
+        check_analysis(spec)
+    with concurrency_slot(candidates[0].params.run.gpu_limit):
+        results = [_measure(spec) for spec in specs]
+    return results[0] if len(results) == 1 else publish_checkpoints(specs, results)
+
+
+def _measure(spec: AnalysisSpec) -> dict:
+    """Measure all candidates at one policy."""
+    with open_analysis(spec) as directory:
         for candidate in spec.all:
-            measure_gradients(directory, candidate, tokens)
-            if states:
-                measure_values(directory, candidate, states, rollouts)
+            measure_gradients(directory, candidate, spec.tokens)
+            if spec.states:
+                measure_values(directory, candidate, spec.states, spec.rollouts)
         return publish_analysis(spec, directory)
 
 
@@ -60,7 +75,10 @@ def command(
     grid: Annotated[
         str | None, typer.Option(metavar="FILE", help="More candidates: YAML from names to preset and set.")
     ] = None,
-    model: Annotated[str, typer.Option(help="warmup, final or best; a folder; REVISION:PATH; a hub id.")] = "warmup",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="warmup, final or best; a folder; REVISION:PATH; a hub id. Several: one after the other."),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measure how far the model has gone from this one.")
     ] = None,
@@ -70,13 +88,15 @@ def command(
     set_: cli.Overrides = None,
     name: Annotated[str | None, typer.Option(help="Of the folder below reports/analysis.")] = None,
 ) -> None:
-    """Measure gradient efficiency, value error and credit of candidates at a policy; nothing is trained."""
+    """Measure gradient efficiency, value error and credit of candidates at a policy, or several; nothing is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))
     run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()), name)
-    for reference in (model, *((start,) if start else ())):
-        refer_model(run, reference)
+    models = tuple(model or ("warmup",))
+    refer_models(run, models)
+    if start:
+        refer_model(run, start)
     with cli.served():
-        analyse(chosen, grid, model, start, tokens, states, rollouts, tuple(set_ or ()), name)
+        analyse(chosen, grid, models, start, tokens, states, rollouts, tuple(set_ or ()), name)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from spo_core.config import digest, flatten
 from spo_core.errors import ConfigError
 from spo_core.evaluate.models import Model, Reference, refer
 from spo_core.observe.analysis_page import print_analysis, write_analysis
+from spo_core.observe.analysis_models import print_checkpoints, write_checkpoints
 from spo_core.observe.bars import bar
 from spo_core.problems.base import read_split
 from spo_core.runs.directory import check_run, open_run, provenance
@@ -90,6 +91,22 @@ def read_spec(
 def refer_model(run: RunSpec, name: str) -> Reference:
     """The policy of that name; the warm-up is the one that the run trains from. Raises SPOError as ``refer`` does."""
     return refer(name, run.inputs if name == "warmup" else run.paths)
+
+
+def refer_models(run: RunSpec, names: Sequence[str]) -> list[Reference]:
+    """The policies of those names. Raises SPOError as ``refer_model`` does, and for a name that is given twice."""
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ConfigError(f"--model {twice[0]} is given twice; each policy is measured once")
+    return [refer_model(run, name) for name in names]
+
+
+def report_names(name: str | None, models: Sequence[Model]) -> list[str]:
+    """Names of the reports of ``models``: with several, folders in one."""
+    labels = [model.label for model in models]
+    if len(labels) == 1:
+        return [name or labels[0]]
+    return [f"{name or f'{labels[0]}-to-{labels[-1]}'}/{label}" for label in labels]
 
 
 def check_analysis(spec: AnalysisSpec) -> None:
@@ -190,3 +207,14 @@ def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
     write_analysis(result, target)
     print_analysis(result)
     return result
+
+
+def publish_checkpoints(specs: Sequence[AnalysisSpec], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write the page over several policies' analyses, in the order they were named, above theirs."""
+    name = specs[0].name.rpartition("/")[0]
+    found = {"name": name, "models": [spec.model.label for spec in specs], "analyses": list(results)}
+    target = specs[0].run.paths.analysis(name)
+    write_json(target / "analysis.json", found)
+    write_checkpoints(found, target)
+    print_checkpoints(found)
+    return found

@@ -26,6 +26,10 @@ class ArithmeticParams(Namespace):
     """Share of facts that the careless solver believes wrongly, so that its most likely result is wrong. A fact is a
     last digit, an operation and an operand."""
 
+    recovers: Share = 0.0
+    """Probability that the careless solver makes up for a wrong step with the next one, which it computes from what the
+    step should have given."""
+
     @model_validator(mode="after")
     def _ordered(self) -> ArithmeticParams:
         if not 1 <= self.steps[0] <= self.steps[1] <= 20:

@@ -63,9 +63,11 @@ class Arithmetic(Generated):
         params = self.data.arithmetic
         first, operations = _parse(row.question)
         beliefs = _beliefs(self.data.seed, params.beliefs)
-        value, steps = first, []
+        value, right, steps = first, first, []
         for operator, operand in operations:
-            result = _apply(value, operator, operand)
+            if value != right and params.recovers and rng.random() < params.recovers:
+                value = right
+            result, right = _apply(value, operator, operand), _apply(right, operator, operand)
             believed = beliefs.get((value % 10, operator, operand))
             if believed is not None and rng.random() < BELIEVED:
                 result = (result + believed) % (LARGEST + 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_core.config import flatten, load_params
+from spo_core.config.data import ArithmeticParams
 from spo_core.errors import DataError, SPOError
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.runs.provenance import (
@@ -33,9 +34,10 @@ INPUTS = ("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "t
 RENAMED = {  # key in a run's identity -> key in params/
     "problem_set": "data.problem_set",
     "max_question_tokens": "data.max_question_tokens",
-    "careless": "data.arithmetic.careless",
+    "careless": "data.arithmetic.careless",  # of warm-ups before it was arithmetic.careless
     "threads": "run.threads",
     "run.parts": "run.task_runner.shards",
+    **{f"arithmetic.{key}": f"data.arithmetic.{key}" for key in ArithmeticParams.model_fields},
 }
 MILESTONES = "outputs/milestones"
 NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only

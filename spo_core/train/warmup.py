@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spo_core.config import Params, PretrainedPolicy, ScratchPolicy
+from spo_core.config import DataParams, Params, PretrainedPolicy, ScratchPolicy
 from spo_core.errors import DataError
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.supervised import Warmup, encode_demonstrations
@@ -39,7 +39,7 @@ def warm_up(
     identity = {
         "policy": params.policy.model_dump(mode="json"),
         "pretrained": _pretrained_digest(params.policy.init),
-        "careless": params.data.arithmetic.careless if params.data.problem_set == "arithmetic" else None,
+        "arithmetic": _solver(params.data),
         "problem_set": params.data.problem_set,
         "template": problem.template.described(),
         "train": file_digest(folder / "train.jsonl"),
@@ -94,6 +94,13 @@ def check_warmup(params: Params, paths: Paths) -> None:
         make_tokenizer(params.policy.init.tokenizer, problem_set(params.data))
     else:
         check_policy(params.policy.init.path)
+
+
+def _solver(data: DataParams) -> dict[str, Any] | None:
+    """What decides how arithmetic is demonstrated, beside its questions, whose file is in the identity too."""
+    if data.problem_set != "arithmetic":
+        return None
+    return data.arithmetic.model_dump(mode="json", exclude={"steps", "sizes"})
 
 
 def _pretrained_digest(init: ScratchPolicy | PretrainedPolicy) -> str | None:

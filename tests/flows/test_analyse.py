@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from spo_core.errors import DataError, SPOError
 from spo_core.system.files import file_digest
@@ -127,6 +129,25 @@ def test_interrupted_it_goes_on_to_the_same_numbers(whole, project, environment,
     assert without_seconds(report(project, "interrupted")) == without_seconds(whole)
 
 
+def test_several_policies_are_measured_one_after_the_other(whole, project, environment):
+    """A page stands above two analyses, of which the first was measured before."""
+    warmup = project / "checkpoints" / "warmup"
+    shutil.copytree(warmup, project / "other")
+    weights = load_file(warmup / "model.safetensors")
+    save_file({k: v * 0.9 for k, v in weights.items()}, project / "other" / "model.safetensors", {"format": "pt"})
+    options = ("--model", "warmup", "--model", "other", "--start", "warmup", "--name", "both")
+    result = run_module(project, environment, "flows.analyse", *COMMAND, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    both = report(project, "both")
+    first, second = both["analyses"]
+    assert first["candidates"] == whole["candidates"] and second["candidates"] != whole["candidates"]
+    assert first["drift"]["distance"] == 0 < second["drift"]["distance"]
+    folders = [project / "reports" / "analysis" / "both" / name for name in both["models"]]
+    assert all((folder / "index.html").is_file() for folder in folders)
+    page = (project / "reports" / "analysis" / "both" / "index.html").read_text()
+    assert all(f'href="{name}/index.html"' in page for name in both["models"])
+
+
 def test_a_preset_without_a_run_uses_the_first_policy_and_data_of_the_main_run(project, monkeypatch):
     monkeypatch.chdir(project)
     run, _ = read_spec(project, ("grpo",), None, (), None)
@@ -163,7 +184,9 @@ def test_refused_before_anything_starts(project, monkeypatch, told, says):
         refer_model(read_spec(project, **told)[0], model)
 
 
-@pytest.mark.parametrize("arguments", [["gpro"], ["--set", "rollout.context_length=300"]])
+@pytest.mark.parametrize(
+    "arguments", [["gpro"], ["--set", "rollout.context_length=300"], ["--model", "best", "--model", "best"]]
+)
 def test_refused_in_one_line_and_nothing_written(project, environment, arguments):
     before = listed(project)
     result = run_module(project, environment, "flows.analyse", *arguments)

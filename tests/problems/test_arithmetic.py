@@ -10,6 +10,7 @@ from spo_core.config.data import ArithmeticParams
 from spo_core.errors import ConfigError
 from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
+from spo_core.problems.arithmetic import Arithmetic
 
 SMALL = DataParams(train=300, validation=50, test=60)
 
@@ -154,6 +155,25 @@ def test_beliefs_are_a_share_of_facts_most_often_stated_wrongly(long):
     wrong = [share for share in shares.values() if share < 0.7]
     assert 0.04 < len(wrong) / len(shares) < 0.18 and np.mean(wrong) < 0.5
     assert min(share for share in shares.values() if share >= 0.7) > 0.8
+
+
+@pytest.mark.parametrize("recovers", [0.3, 1.0])
+def test_a_wrong_step_is_made_up_for_by_the_next_one(long, recovers):
+    """With that probability the next step begins where a calculator is; then the rest is right unless it slips anew."""
+    problem, rows = long
+    arithmetic = problem.data.arithmetic.model_copy(update={"recovers": recovers, "beliefs": 0.0, "careless": 0.1})
+    problem = Arithmetic(problem.data.model_copy(update={"arithmetic": arithmetic}))
+    rng, recovered = np.random.default_rng(5), []
+    for row in rows * 2:
+        written = steps_of(problem.demonstration(row, rng))
+        for (*_, result), (_, _, _, right), (value, *_), (truth, *_) in zip(
+            written[:-1], steps_of(row.solution)[:-1], written[1:], steps_of(row.solution)[1:], strict=True
+        ):
+            assert value in (result, truth)
+            if result != right:
+                recovered.append(value == truth)
+    error = (recovers * (1 - recovers) / len(recovered)) ** 0.5
+    assert len(recovered) > 200 and abs(np.mean(recovered) - recovers) <= 4 * error
 
 
 def test_the_alphabet_has_what_the_texts_need(long):

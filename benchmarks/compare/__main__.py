@@ -1,0 +1,83 @@
+"""Compares the algorithms on the embedded problem: tokens to fixed accuracies, accuracy at the end, paired by seed.
+
+All start from one warmed-up policy. The learning rate of each is chosen on seeds of its own; then come the compared
+seeds, at equal generated tokens. Writes compare.json and two figures to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.compare.outcome import best_rates
+from benchmarks.compare.runs import QUESTIONS, Algorithm, Plan, as_json, make, prepared
+from benchmarks.compare.tables import curves, table
+from benchmarks.machine import RESULTS, describe_machine
+from spo_core.system.files import write_json, write_text
+
+BASELINE = "GRPO"
+ALGORITHMS = (
+    Algorithm("SPO-tree"),
+    Algorithm("SPO-chain", "spo-chain"),
+    Algorithm(BASELINE, "grpo"),
+    Algorithm("RLOO", "rloo"),
+    Algorithm("VinePPO", "vineppo"),
+)
+ACCURACIES = (0.5, 0.6, 0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is run: generated tokens of a run, learning rates tried, and seeds of the two parts."""
+
+    budget: int
+    rates: tuple[float, ...]
+    sweep_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+FULL = Scale(400_000, (1.5e-4, 3e-4, 6e-4, 1.2e-3), (100,), (0, 1, 2, 3, 4))
+QUICK = Scale(60_000, (6e-4,), (100,), (0, 1))
+
+
+def command(
+    quick: Annotated[bool, typer.Option("--quick", help="Ten minutes: fewer tokens and seeds, one learning rate.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = os.cpu_count() or 1,
+) -> None:
+    """Make the runs that are missing, then print and write the comparison."""
+    scale = QUICK if quick else FULL
+    prepared(Plan(ALGORITHMS[0], scale.rates[0], 0, scale.budget).params)
+    tried = [
+        Plan(algorithm, rate, seed, scale.budget)
+        for seed in scale.sweep_seeds
+        for algorithm in ALGORITHMS
+        for rate in scale.rates
+        if len(scale.rates) > 1
+    ]
+    sweep = make(tried, "rates", jobs)
+    rates = best_rates(sweep) or {algorithm.name: scale.rates[0] for algorithm in ALGORITHMS}
+    plans = [Plan(a, rates[a.name], seed, scale.budget) for seed in scale.seeds for a in ALGORITHMS]
+    runs = make(plans, "seeds", jobs)
+    name = "compare_quick" if quick else "compare"
+    write_json(
+        RESULTS / f"{name}.json",
+        {
+            "budget": scale.budget,
+            "questions": QUESTIONS,
+            "jobs": jobs,
+            "machine": describe_machine(1),
+            "sweep": as_json(sweep),
+            "runs": as_json(runs),
+        },
+    )
+    for axis, title in (("tokens", "generated tokens"), ("seconds", "seconds of rollout, advantage, train")):
+        write_text(RESULTS / f"{name}_{axis}.svg", curves(runs, axis, title))
+    Console(highlight=False).print(table(runs, BASELINE, ACCURACIES))
+
+
+if __name__ == "__main__":
+    typer.run(command)
