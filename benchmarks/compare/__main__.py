@@ -45,7 +45,9 @@ QUICK = Scale(60_000, (6e-4,), (100,), (0, 1))
 
 
 def command(
-    quick: Annotated[bool, typer.Option("--quick", help="Ten minutes: fewer tokens and seeds, one learning rate.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Ten minutes: fewer tokens and seeds, one learning rate.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Make the runs that are missing, then print and write the comparison."""
