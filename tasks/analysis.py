@@ -21,8 +21,8 @@ from spo_core.analysis.truth import State, measure_states
 from spo_core.config import digest, flatten
 from spo_core.errors import ConfigError
 from spo_core.evaluate.models import Model, Reference, refer
-from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.analysis_models import print_checkpoints, write_checkpoints
+from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.bars import bar
 from spo_core.problems.base import read_split
 from spo_core.runs.directory import check_run, open_run, provenance

@@ -22,6 +22,11 @@ from spo_core.system.files import write_json, write_text
 BASELINE = "GRPO"
 ALGORITHMS = (
     Algorithm("SPO-tree"),
+    Algorithm(
+        "SPO-tree 3-2-2-2-2",
+        None,
+        ("rollout.branch_factors=[3, 2, 2, 2, 2]", "credit.partition.tokens=12", "rollout.questions=24"),
+    ),
     Algorithm("SPO-chain", "spo-chain"),
     Algorithm(BASELINE, "grpo"),
     Algorithm("RLOO", "rloo"),

@@ -1,4 +1,4 @@
-"""What a comparison says: accuracy at the end, tokens and seconds to fixed accuracies, and differences paired by seed."""
+"""What a comparison says: accuracy at the end, costs of fixed accuracies, and differences paired by seed."""
 
 from __future__ import annotations
 
