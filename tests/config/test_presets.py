@@ -14,7 +14,19 @@ from spo_core.errors import ConfigError
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "params" / "presets"
-EMBEDDED = {"grpo", "long-arithmetic", "spo-chain", "gsm8k-smoke", "dapo", "dr-grpo", "gspo", "cispo", "ppo"}
+EMBEDDED = {
+    "grpo",
+    "long-arithmetic",
+    "spo-chain",
+    "gsm8k-smoke",
+    "dapo",
+    "ppo",
+    "dr-grpo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "vineppo",
+}
 
 
 @dataclass(frozen=True)
