@@ -128,9 +128,9 @@ def test_runs_are_made_once_and_start_from_one_policy(tmp_path, monkeypatch):
     plans = [Plan(Algorithm("tree"), 1e-3, seed, 900) for seed in (0, 1)]
     prepared(plans[0].params)
     first = [running.train(plan) for plan in plans]
-    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     assert first == [running.train(plan) for plan in plans]
-    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl")}
+    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     for own in first:
         assert own.tokens[0] == 0 and own.tokens[-2] < 900 <= own.tokens[-1]
         assert len(own.tokens) == len(own.seconds) == len(own.accuracy) == len(own.weights)
