@@ -49,8 +49,8 @@ class Row:
     masked: bool
 
 
-FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut"}
-FANS_AND_PROMPT = {"type": "monte_carlo", "rollouts": 9, "prompt": "always"}
+FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut", "train_rollouts": False}
+FANS_AND_PROMPT = FANS | {"prompt": "always"}
 CRITIC = {
     "type": "critic",
     "network": "copy",
