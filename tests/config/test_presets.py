@@ -49,7 +49,7 @@ class Row:
     masked: bool
 
 
-FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut", "train_rollouts": False}
+FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut"}
 FANS_AND_PROMPT = FANS | {"prompt": "always"}
 CRITIC = {
     "type": "critic",
