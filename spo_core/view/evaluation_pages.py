@@ -130,7 +130,16 @@ def analyses_page(paths: Project) -> Response:
     return page("analyses.html", rows=rows)
 
 
-@router.get("/analysis/{name}")
+@router.get("/analysis/{name:path}/data.json")
+def analysis_data(paths: Project, name: str) -> Response:
+    """All numbers of an analysis."""
+    files = _analyses(paths)
+    if name not in files:
+        raise DataError(f"{name}: no such analysis below reports/analysis")
+    return data(read_json(files[name]))
+
+
+@router.get("/analysis/{name:path}")
 def analysis_page(paths: Project, name: str) -> Response:
     """One analysis, as the laboratory's own page has it."""
     from spo_core.observe.analysis_page import calibration, estimate  # here: it takes matplotlib a second to load
@@ -150,14 +159,8 @@ def analysis_page(paths: Project, name: str) -> Response:
     )
 
 
-@router.get("/analysis/{name}/data.json")
-def analysis_data(paths: Project, name: str) -> Response:
-    """All numbers of an analysis."""
-    files = _analyses(paths)
-    if name not in files:
-        raise DataError(f"{name}: no such analysis below reports/analysis")
-    return data(read_json(files[name]))
-
-
 def _analyses(paths: Project) -> dict[str, Any]:
-    return {p.parent.name: p for p in sorted((paths.root / "reports" / "analysis").glob("*/analysis.json"))}
+    """Files of analyses of one policy, by folder; those of several stand in a folder with a page over them."""
+    root = paths.root / "reports" / "analysis"
+    found = sorted(root.glob("**/analysis.json"))
+    return {p.parent.relative_to(root).as_posix(): p for p in found if not any(p.parent.glob("*/analysis.json"))}

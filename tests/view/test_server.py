@@ -13,6 +13,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from spo_core.paths import Paths
+from spo_core.system.files import write_json
+from tests.observe.test_analysis_models import found
+from tests.observe.test_analysis_page import analysis
 from tests.view.conftest import HOSTILE, first_question, serving, trained
 
 RUN = "/run/published/main"
@@ -121,6 +124,24 @@ def test_only_runs_of_the_project_can_be_asked_for(origin, project):
         assert get(origin, f"{CELL}&policy={name}")[0] == 404
         assert get(origin, f"{RUN}/iteration/1/measured.json?question=q&policy={name}")[0] == 404
     assert get(origin, f"{RUN}/iteration/1/tree?question=../../x")[0] == 404
+
+
+def test_analyses_of_one_policy_and_of_several_are_listed_and_shown(origin, project):
+    single, several = analysis("6-2-2", "<script>alert(1)</script>"), found("warmup", "final")
+    root = project.root / "reports" / "analysis"
+    write_json(root / "one" / "analysis.json", single)
+    write_json(root / "several" / "analysis.json", several)
+    for folder, each in zip(several["models"], several["analyses"], strict=True):
+        write_json(root / "several" / folder / "analysis.json", each)
+    listed = get(origin, "/analysis")[2]
+    names = ["one", *(f"several/{folder}" for folder in several["models"])]
+    for name in names:
+        assert f'href="/analysis/{name}"' in listed
+        status, _, body = get(origin, f"/analysis/{name}")
+        assert status == 200 and "6-2-2" in body and "<script>alert" not in body
+        assert json.loads(get(origin, f"/analysis/{name}/data.json")[2])["candidates"]
+    assert "cannot be read" not in listed and get(origin, "/analysis/several")[0] == 404
+    shutil.rmtree(root)
 
 
 WRONG = (
