@@ -14,7 +14,7 @@ test test-all test-fast: export OMP_WAIT_POLICY = PASSIVE
 demo: install                ## the whole pipeline on the embedded default, then its table
 	python -m flows.demo
 
-compare: install             ## SPO-tree, SPO-chain and GRPO at one budget, three seeds each
+compare: install             ## the algorithms at one budget: rates swept, five seeds each; half an hour to an hour
 	python -m benchmarks.compare
 
 install: .venv/.main .venv-evaluate/.complete

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchmarks.compare.outcome import best_rates
 from benchmarks.compare.runs import QUESTIONS, Algorithm, Plan, as_json, make, prepared
-from benchmarks.compare.tables import curves, table
+from benchmarks.compare.tables import costs, curves, ends
 from benchmarks.machine import RESULTS, describe_machine
+from spo_core.observe.scores import table_console
 from spo_core.system.files import write_json, write_text
 
 BASELINE = "GRPO"
@@ -32,6 +32,7 @@ ALGORITHMS = (
     Algorithm("RLOO", "rloo"),
     Algorithm("VinePPO", "vineppo"),
 )
+MORE = tuple(Algorithm(preset, preset) for preset in ("dr-grpo", "dapo", "gspo", "cispo", "ppo"))
 ACCURACIES = (0.5, 0.6, 0.7)
 
 
@@ -53,23 +54,24 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Ten minutes: fewer tokens and seeds, one learning rate.")
     ] = False,
+    every: Annotated[bool, typer.Option("--all", help="The other presets of the embedded problem too.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Make the runs that are missing, then print and write the comparison."""
-    scale = QUICK if quick else FULL
-    prepared(Plan(ALGORITHMS[0], scale.rates[0], 0, scale.budget).params)
+    scale, algorithms = QUICK if quick else FULL, (*ALGORITHMS, *(MORE if every else ()))
+    prepared(Plan(algorithms[0], scale.rates[0], 0, scale.budget).params)
     tried = [
         Plan(algorithm, rate, seed, scale.budget)
         for seed in scale.sweep_seeds
-        for algorithm in ALGORITHMS
+        for algorithm in algorithms
         for rate in scale.rates
         if len(scale.rates) > 1
     ]
     sweep = make(tried, "rates", jobs)
-    rates = best_rates(sweep) or {algorithm.name: scale.rates[0] for algorithm in ALGORITHMS}
-    plans = [Plan(a, rates[a.name], seed, scale.budget) for seed in scale.seeds for a in ALGORITHMS]
+    rates = best_rates(sweep) or {algorithm.name: scale.rates[0] for algorithm in algorithms}
+    plans = [Plan(a, rates[a.name], seed, scale.budget) for seed in scale.seeds for a in algorithms]
     runs = make(plans, "seeds", jobs)
-    name = "compare_quick" if quick else "compare"
+    name = "compare" + "_quick" * quick + "_all" * every
     write_json(
         RESULTS / f"{name}.json",
         {
@@ -83,7 +85,7 @@ def command(
     )
     for axis, title in (("tokens", "generated tokens"), ("seconds", "seconds of rollout, advantage, train")):
         write_text(RESULTS / f"{name}_{axis}.svg", curves(runs, axis, title))
-    Console(highlight=False).print(table(runs, BASELINE, ACCURACIES))
+    table_console().print(ends(runs, BASELINE), costs(runs, BASELINE, ACCURACIES), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table and the curves of a comparison."""
+"""The tables and the curves of a comparison."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from benchmarks.compare.runs import Run
 from spo_core.observe.plots import curves_svg
 
 
-def table(runs: Sequence[Run], baseline: str, accuracies: Sequence[float]) -> Table:
-    """A row an algorithm: its rate, accuracy at the end, and what it needs for each accuracy beside the baseline."""
+def ends(runs: Sequence[Run], baseline: str) -> Table:
+    """A row an algorithm: its learning rate, and the accuracy it ends at."""
     groups = by_algorithm(runs)
-    result = Table(title=f"Intervals are 95 %, over {len(groups[baseline])} seeds, paired with {baseline}'s")
-    columns = ("algorithm", "learning rate", "accuracy at the end", "less the baseline's", "seconds")
-    for column in (*columns, *(f"tokens to {a:g}, of the baseline's" for a in accuracies)):
+    result = Table(
+        title=f"Accuracy at the end; 95 % intervals over {len(groups[baseline])} seeds", title_justify="left"
+    )
+    for column in ("algorithm", "learning rate", "accuracy", f"less {baseline}'s", "seconds"):
         result.add_column(column, justify="left" if column == "algorithm" else "right")
     for name, group in groups.items():
         result.add_row(
@@ -26,8 +27,19 @@ def table(runs: Sequence[Run], baseline: str, accuracies: Sequence[float]) -> Ta
             f"{np.mean([run.end for run in group]):.3f}",
             "" if name == baseline else str(difference(group, groups[baseline])),
             f"{np.median([run.seconds[-1] for run in group]):.0f}",
-            *(_cost(group, groups[baseline], accuracy) for accuracy in accuracies),
         )
+    return result
+
+
+def costs(runs: Sequence[Run], baseline: str, accuracies: Sequence[float]) -> Table:
+    """A row an algorithm: mean tokens to each accuracy, and the quotient to what the baseline needs."""
+    groups = by_algorithm(runs)
+    result = Table(title=f"Tokens to an accuracy, and over {baseline}'s", title_justify="left")
+    result.add_column("algorithm")
+    for accuracy in accuracies:
+        result.add_column(f"{accuracy:g}", justify="right")
+    for name, group in groups.items():
+        result.add_row(name, *(_cost(group, groups[baseline], accuracy) for accuracy in accuracies))
     return result
 
 

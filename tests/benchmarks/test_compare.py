@@ -14,10 +14,10 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from benchmarks.compare import runs as running
-from benchmarks.compare.__main__ import ALGORITHMS, BASELINE, FULL, QUICK
+from benchmarks.compare.__main__ import ALGORITHMS, BASELINE, FULL, MORE, QUICK
 from benchmarks.compare.outcome import best_rates, cost_to, difference, mean_curve, paired, quotient
 from benchmarks.compare.runs import Algorithm, Plan, Run, prepared
-from benchmarks.compare.tables import curves, table
+from benchmarks.compare.tables import costs, curves, ends
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 
@@ -93,17 +93,17 @@ def test_table_and_curves_name_every_algorithm():
     values = {BASELINE: 0.8, "ours": 0.9, "weak": 0.4}
     made = [run([0.1, end], seed, name) for name, end in values.items() for seed in range(3)]
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table(made, BASELINE, (0.5,)))
+    console.print(ends(made, BASELINE), costs(made, BASELINE, (0.5,)))
     text = console.export_text()
     assert all(name in text and name in curves(made, "tokens", "tokens") for name in values)
     assert "0 of 3 seeds" in text and "0.10 [" in text
 
 
 def test_scales_differ_in_amount_alone_and_the_baseline_is_among_the_algorithms():
-    names = [algorithm.name for algorithm in ALGORITHMS]
+    names = [algorithm.name for algorithm in (*ALGORITHMS, *MORE)]
     assert BASELINE in names and len(set(names)) == len(names)
     assert not set(FULL.sweep_seeds) & set(FULL.seeds) and QUICK.budget < FULL.budget
-    for algorithm in ALGORITHMS:
+    for algorithm in (*ALGORITHMS, *MORE):
         assert Plan(algorithm, 1e-3, 3, 500).params.run.seed == 3
 
 
