@@ -15,6 +15,7 @@ from spo_core.evaluate.lighteval.details import read_details
 from spo_core.evaluate.models import refer
 from spo_core.evaluate.result import CellScore
 from spo_core.observe.scores import print_comparisons, print_scores
+from spo_core.observe.view_link import invitation
 from tasks.cluster import cluster
 from tasks.evaluation import measure, publish_score
 from tasks.records import RunSpec
@@ -103,6 +104,7 @@ def command(
     with cli.served():
         if compare is None:
             print_scores(evaluate(model, preset, spec.overrides, name, suite, cell))
+            print(invitation(spec.paths, "/evaluation"))
         else:
             print_comparisons(compare_models(*compare, preset, spec.overrides, name, suite, cell, force))
 

@@ -10,6 +10,7 @@ from flows import cli
 from spo_core.errors import ConfigError
 from spo_core.estimate.dry_run import print_dry_run
 from spo_core.observe.trackers import check_trackers
+from spo_core.observe.view_link import invitation, run_address
 from spo_core.system.plugins import open_project
 from spo_core.train.doors import sources
 from spo_core.train.identity import check_training
@@ -87,6 +88,8 @@ def command(
         result = train(preset, spec.overrides, name, replay, rollouts_only)
     if rollouts_only:
         print(f"rollouts of {result['iterations']} iterations: {result['folder']}; train on them with --replay")
+        return
+    print(invitation(spec.paths, run_address(spec.run_name), spec.run_name or "main"))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class Credit:
 
     def advantage(self, index: int) -> float:
         """The node's advantage: its strongest token's, because SPO-chain zeroes it at tokens that were certain."""
-        return float(max(self.advantages[index], key=abs, default=0.0))
+        own = self.advantages[index]
+        return float(own[np.abs(own).argmax()]) if len(own) else 0.0
 
 
 def assign_credit(tree: RolloutTree, params: CreditParams, before: Sequence[np.ndarray] | None = None) -> Credit:

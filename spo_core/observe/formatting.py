@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "\N{EN DASH}"
@@ -62,7 +62,7 @@ def visible(text: str | None) -> str:
     return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _shown(character: str) -> str:
     code = ord(character)
     if character in "\n\t" or unicodedata.category(character) not in _OBEYED or code in _JOINERS:

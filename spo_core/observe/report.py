@@ -42,6 +42,8 @@ class ReportInputs:
     provenance: dict[str, Any]
     trees: list[tuple[RolloutTree, Credit, str]]
     """Sampled trees, their credit and the text of their questions; the first MOST_TREES are drawn."""
+    view: str = ""
+    """Address of the run's page in the view, where it is served at its own port; empty: no link."""
 
 
 def write_report(inputs: ReportInputs, folder: Path, decode: Decode) -> Path:

@@ -23,6 +23,7 @@ from spo_core.observe.evaluations import (
 )
 from spo_core.observe.report import ReportInputs, write_report
 from spo_core.observe.tree_table import asked
+from spo_core.observe.view_link import DEFAULT_PORT, HOST, invitation, run_address
 from spo_core.paths import Paths
 from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.runs.directory import read_rows
@@ -97,6 +98,7 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
         params=params.model_dump(mode="json"),
         provenance=read_json(paths.training / "manifest.json")["provenance"],
         trees=trees[:1],
+        view=f"http://{HOST}:{DEFAULT_PORT}{run_address(paths.run_name)}",
     )
     with atomic_directory(paths.report) as folder:
         write_report(inputs, folder, lambda ids: str(tokenizer.decode(list(ids))))
@@ -111,7 +113,7 @@ def _read_losses(paths: Paths) -> list[dict[str, float]]:
 
 
 def print_summary(paths: Paths, console: Console | None = None) -> None:
-    """Print accuracies before and after, seconds of each stage, and the path of the page."""
+    """Print accuracies before and after, seconds of each stage, the path of the page, and how to look at more."""
     console = console or Console(highlight=False)
     summary = read_json(paths.metrics("summary"))
     cells = summary["cells"].values()
@@ -138,6 +140,7 @@ def print_summary(paths: Paths, console: Console | None = None) -> None:
     console.print("Seconds of work in each stage", seconds)
     console.print(f"Generated tokens in training: {summary['generated_tokens']:,}")
     console.print(f"Report: {_relative(paths.report / 'index.html')}")
+    console.print(invitation(paths, run_address(paths.run_name), paths.run_name or "main"))
 
 
 def _with_error(value: float | None, error: float | None, sign: str = "") -> str:

@@ -24,12 +24,6 @@ def run_address(name: str | None) -> str:
     return "/run/published/main" if name is None else f"/run/outputs/{quote(name, safe='')}"
 
 
-def evaluation_address(name: str | None, policy: str, cell: str) -> str:
-    """Path of the page with the completions of one of a run's policies in a cell."""
-    place = "published/main" if name is None else f"outputs/{quote(name, safe='')}"
-    return f"/evaluation/{place}?cell={quote(cell, safe='')}&policy={quote(policy, safe='')}"
-
-
 @contextmanager
 def announced(paths: Paths, port: int) -> Iterator[None]:
     """Note in the project that its pages are at a port, while the context lasts."""

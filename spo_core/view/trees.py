@@ -187,7 +187,8 @@ def equal_states(tree: RolloutTree) -> dict[int, tuple[int, ...]]:
     for index, tokens in tree.completions():
         if index and tree.nodes[index].trainable:
             groups.setdefault(tokens.tobytes(), []).append(index)
-    return {i: tuple(k for k in group if k != i) for group in groups.values() if len(group) > 1 for i in group}
+    several = [sorted(group) for group in groups.values() if len(group) > 1]
+    return {i: tuple(k for k in group if k != i) for group in several for i in group}
 
 
 def _shows_mistakes(params: Mapping[str, Any]) -> ShowsMistakes | None:

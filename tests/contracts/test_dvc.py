@@ -154,6 +154,7 @@ PLUMBING = {
     "spo_core/observe/scores.py",
     *(f"spo_core/observe/trackers/{name}.py" for name in ("protocol", "tensorboard", "thread", "wandb")),
     "spo_core/observe/tree_table.py",
+    "spo_core/observe/view_link.py",
 }
 
 

@@ -1,0 +1,158 @@
+"""Runs as they are found, what sets them apart, their curves, and the links to their pages."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+
+from spo_core.errors import DataError
+from spo_core.observe.formatting import visible
+from spo_core.observe.report import write_report
+from spo_core.observe.view_link import announced, invitation, running_view
+from spo_core.paths import Paths
+from spo_core.runs.directory import open_run
+from spo_core.system.files import write_json
+from spo_core.view.catalogue import differing, find_run, find_runs, named_run, peculiar, seed_groups
+from spo_core.view.figures import GRID, band, compared_figure, run_figures
+from spo_core.view.health import signs
+from spo_core.view.terminal import print_view
+from tests.observe.examples import decode, inputs
+from tests.view.conftest import HOSTILE, first_question, serving, trained
+
+
+def make(paths: Paths, name: str, rows: list[dict] | None = None, **identity) -> Path:
+    run = paths.work / f"train-{name}"
+    run.mkdir(parents=True)
+    write_json(run / "manifest.json", {"identity": identity, "provenance": {}})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or []))
+    return run
+
+
+@pytest.fixture
+def paths(tmp_path, monkeypatch) -> Paths:
+    monkeypatch.delenv("SPO_WORK_DIR", raising=False)
+    return Paths(tmp_path)
+
+
+def test_a_run_is_listed_once_and_runs_while_its_lock_is_held(project):
+    runs = {run.key: run for run in find_runs(project)}
+    assert len(runs) == 2
+    run = find_run(project, "published/main")
+    assert (run.key, run.title, run.state) == (f"work/{trained(project).name}", "main", "finished")
+    assert runs["work/train-<b>hostile"].state == "stopped"
+    identity = json.loads((run.folder / "manifest.json").read_text())["identity"]
+    with open_run(project.work, "train", identity, project.root):
+        assert find_run(project, run.key).state == "running"
+    assert find_run(project, run.key).state == "finished"
+
+
+def test_a_clone_without_work_has_what_was_published(project, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(project.root, clone, ignore=lambda folder, names: ["work"] if Path(folder) == project.root else [])
+    (run,) = find_runs(Paths(clone))
+    assert (run.key, run.state, list(run.iteration_folders())) == ("published/main", "finished", [3])
+    assert run.params == find_run(project, "published/main").params
+    with serving(Paths(clone)) as origin:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert opener.open(f"{origin}/run/published/main/iteration/3").status == 200
+
+
+def test_names_are_found_and_ambiguous_ones_refused(paths):
+    make(paths, "a")
+    make(paths, "b")
+    assert named_run(paths, "train-a").key == named_run(paths, "work/train-a").key == "work/train-a"
+    assert named_run(paths, str(paths.work / "train-b")).key == "work/train-b"
+    with pytest.raises(DataError, match="there are: work/train-"):
+        named_run(paths, "c")
+
+
+def test_what_differs_and_seeds_that_belong_together(paths):
+    for number in range(6):
+        make(paths, f"s{number}", run={"seed": number % 3}, learn={"learning_rate": 1e-4 if number < 5 else 1e-3})
+    runs = sorted(find_runs(paths), key=lambda run: run.key)
+    assert differing(runs) == {"learn.learning_rate": [1e-4] * 5 + [1e-3], "run.seed": [0, 1, 2, 0, 1, 2]}
+    assert peculiar(runs)["work/train-s5"] == {"learn.learning_rate": 1e-3, "run.seed": 2}
+    assert "learn.learning_rate" not in peculiar(runs)["work/train-s0"]
+    assert sorted(map(len, seed_groups(runs))) == [1, 5]
+
+
+def test_bands_are_mean_and_standard_error():
+    rng = np.random.default_rng(0)
+    same = [(list(range(1, 9)), rng.random(8).tolist()) for _ in range(4)]
+    shade, mean = band(same, "x")
+    values = np.array([y for _, y in same])
+    np.testing.assert_allclose(mean["y"], values.mean(0))
+    np.testing.assert_allclose(np.array(shade["y"][:8]) - mean["y"], values.std(0, ddof=1) / 2)
+    shifted = [([x + 0.3 * k for x in xs], ys) for k, (xs, ys) in enumerate(same)]
+    _, mean = band(shifted, "x")
+    assert len(mean["x"]) == GRID and (mean["x"][0], mean["x"][-1]) == (pytest.approx(1.9), 8)
+    at = mean["x"][77]
+    expected = np.mean([np.interp(at, x, y) for x, y in shifted])
+    assert mean["y"][77] == pytest.approx(expected)
+
+
+def test_figures_are_plotlys_and_their_text_is_text(project):
+    for x in ("iteration", "tokens", "seconds"):
+        rows = find_run(project, "published/main").rows()
+        for figures in run_figures(rows, x).values():
+            for figure in figures:
+                go.Figure(figure)  # raises for what is no figure
+    hostile = compared_figure([(HOSTILE[1], [rows])], "rollout/reward", "tokens")
+    assert "<img" not in json.dumps(hostile) and "&lt;img" in json.dumps(hostile)
+
+
+def test_signs_follow_their_thresholds():
+    rows = [
+        {"iteration": i, "train/clip_fraction": 0.1, "train/entropy": 1.0, "train/grad_norm": 1.0} for i in range(9)
+    ]
+    well = {sign.name: sign.well for sign in signs(rows, {}, 0.1)}
+    assert well["clip fraction"] and well["entropy"] and well["gradient norm"] and well["groups without signal"]
+    assert well["log-prob gap"] is None
+    bad = {"train/clip_fraction": 0.9, "train/entropy": 0.01, "train/grad_norm": 50.0, "sync/logprob_gap_mean": 0.001}
+    rows += [{"iteration": i, **bad} for i in range(9, 14)]
+    ill = {sign.name: sign for sign in signs(rows, {}, 0.9)}
+    assert not any(ill[name].well for name in (*well, "log-prob gap") if ill[name].well is not None)
+    assert all(len(sign.why) > 60 for sign in ill.values())
+    assert {s.name: s.well for s in signs(rows, {"learn.max_logprob_gap": 1.0}, 0.9)}["log-prob gap"]
+
+
+def test_the_terminal_shows_text_as_text(project):
+    out = io.StringIO()
+    console = Console(file=out, width=200, highlight=False, force_terminal=False)
+    run = find_run(project, "work/train-<b>hostile")
+    print_view(project, run, None, None, console)
+    print_view(project, run, 1, None, console)
+    for number, text in enumerate(HOSTILE):
+        print_view(project, run, None, visible(f"{text}-{number}"), console)
+    shown = out.getvalue()
+    assert "␛[31mred" in shown and "user⟨U+202E⟩gnp" in shown and "\x1b" not in shown and "\u202e" not in shown
+    print_view(project, find_run(project, "published/main"), 1, first_question(project), console)
+    with pytest.raises(DataError, match="keeps 1"):
+        print_view(project, run, 7, None, console)
+    with pytest.raises(DataError, match="not in any iteration"):
+        print_view(project, run, None, "none", console)
+
+
+def test_links_lead_to_a_view_that_is_running(project, tmp_path):
+    assert invitation(project, "/evaluation", "main") == "Look at it: python -m flows.view main"
+    with serving(project) as origin, announced(project, int(origin.rpartition(":")[2])):
+        assert running_view(project) == origin
+        assert invitation(project, "/evaluation") == f"Look at it: {origin}/evaluation"
+        assert running_view(Paths(tmp_path)) is None
+    assert running_view(project) is None and not (project.work / "view.json").exists()
+
+
+def test_the_report_links_to_the_runs_page(tmp_path):
+    page = write_report(
+        replace(inputs(), view="http://127.0.0.1:8421/run/published/main"), tmp_path, decode
+    ).read_text()
+    assert '<a href="http://127.0.0.1:8421/run/published/main">' in page
