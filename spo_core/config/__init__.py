@@ -37,7 +37,7 @@ from spo_core.config.learn import (
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
 from spo_core.config.params import Params
-from spo_core.config.policy import PolicyParams, PolicyShape, PretrainedPolicy, ScratchPolicy, WarmupParams
+from spo_core.config.policy import LoraParams, PolicyParams, PolicyShape, PretrainedPolicy, ScratchPolicy, WarmupParams
 from spo_core.config.rollout import RolloutParams
 from spo_core.config.run import WandbParams
 from spo_core.config.verify import (
@@ -79,6 +79,7 @@ __all__ = [
     "LearnParams",
     "LeaveOneOut",
     "LocalRunner",
+    "LoraParams",
     "LowProbability",
     "MonteCarlo",
     "NightlyParams",

@@ -102,6 +102,11 @@ class Params(Namespace):
                 f"credit.value critic is trained in the flow's process: set learn.backend to torch, not "
                 f"{self.learn.backend.type}, or credit.value to tree_mean, monte_carlo or none"
             )
+        if critic.network == "copy" and self.policy.lora is not None:
+            raise ValueError(
+                "credit.value.network copy trains a second policy's whole weights, which policy.lora is to spare; "
+                "set it to head, or policy.lora to null"
+            )
         if critic.loss == "cross_entropy" and not self.verify.rewards_are_shares:
             raise ValueError(
                 "credit.value.loss cross_entropy takes returns for probabilities, so verify.rewards and verify.reward "

@@ -69,8 +69,32 @@ class WarmupParams(Namespace):
     """Peak learning rate of AdamW, which updates embeddings, norms and head."""
 
 
+class LoraParams(Namespace):
+    """Training of low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685); needs the extra ``lora``."""
+
+    rank: int = Field(default=32, ge=1)
+    """Rank r of an adapter B A."""
+    alpha: int = Field(default=64, ge=1)
+    """Adapters are multiplied by alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers that get one: all but the output layer, or those of these names, as [q_proj, v_proj]."""
+
+    @model_validator(mode="after")
+    def _some(self) -> LoraParams:
+        if not self.targets:
+            raise ValueError("targets: name a linear layer, or write all-linear")
+        return self
+
+
 class PolicyParams(Namespace):
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights and of the warm-up batches."""
     init: Annotated[ScratchPolicy | PretrainedPolicy, Field(discriminator="type")]
     warmup: WarmupParams
+    lora: LoraParams | None = None
+    """Train adapters alone, from the policy that the warm-up made; null: all weights. The warm-up trains all."""
+
+    @property
+    def first(self) -> PolicyParams:
+        """All that decides the first policy."""
+        return self.model_copy(update={"lora": None})

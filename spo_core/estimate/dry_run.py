@@ -87,8 +87,9 @@ def _memory_table(found: Memory) -> Table:
     table.add_column("")
     table.add_column("GiB", justify="right")
     optimizer = "optimizer state (CPU)" if found.optimizer_on_cpu else "optimizer state"
+    trained = "" if found.trained == found.parameters else f", {found.trained:,} trained"
     for label, size in (
-        (f"weights ({found.parameters:,} parameters)", found.weights),
+        (f"weights ({found.parameters:,} parameters{trained})", found.weights),
         ("gradients", found.gradients),
         (optimizer, found.optimizer),
         ("reference policy", found.reference),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from spo_core.config import CHUNK_LOGITS, Params, PolicyShape
+from spo_core.config import CHUNK_LOGITS, LoraParams, Params, PolicyShape
 from spo_core.errors import ConfigError
 from spo_core.problems import problem_set
 from spo_core.system.files import read_json
@@ -20,7 +20,9 @@ class Memory:
     5e8 numbers at stage 3, and at stage 1 with offload or in float32."""
 
     parameters: int
-    """Number of parameters, not bytes."""
+    """Number of parameters, not bytes; without adapters."""
+    trained: int
+    """Number of parameters that are trained: all, or those of adapters."""
     weights: int
     gradients: int
     """Gradients in the last backward pass of a step, with those summed before it."""
@@ -28,7 +30,7 @@ class Memory:
     """AdamW's two float32 moments, and its own float32 weights where the model's are bfloat16 or DeepSpeed shards."""
     optimizer_on_cpu: bool
     reference: int
-    """Weights of the reference policy; 0 without a KL penalty."""
+    """Weights of the reference policy; 0 without a KL penalty, and with adapters, without which it is the policy."""
     critic: int
     """A critic's weights, gradients and optimizer; 0 without one, and where it is a head on the policy's states."""
     activations: int
@@ -102,6 +104,29 @@ def count_parameters(shape: PolicyShape) -> int:
     return embeddings + shape.layers * layer + hidden
 
 
+def linear_layers(shape: PolicyShape) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the linear layers inside one layer, by name."""
+    hidden, keys, inner = (
+        shape.hidden_size,
+        shape.kv_heads * (shape.hidden_size // shape.heads),
+        shape.intermediate_size,
+    )
+    attention = {"q_proj": (hidden, hidden), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
+    mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+    return attention | {"o_proj": (hidden, hidden)} | mlp
+
+
+def adapted(shape: PolicyShape, lora: LoraParams) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of one layer that get an adapter. Raises ConfigError for a name that a
+    policy of this shape does not have."""
+    layers = linear_layers(shape)
+    names = list(layers) if isinstance(lora.targets, str) else lora.targets
+    for name in names:
+        if name not in layers:
+            raise ConfigError(f"policy.lora.targets: {name} is no linear layer; there are: {', '.join(layers)}")
+    return [layers[name] for name in names]
+
+
 def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
     """Memory of one rank that trains and samples a policy of this shape.
 
@@ -112,27 +137,34 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
     divides optimizer state from stage 1 on, gradients from 2 and weights from 3. Gradients are summed in float32. At
     stage 1 in bfloat16 (which stage 0 becomes there), every rank has the gradients of a pass beside their sums, both
     whole; with the optimizer on the CPU it has the sums alone. From stage 2 on such an optimizer takes gradients over
-    one by one; they are counted all the same.
+    one by one; they are counted all the same. With ``policy.lora`` gradients and optimizer state are those of
+    rank x (inputs + outputs) numbers for each adapter, and rank more numbers a token are kept at each.
     """
     learn = params.learn
     backend = learn.backend
     size = 2 if learn.dtype == "bfloat16" else 4
     stage = learn.zero_stage
     ranks, offload = (backend.ranks, backend.offload_optimizer) if backend.type == "deepspeed" else (1, False)
-    count = count_parameters(shape)
+    count = trained = count_parameters(shape)
+    lora, beside = params.policy.lora, 0  # numbers beside the policy's own, of a layer and a token
+    if lora is not None:
+        pairs = adapted(shape, lora)
+        trained = shape.layers * sum(lora.rank * (ins + outs) for ins, outs in pairs)
+        beside = lora.rank * len(pairs)
     tokens = max(learn.max_tokens_per_forward, params.rollout.longest_context)
     keys = shape.kv_heads * (shape.hidden_size // shape.heads)
-    layer = tokens * size * (8 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size)
+    layer = tokens * size * (8 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size + beside)
     kept = tokens * size * shape.hidden_size * shape.layers + layer
     per_token = shape.layers * 2 * keys * size
     cached = params.rollout.max_concurrency * params.rollout.longest_context  # tokens, at most
     return Memory(
         parameters=count,
-        weights=count * size // (ranks if stage >= 3 else 1),
-        gradients=count * (6 if stage == 1 and size == 2 and not offload else 4) // (ranks if stage >= 2 else 1),
-        optimizer=count * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
+        trained=trained,
+        weights=(count + (trained if lora else 0)) * size // (ranks if stage >= 3 else 1),
+        gradients=trained * (6 if stage == 1 and size == 2 and not offload else 4) // (ranks if stage >= 2 else 1),
+        optimizer=trained * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
         optimizer_on_cpu=offload,
-        reference=count * size if learn.kl.type == "penalty" else 0,
+        reference=count * size if learn.kl.type == "penalty" and lora is None else 0,
         critic=count * (18 if size == 2 else 16) if _has_copy(params) else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, CHUNK_LOGITS),

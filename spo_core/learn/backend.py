@@ -17,6 +17,7 @@ from spo_core.learn.precision import MasterWeights, working_copy
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.policy.adapter import adapter_off, has_adapter, trained_parameters
 from spo_core.system.progress import Progress
 
 
@@ -114,7 +115,7 @@ class TorchBackend:
         if reference is not None:
             self.reference = TreePolicy(working_copy(reference, params), params.attention).eval()
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            trained_parameters(model).values(),
             lr=params.learning_rate,
             betas=params.betas,
             eps=params.epsilon,
@@ -131,6 +132,9 @@ class TorchBackend:
         return self.policy(batch, temperature, entropy)
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
+        if self.reference is None and has_adapter(self.working):
+            with torch.no_grad(), adapter_off(self.working):
+                return self.logprobs(batch, temperature)[0]
         return without_gradient(self.reference, batch, temperature)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -17,7 +17,8 @@ from spo_core.config import LearnParams
 
 def working_copy(model: PreTrainedModel, params: LearnParams) -> PreTrainedModel:
     """The model that this process computes with: ``model`` itself where it is trained in float32 or by DeepSpeed's
-    ranks, else a copy with bfloat16 parameters. Buffers stay float32, as rotary positions need the digits."""
+    ranks, else a copy with bfloat16 parameters. Buffers stay float32, as rotary positions need the digits. Weights that
+    are bfloat16 already, as the frozen ones beside adapters, are shared with the copy."""
     if params.dtype == "float32" or params.backend.type != "torch":
         return model
     rounded = {id(p): nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad) for p in model.parameters()}
@@ -32,10 +33,9 @@ class MasterWeights:
 
     def __init__(self, model: PreTrainedModel, working: PreTrainedModel) -> None:
         pairs = list(zip(model.parameters(), working.parameters(), strict=True))
-        self.pairs = [] if working is model else pairs
+        self.pairs = [] if working is model else [pair for pair in pairs if pair[0].requires_grad]
         for master, parameter in self.pairs:
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_hand_gradient_to(master))
+            parameter.register_post_accumulate_grad_hook(_hand_gradient_to(master))
 
     @torch.no_grad()
     def round(self) -> None:

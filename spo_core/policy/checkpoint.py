@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from spo_core.config import PolicyParams, ScratchPolicy
+from spo_core.config import LoraParams, PolicyParams, ScratchPolicy
 from spo_core.errors import ConfigError, DataError, first_line
+from spo_core.policy.adapter import FOLDER, MergedState, add_adapter, has_adapter, save_adapter, trained_parameters
 from spo_core.policy.attention import NAME
 from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.problems.base import ProblemSet
@@ -113,6 +114,19 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
     return model, tokenizer
 
 
+def trained_policy(
+    path: str | Path, lora: LoraParams | None, *, seed: int, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The policy in a folder, made ready for training: with adapters beside its weights where ``lora`` is given.
+
+    Every process that trains or samples it calls this, so ``seed`` gives all of them the same adapters.
+    """
+    model, tokenizer = load_policy(path)
+    if lora is not None:
+        add_adapter(model, lora, seed=seed, dtype=dtype)
+    return model, tokenizer
+
+
 def why_unreadable(error: Exception) -> str:
     """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
     line = first_line(error)
@@ -129,21 +143,30 @@ def check_policy(path: str | Path) -> None:
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write weights, configuration, generation configuration and tokenizer, as any Hugging Face loader reads them."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """Write weights, configuration, generation configuration and tokenizer, as any Hugging Face loader reads them.
+
+    Adapters are merged into the weights, and stand by themselves in the folder ``adapter`` beside.
+    """
+    if has_adapter(model):
+        model.save_pretrained(folder, state_dict={n: t.float().cpu() for n, t in MergedState(model).items()})
+        model.config.dtype = torch.float32  # what was written, whatever the frozen weights are
+        model.config.save_pretrained(folder)
+        save_adapter(model, folder / FOLDER)
+    else:
+        model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
 def write_weights(path: Path, model: PreTrainedModel) -> None:
-    """Write the model's parameters alone, in float32, for another process that has the same model."""
-    save_file({name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}, path)
+    """Write the parameters that training changes, in float32, for another process that has the same model."""
+    save_file({name: p.detach().float().cpu().contiguous() for name, p in trained_parameters(model).items()}, path)
 
 
 @torch.no_grad()
 def read_weights(path: Path, model: PreTrainedModel) -> None:
     """Copy what ``write_weights`` wrote into the model's parameters, in their dtype and on their device."""
     tensors = load_file(path)
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained_parameters(model).items():
         parameter.copy_(tensors[name])
 
 

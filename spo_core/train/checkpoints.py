@@ -11,6 +11,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 
 from spo_core.errors import DataError, RunError
+from spo_core.policy.adapter import FOLDER, has_adapter, load_adapter
 from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.system.files import read_json, write_json
 from spo_core.train.recorded import complete_iterations
@@ -53,8 +54,10 @@ def restore(session: Session, number: int) -> None:
                 f"{folder} names it; put it back, or delete {folder} to go on from the checkpoint before"
             )
     try:
-        policy, _ = load_policy(folder / "policy")
-        session.model.load_state_dict(policy.state_dict())
+        if has_adapter(session.model):
+            load_adapter(session.model, folder / "policy" / FOLDER)
+        else:
+            session.model.load_state_dict(load_policy(folder / "policy")[0].state_dict())
         session.trainer.load(folder / "trainer")
         session.replay.load(folder / "replay")
         if session.critic is not None:

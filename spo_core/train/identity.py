@@ -62,6 +62,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         "max_question_tokens": params.data.max_question_tokens,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),
+        **({"lora": params.policy.lora.model_dump(mode="json")} if params.policy.lora else {}),
         "code": code_digest(*TRAINING),
         **({"custom": custom} if custom else {}),
     }

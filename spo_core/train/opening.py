@@ -19,7 +19,7 @@ from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
 from spo_core.learn.tree_check import check_policy
 from spo_core.paths import Paths
-from spo_core.policy.checkpoint import load_policy
+from spo_core.policy.checkpoint import load_policy, trained_policy
 from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import read_split
@@ -92,7 +92,8 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     rows, validation = (read_split(paths.data(params.data.problem_set), s) for s in ("train", "validation"))
     if params.rollout.questions > len(rows):
         raise ConfigError(f"rollout.questions {params.rollout.questions} exceeds the {len(rows)} questions to train on")
-    model, tokenizer = load_policy(paths.checkpoint("warmup"))
+    policy, lora = paths.checkpoint("warmup"), params.policy.lora
+    model, tokenizer = trained_policy(policy, lora, seed=params.run.seed, dtype=learn.dtype)
     longest = getattr(model.config, "max_position_embeddings", params.rollout.longest_context)
     if params.rollout.longest_context > longest:
         raise ConfigError(
@@ -101,7 +102,6 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     rows, validation, prompts = fitting_questions(params, problem, tokenizer, model, rows, validation)
     model.to(policy_device(params))  # type: ignore[arg-type]
     working = working_copy(model, learn)
-    policy = paths.checkpoint("warmup")
     rollouts: RolloutWorker | Shards
     if map_shards is not None:
         rollouts = Shards(run.path, params, policy, model, map_shards)
@@ -126,21 +126,22 @@ def _learner(
 ) -> TrainerHandle:
     """Make the trainer. ``policy`` is the folder of ``model``, and of the reference policy where there is one."""
     temperature, seed, longest = params.rollout.temperature, params.run.seed, params.rollout.longest_context
-    penalty = params.learn.kl.type == "penalty"
+    loads_reference = params.learn.kl.type == "penalty" and params.policy.lora is None  # it is the policy without them
     if params.learn.backend.type == "deepspeed":
-        reference = policy if penalty else None
+        reference = policy if loads_reference else None
         log_file = run.path / "deepspeed.log"
         return DeepSpeedTrainer(
             model,
             params.learn,
             policy=policy,
             reference=reference,
+            lora=params.policy.lora,
             context_length=longest,
             temperature=temperature,
             seed=seed,
             log=log_file,
         )
-    frozen = load_policy(policy)[0].eval().requires_grad_(False).to(model.device) if penalty else None
+    frozen = load_policy(policy)[0].eval().requires_grad_(False).to(model.device) if loads_reference else None
     backend = TorchBackend(model, frozen, params.learn, working)
     check_policy(backend.policy, longest)
     return Trainer(backend, params.learn, temperature=temperature, seed=seed)

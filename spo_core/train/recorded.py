@@ -26,7 +26,7 @@ SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completio
 GRADED = ("verify.grader", "verify.rewards", "verify.reward", "custom.verify")
 SHAPE = ("problem_set", "prompts", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED), *GRADED)
 # Keys that decide which trees a run samples, beside its code.
-POLICY = ("rollout", "credit", "learn", "policy", "run.seed", "custom")
+POLICY = ("rollout", "credit", "learn", "policy", "lora", "run.seed", "custom")
 
 
 @dataclass(frozen=True, slots=True)

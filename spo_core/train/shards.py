@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from spo_core.config import Params, digest
 from spo_core.errors import RunError
 from spo_core.learn.precision import working_copy
-from spo_core.policy.checkpoint import load_policy, read_weights, write_weights
+from spo_core.policy.checkpoint import read_weights, trained_policy, write_weights
 from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
@@ -235,7 +235,7 @@ def _opened(file: Path) -> _Open:
     torch.set_num_threads(params.run.threads)
     device = policy_device(params, worker=True)
     use_device(device)
-    model, tokenizer = load_policy(policy)
+    model, tokenizer = trained_policy(policy, params.policy.lora, seed=params.run.seed, dtype=params.learn.dtype)
     model = working_copy(model.to(device), params.learn)  # type: ignore[arg-type]
     own = file.parent / f"engine-{platform.node()}-{os.getpid()}"
     engine = make_engine(params, model, tokenizer, policy=policy, folder=own)

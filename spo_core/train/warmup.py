@@ -37,7 +37,7 @@ def warm_up(
     rows = read_split(folder, "train")
     problem = problem_set(params.data)
     identity = {
-        "policy": params.policy.model_dump(mode="json"),
+        "policy": params.policy.model_dump(mode="json", exclude={"lora"}),
         "pretrained": _pretrained_digest(params.policy.init),
         "arithmetic": _solver(params.data),
         "problem_set": params.data.problem_set,

@@ -155,6 +155,7 @@ RANKS = "learn.backend={type: deepspeed}"
         (None, (TOKENS,), r"credit\.advantage gae over tokens needs credit\.value critic, not tree_mean"),
         ("spo-chain", (CRITIC, TOKENS), r"nothing of the cuts of credit\.partition cutpoints"),
         (None, (CRITIC, RANKS), r"credit\.value critic .* set learn\.backend to torch, not deepspeed"),
+        (None, (CRITIC, "policy.lora={rank: 4}"), r"credit\.value\.network copy .* which policy\.lora is to spare"),
         (None, (CRITIC, "run.iterations=4"), r"run\.iterations 4 ends before .*credit\.value\.warmup_iterations"),
         (
             None,

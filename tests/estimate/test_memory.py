@@ -16,10 +16,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spo_core.config import LearnParams, PolicyShape, load_params
-from spo_core.estimate.memory import count_parameters, estimate_memory
+from spo_core.config import LearnParams, LoraParams, PolicyShape, load_params
+from spo_core.errors import ConfigError
+from spo_core.estimate.memory import architecture, count_parameters, estimate_memory
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.tree_batch import TrainedSegments, layout
+from spo_core.policy.adapter import add_adapter, trained_parameters
 from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import ROOT
 
@@ -125,6 +127,47 @@ def assert_foretold(options: dict, found: dict[str, float]) -> None:
 def test_of_one_device(dtype):
     options = {"dtype": dtype, "backend": {"type": "torch"}}
     assert_foretold(options, held(learn_params(options), TorchBackend))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_adapters(dtype, targets):
+    """The count of trained numbers, and the bytes of all tensors, of frozen weights and adapters together."""
+    lora = LoraParams(rank=64, alpha=1, targets=targets)
+    options, trained = {"dtype": dtype, "backend": {"type": "torch"}}, []
+
+    def adapted(model, reference, params) -> TorchBackend:
+        add_adapter(model, lora, seed=0, dtype=dtype)
+        trained.append(sum(p.numel() for p in trained_parameters(model).values()))
+        return TorchBackend(model, reference, params)
+
+    found, params = held(learn_params(options), adapted), load_params(ROOT)
+    chosen = {"learn": learn_params(options), "policy": params.policy.model_copy(update={"lora": lora})}
+    memory, count = estimate_memory(params.model_copy(update=chosen), SHAPE), count_parameters(SHAPE)
+    assert trained == [memory.trained] and memory.parameters == count
+    assert found["all"] == pytest.approx((memory.weights + memory.optimizer) / count, rel=0.05)
+    assert found["gradients"] == pytest.approx(memory.gradients / count, rel=0.05)
+
+
+def test_adapters_fit_a_card_of_24_gb():
+    """In the update, and while vLLM samples beside weights and optimizer state; whole weights would leave nothing."""
+    card = 24e9
+
+    def most(*overrides: str) -> float:
+        params = load_params(ROOT, "lora-24gb", overrides)
+        shape = architecture(params)
+        memory = estimate_memory(params, shape)
+        assert params.rollout.engine.sleep and memory.reference == 0
+        sampling = memory.weights + memory.optimizer + params.rollout.engine.gpu_memory_utilization * card
+        return max(memory.device, sampling) / card
+
+    assert most() < 0.8 and most("learn.kl={type: penalty}") == most()
+    assert most("policy.lora=null") > 0.95
+    with pytest.raises(
+        ConfigError, match=r"policy\.lora\.targets: c_attn is no linear layer; there are: q_proj, k_proj"
+    ):
+        most("policy.lora.targets=[q_proj, c_attn]")
 
 
 @pytest.mark.slow

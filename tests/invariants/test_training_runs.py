@@ -113,6 +113,34 @@ def test_resumed_is_straight_in_bfloat16(project, tmp_path, monkeypatch):
         assert all(torch.equal(p, straight[k].bfloat16()) for k, p in session.working.named_parameters())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_resume_to_the_bit_and_leave_the_first_policy(project, tmp_path, monkeypatch, dtype):
+    """Frozen weights are those of the warm-up, the published policy is merged, and the reference policy is the same
+    model: the KL is 0 until a step was made. An alpha that changes is another run."""
+    pytest.importorskip("peft")
+    lora = "policy.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]}"
+    params = small(lora, f"learn.dtype={dtype}", "learn.kl={type: penalty}", "learn.optimizer_steps=1")
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, _ = train(params, project)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    train(params, project, stop_after=3)
+    resumed, rows_again, path = train(params, project)
+    assert same_bits(straight, resumed) and rows == rows_again
+    assert rows[0]["train/kl"] == 0 < rows[1]["train/kl"]
+    start = load_policy(project.checkpoint("warmup"))[0].state_dict()
+    frozen = {n.replace(".base_layer", ""): t for n, t in straight.items() if ".lora_" not in n}
+    assert frozen.keys() == start.keys()
+    assert all(torch.equal(t, start[n].to(t.dtype)) for n, t in frozen.items() if t.dtype != torch.int64)
+    assert all(bool(t.any()) for n, t in straight.items() if ".lora_B." in n), "nothing was trained"
+    policy = path / "checkpoints" / "000004" / "policy"
+    merged = load_policy(policy)[0].state_dict()
+    changed = {n for n, t in merged.items() if not torch.equal(t, frozen[n].float())}
+    assert changed == {n.replace(".lora_A.default", "") for n in straight if ".lora_A." in n}
+    assert read_json(policy / "config.json")["dtype"] == "float32" and (policy / "adapter").is_dir()
+    other = small(lora.replace("alpha: 8", "alpha: 16"))
+    assert training_identity(other, project) != training_identity(small(lora), project)
+
+
 def test_resumed_is_straight_with_everything_that_is_carried_over(project, tmp_path, monkeypatch):
     """Replay buffer, adaptive KL, a longer context whose learning rate restarts, the reference's micro-batches."""
     params = small(

@@ -18,6 +18,7 @@ from spo_core.learn.deepspeed.launch import VISIBLE
 from spo_core.learn.deepspeed.state import ShardedState
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
+from spo_core.policy.adapter import adapter_off, has_adapter, trained_parameters
 
 
 def join_ranks(store: Path | None) -> None:
@@ -54,17 +55,17 @@ class DeepSpeedBackend:
     def __init__(self, model: PreTrainedModel, reference: PreTrainedModel | None, params: LearnParams) -> None:
         import deepspeed
 
-        self.params = params
+        self.params, self.model = params, model
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         policy = TreePolicy(model, params.attention, checkpointing=params.gradient_checkpointing)
         adam = torch.optim.AdamW(
-            model.parameters(),
+            list(trained_parameters(model).values()),
             lr=params.learning_rate,
             betas=params.betas,
             eps=params.epsilon,
             weight_decay=params.weight_decay,
         )
-        weights = {name: p.detach().clone() for name, p in model.named_parameters()} if self._halved else {}
+        weights = {name: p.detach().clone() for name, p in trained_parameters(model).items()} if self._halved else {}
         buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         settings = engine_settings(params, vector=model.config.hidden_size)
         self.stage = settings["zero_optimization"]["stage"]
@@ -100,6 +101,9 @@ class DeepSpeedBackend:
         return self.engine(batch, temperature, entropy)
 
     def reference_logprobs(self, batch: TreeBatch, temperature: float) -> Tensor:
+        if self.reference is None and has_adapter(self.model):
+            with torch.no_grad(), adapter_off(self.model):
+                return self.logprobs(batch, temperature)[0]
         return without_gradient(self.reference, batch, temperature)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -63,20 +63,21 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     """Make this rank's trainer and obey commands for ever."""
     import torch
 
-    from spo_core.config import LearnParams
+    from spo_core.config import LearnParams, LoraParams
     from spo_core.credit.pairs import read_pairs
     from spo_core.learn.deepspeed.backend import DeepSpeedBackend, join_ranks
     from spo_core.learn.trainer import Trainer
     from spo_core.learn.tree_check import check_policy
-    from spo_core.policy.checkpoint import load_policy
+    from spo_core.policy.checkpoint import load_policy, trained_policy
     from spo_core.system.plugins import open_project
 
     params = LearnParams.model_validate_json(settings["learn"])
     open_project(Path(settings["project"]))
     join_ranks(Path(settings["store"]) if "store" in settings else None)
-    model, _ = load_policy(settings["policy"])
+    lora = None if settings["lora"] is None else LoraParams.model_validate_json(settings["lora"])
+    model, _ = trained_policy(settings["policy"], lora, seed=settings["seed"], dtype=params.dtype)
     reference = None
-    if params.kl.type == "penalty":
+    if settings["reference"] is not None:
         reference = load_policy(settings["reference"])[0].eval().requires_grad_(False)
     backend = DeepSpeedBackend(model, reference, params)
     check_policy(backend.engine.module, settings["context_length"])  # sharded and rounded as it is trained

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from spo_core.errors import RunError
 from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.policy.adapter import trained_parameters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -24,7 +25,7 @@ class ShardedState:
 
     def __init__(self, engine: Any, model: PreTrainedModel, adam: torch.optim.Optimizer, stage: int) -> None:
         self.engine, self.model, self.adam, self.stage = engine, model, adam, stage
-        self.parameters = dict(model.named_parameters())
+        self.parameters = trained_parameters(model)
 
     def save_optimizer(self, path: Path) -> None:
         """Save the optimizer's state as spo_core.learn.state does."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spo_core.config import LearnParams
+from spo_core.config import LearnParams, LoraParams
 from spo_core.credit.pairs import CreditedTree, write_pairs
 from spo_core.errors import ConfigError
 from spo_core.learn.deepspeed.ranks import Ranks
@@ -26,7 +26,8 @@ PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 class DeepSpeedTrainer:
     """A TrainerHandle. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
 
-    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights. ``log`` gets the ranks' output.
+    ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights, and adapters where ``lora`` is
+    given. ``log`` gets the ranks' output.
     Files for the ranks lie beside it, in the run's directory, which this process must have locked.
     """
 
@@ -37,6 +38,7 @@ class DeepSpeedTrainer:
         *,
         policy: Path,
         reference: Path | None,
+        lora: LoraParams | None = None,
         context_length: int,
         temperature: float,
         seed: int,
@@ -57,6 +59,7 @@ class DeepSpeedTrainer:
             "project": str(project()),
             "policy": str(policy.resolve()),
             "reference": None if reference is None else str(reference.resolve()),
+            "lora": None if lora is None else lora.model_dump_json(),
             "context_length": context_length,
             "temperature": temperature,
             "seed": seed,

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from spo_core.errors import EngineError
+from spo_core.policy.adapter import MergedState
 
 Shapes = dict[str, tuple[int, ...]]
 _LAYER = re.compile(r".*?\.\d+(?=\.)")  # model.layers.3 of model.layers.3.mlp.experts.gate_up_proj
@@ -32,7 +31,7 @@ class CheckpointWeights:
 
     def __init__(self, model: PreTrainedModel, folder: Path) -> None:
         self.model, kind = model, type(model).__name__
-        plan = {name: torch.empty_like(tensor, device="meta") for name, tensor in _state(model).items()}
+        plan = MergedState(model).plan
         self._layers = [list(names) for _, names in groupby(sorted(plan, key=dot_natural_key), key=_layer)]
         try:
             whole, layers = _shapes(revert_weight_conversion(model, plan)), _shapes(dict(self._convert(plan)))
@@ -42,7 +41,7 @@ class CheckpointWeights:
         _check(whole, checkpoint_shapes(folder), f"{folder} is no checkpoint of this {kind}")
 
     def __call__(self) -> Iterator[tuple[str, Tensor]]:
-        return self._convert(_state(self.model))
+        return self._convert(MergedState(self.model))
 
     def _convert(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for names in self._layers:
@@ -57,13 +56,6 @@ def checkpoint_shapes(folder: Path) -> Shapes:
             names = file.keys()
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes
-
-
-def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Collect the module's tensors by their names; of tied ones only one, as ``save_pretrained`` chooses."""
-    ignored = set(model._keys_to_ignore_on_save or ())
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
-    return remove_tied_weights_from_state_dict(state, model)
 
 
 def _layer(name: str) -> str:

@@ -18,14 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spo_core.config import LearnParams, with_fidelity
+from spo_core.config import LearnParams, LoraParams, with_fidelity
 from spo_core.errors import ConfigError, TrainingError
+from spo_core.learn.backend import TorchBackend
 from spo_core.learn.deepspeed.state import _part
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
 from spo_core.learn.loss import LossInputs, ppo_clip
 from spo_core.learn.objective import counted_masks
+from spo_core.learn.trainer import Trainer
 from spo_core.learn.tree_batch import TrainedSegments
-from spo_core.policy.checkpoint import load_policy
+from spo_core.policy.checkpoint import trained_policy
 from spo_core.system.plugins import open_project, project
 from tests.conftest import ROOT
 from tests.learn.naive import flat_logprobs
@@ -76,15 +78,16 @@ print("ready", flush=True); sys.stdin.read()
 
 
 @contextmanager
-def ranks_of(folder, params):
+def ranks_of(folder, params, lora=None):
     """A trainer with its own copy of the policy; afterwards all of its processes are gone."""
     where = folder / "policy"
-    reference = where if params.kl.type == "penalty" else None
+    reference = where if params.kl.type == "penalty" and lora is None else None
     trainer = DeepSpeedTrainer(
-        load_policy(where)[0],
+        trained_policy(where, lora, seed=0, dtype=params.dtype)[0],
         params,
         policy=where,
         reference=reference,
+        lora=lora,
         context_length=64,
         temperature=1.0,
         seed=0,
@@ -190,6 +193,34 @@ def test_two_ranks_train_as_one_device(policy, folder, case):
         with pytest.raises(TrainingError, match="have ended"):
             two.restart_learning_rate()
     assert all(map(torch.equal, straight, weights(two)))
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_ranks_train_adapters_as_one_device(policy, folder, stage):
+    """Adapters alone go to and fro, the reference policy is the model without them, a checkpoint gives its own bits."""
+    pytest.importorskip("peft")
+    lora = LoraParams(rank=3, alpha=6)
+    params = params_of({"zero_stage": stage}, kl=KL["kl"])
+    one, _ = trained_policy(folder / "policy", lora, seed=0, dtype="float32")
+    alone = Trainer(TorchBackend(one, None, params), params, temperature=1.0, seed=0)
+    with ranks_of(folder, params, lora) as two:
+        for i in (1, 2):
+            expected, found = (t.train_iteration(sample(seed=i), iteration=i) for t in (alone, two))
+            assert found.pop("forwarded_tokens") and expected.pop("forwarded_tokens")
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+            assert relative(weights(alone), weights(two)) <= 1e-6
+            if i == 1:
+                theirs, middle = saved(two, folder / "two"), weights(two)
+                assert len(theirs) == 3 * 28 and all(".lora_" in name for name in theirs)
+                assert {k: v.shape for k, v in saved(alone, folder / "one").items()} == {
+                    k: v.shape for k, v in theirs.items()
+                }
+        straight = weights(two)
+        assert found["kl"] > 0 and relative(middle, straight) > 1e-6
+        set_weights(two.model, middle)
+        two.load(folder / "two")
+        two.train_iteration(sample(seed=2), iteration=2)
+        assert all(map(torch.equal, straight, weights(two)))
 
 
 def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
