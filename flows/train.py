@@ -13,6 +13,7 @@ from spo_core.observe.trackers import check_trackers
 from spo_core.observe.view_link import invitation, run_address
 from spo_core.system.plugins import open_project
 from spo_core.train.doors import sources
+from spo_core.train.example import print_example
 from spo_core.train.identity import check_training
 from spo_core.train.opening import open_session
 from tasks.advantages import assign_advantages
@@ -22,7 +23,7 @@ from tasks.provenance import publish_provenance
 from tasks.records import Iteration, RunSpec
 from tasks.rollouts import collect_rollouts, keep_rollouts, recorded_rollouts, shard_mapper
 from tasks.tracking import training_trackers
-from tasks.training import publish_training, update_policy
+from tasks.training import publish_training, say_why_finished, update_policy
 from tasks.versioning import record_outputs, version_milestones
 
 
@@ -57,6 +58,7 @@ def train(
         if rollouts_only:
             return recorded_rollouts(session)
         version_milestones(spec, session.run, params.run.milestone_every)
+        say_why_finished(session)
         final = publish_training(session, spec)
         publish_provenance(session, spec)
     record_outputs(spec, "train")
@@ -75,11 +77,13 @@ def command(
     if dry_run:
         if replay is not None or rollouts_only:
             raise ConfigError("--dry-run tells of ordinary runs; leave out --replay and --rollouts-only")
-        params = RunSpec.here(preset, set_ or ()).params
+        spec = RunSpec.here(preset, set_ or (), name)
+        params = spec.params
         open_project(Path.cwd())
         sources(params)  # raises where a function of the project's own does not fit
         check_trackers(params)
         print_dry_run(params)
+        print_example(params, spec.inputs)
         return
     spec = RunSpec.here(preset, set_ or (), name, replay, rollouts_only)
     check_training(spec.params, spec.inputs, replay=replay, rollouts_only=rollouts_only)

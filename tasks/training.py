@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -12,6 +14,8 @@ from spo_core.train.opening import session
 from spo_core.train.session import Session
 from spo_core.train.steps import find_best, train_step
 from tasks.records import Iteration, RunSpec
+
+log = logging.getLogger(__name__)
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
@@ -24,6 +28,16 @@ def update_policy(iteration: Iteration) -> dict:
             progress.update(done - progress.n)
 
         return train_step(session(iteration.run_directory), iteration.number, show)
+
+
+def say_why_finished(current: Session) -> None:
+    """Warn where a run ends before ``run.iterations``, naming the limit that it has reached."""
+    if current.iteration < current.params.run.iterations:
+        log.warning(
+            "the run ends after iteration %d by %s; raise it to go on from here",
+            current.iteration,
+            current.why_finished,
+        )
 
 
 def publish_training(current: Session, spec: RunSpec) -> dict:

@@ -30,7 +30,7 @@ from spo_core.learn.backend import TorchBackend
 from spo_core.learn.trainer import Trainer
 from spo_core.problems.base import Question
 from spo_core.system.files import atomic_directory, read_json, write_json
-from spo_core.train.questions import draw_questions
+from spo_core.train.questions import QuestionOrder
 from spo_core.train.sampling import RolloutWorker
 from spo_core.tree import RolloutTree, read_trees, write_trees
 
@@ -63,7 +63,7 @@ def measure(
         number += 1
         batch = folder / f"{number:05d}"
         if not batch.is_dir():
-            rows = draw_questions(bench.rows, count, seed=params.run.seed, iteration=number)
+            rows = QuestionOrder(bench.rows, params.run.seed, position=(number - 1) * count).draw(count, number)
             trees, seconds = _trees(worker, rows, _tree_folder(candidate, folder) / batch.name, number)
             pairs = [(tree, assign_credit(tree, params.credit)) for tree in trees]
             with atomic_directory(batch) as place:

@@ -23,7 +23,7 @@ from spo_core.config.credit import (
     Whole,
 )
 from spo_core.config.custom import OURS, CustomParams
-from spo_core.config.data import DataParams, JsonlParams
+from spo_core.config.data import ChatParams, DataParams, JsonlParams
 from spo_core.config.engine import RESOURCES, TransformersEngineParams, VllmEngineParams
 from spo_core.config.evaluate import EvaluateParams, NightlyParams
 from spo_core.config.learn import (
@@ -38,7 +38,7 @@ from spo_core.config.learn import (
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
 from spo_core.config.params import Params
 from spo_core.config.policy import LoraParams, PolicyParams, PolicyShape, PretrainedPolicy, ScratchPolicy, WarmupParams
-from spo_core.config.rollout import RolloutParams
+from spo_core.config.rollout import RolloutParams, SkipSolvedParams
 from spo_core.config.run import WandbParams
 from spo_core.config.verify import (
     FormatReward,
@@ -59,6 +59,7 @@ __all__ = [
     "AdaptiveMonteCarlo",
     "AllTokens",
     "BestOfKProgress",
+    "ChatParams",
     "CreditParams",
     "Critic",
     "CustomParams",
@@ -95,6 +96,7 @@ __all__ = [
     "RewardParams",
     "RolloutParams",
     "ScratchPolicy",
+    "SkipSolvedParams",
     "TaskRunnerParams",
     "TorchBackendParams",
     "TransformersEngineParams",

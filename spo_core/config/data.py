@@ -70,6 +70,29 @@ class JsonlParams(Namespace):
         return self
 
 
+class ChatParams(Namespace):
+    """Prompts in the policy's own chat template: a system message, if any, and the question as the user's."""
+
+    system: str | None = None
+    """Text of the system message; null: none, or the one that the template itself has."""
+    user: str = "{question}"
+    """Text of the user's message; holds ``{question}`` once, and says in which form the answer is wanted."""
+    thinking: bool | None = None
+    """Switch of templates that have one (Qwen3's ``enable_thinking``); null: as the template does without it."""
+    answer_form: Literal["hashes", "boxed"] = "boxed"
+    """How completions state the answer, after ``####`` or in a box."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, beside the tokens that end the policy's turn."""
+
+    @model_validator(mode="after")
+    def _slots(self) -> ChatParams:
+        if self.user.count("{question}") != 1 or "{question}" in (self.system or ""):
+            raise ValueError("user: must hold {question} once, and system not at all")
+        if "" in self.stop:
+            raise ValueError("stop: an empty string would end every completion")
+        return self
+
+
 class DataParams(Namespace):
     problem_set: str = Field(default="arithmetic", pattern=r"^[a-z0-9_]+$")
     """arithmetic, gsm8k, math, point24; aime24, college_math and olympiad_bench for evaluation; or, with ``jsonl``, a
@@ -80,6 +103,8 @@ class DataParams(Namespace):
     """Commit or tag of the hub's dataset; null takes the newest."""
     template: str | None = None
     """Prompt template, one of ``spo_core/problems/templates.py``; null: the problem set's own."""
+    chat: ChatParams | None = None
+    """Ask in the policy's own chat template, in place of ``template``."""
     seed: int = Field(default=0, ge=0)
     """Seed of generated questions and of the train / validation split."""
     train: Size | None = None
@@ -99,4 +124,6 @@ class DataParams(Namespace):
     def _one_template(self) -> DataParams:
         if self.jsonl and self.template:
             raise ValueError("template: with data.jsonl the template stands in data.jsonl.template; leave this null")
+        if self.chat and self.template:
+            raise ValueError("template: data.chat takes its place; leave one of the two null")
         return self

@@ -21,10 +21,32 @@ class ContextStage(Namespace):
     """Begin the learning rate's warm-up and decay anew, as a new run from the same weights would."""
 
 
+class ResampleParams(Namespace):
+    """Dynamic sampling (DAPO, arXiv 2503.14476): trees whose responses all have one reward, so that no credit is left
+    to assign, give way to those of other questions."""
+
+    max_tokens: int = Field(ge=1)
+    """Tokens of an iteration's budget: no further questions are asked where, at the mean of those before, they would
+    exceed it. Tokens of trees that give way are counted."""
+
+
+class SkipSolvedParams(Namespace):
+    """Questions that the policy solves are left out for a while."""
+
+    after: int = Field(default=2, ge=1)
+    """A question is left out once all of its responses were right this many times in a row."""
+    iterations: int = Field(default=50, ge=1)
+    """Iterations after which it is asked again; solved again, it is left out for as many more."""
+
+
 class RolloutParams(Namespace):
     engine: EngineParams = TransformersEngineParams(type="transformers")
     questions: int = Field(ge=1)
     """Questions in an iteration, drawn without replacement until the split is used up."""
+    resample: ResampleParams | None = None
+    """Ask other questions where responses are all right or all wrong; null: train on what was drawn."""
+    skip_solved: SkipSolvedParams | None = None
+    """Leave out questions that are solved; null: ask all."""
     branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Children of a node, by the node's depth; one number is the number of whole responses a question."""
     temperature: float = Field(default=1.0, gt=0)

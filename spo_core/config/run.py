@@ -42,6 +42,11 @@ class RunParams(Namespace):
     """Iterations of rollout, advantage, train."""
     max_generated_tokens: int | None = Field(default=None, ge=1)
     """Stop after the iteration in which this many tokens were sampled in all; for comparisons at one budget."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Begin no iteration that, as long as the last one, would end after this many seconds of work, in all starts of the
+    run together."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validations in a row that were no better than the best before; null: go on."""
     validate_every: int = Field(default=10, ge=1)
     """Iterations between measurements of accuracy on the validation split, one sample a question."""
     checkpoint_every: int = Field(default=10, ge=1)

@@ -76,7 +76,8 @@ def estimate(params: Params, context_length: int) -> Estimate:
 def _longest_prompt(params: Params) -> int | None:
     """Most tokens of a prompt: the longest question kept, and its template at a token a byte; None: no limit."""
     most = params.data.max_question_tokens
-    return None if most is None else most + len(problem_set(params.data).template.fill("").encode())
+    template = problem_set(params.data).template
+    return None if most is None or template.chat is not None else most + len(template.fill("").encode())
 
 
 def _work(params: Params, prompt: int, length: int, context: int, *, most: bool) -> Work:

@@ -47,10 +47,14 @@ def evaluated_set(params: Params, name: str) -> ProblemSet:
     if name != data.problem_set:
         source = params.evaluate.sources.get(name)
         data = DataParams(
-            problem_set=name, source=source, template=template or data.template, arithmetic=data.arithmetic
+            problem_set=name,
+            source=source,
+            template=template or data.template,
+            chat=None if template else data.chat,
+            arithmetic=data.arithmetic,
         )
     elif template is not None and data.jsonl is None:
-        data = data.model_copy(update={"template": template})
+        data = data.model_copy(update={"template": template, "chat": None})
     return problem_set(data)
 
 

@@ -72,7 +72,8 @@ class ProblemSet(Protocol):
         ...
 
     def prompt(self, question: str) -> str:
-        """The text before the completion; :func:`spo_core.problems.templates.encode_prompt` gives its token ids."""
+        """The text before the completion; :func:`spo_core.problems.templates.encode_prompt` gives its token ids. Of a
+        chat template the tokenizer has the text: see ``Template.resolved``."""
         ...
 
     def demonstration(self, row: Question, rng: np.random.Generator) -> str:
@@ -112,6 +113,8 @@ class Generated:
     def __post_init__(self) -> None:
         if self.data.template not in (None, self.template.name):
             raise ConfigError(f"data.template {self.data.template}: {self.name} has its own; set it to null")
+        if self.data.chat is not None:
+            raise ConfigError(f"data.chat: {self.name} has a template of its own; set it to null")
 
     def check_source(self) -> None:
         """Do nothing: this problem set has no source to check."""

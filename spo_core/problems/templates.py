@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
-from spo_core.config import JsonlParams
-from spo_core.errors import ConfigError, DataError
+from jinja2 import TemplateError
+
+from spo_core.config import ChatParams, JsonlParams
+from spo_core.errors import ConfigError, DataError, first_line
 
 AnswerForm = Literal["hashes", "boxed"]
 Bos = Literal["none", "written"]
@@ -36,14 +39,31 @@ class Template:
     """``none``: no BOS token stands before the prompt; ``written``: the text itself begins with the policy's."""
     stop: tuple[str, ...] = PUBLISHED_STOP
     """Strings that end a completion, beside the EOS token."""
+    chat: ChatParams | None = None
+    """Messages of the policy's own chat template, which ``resolved`` asks for the text."""
+    strips: Literal["", "before", "behind", "around"] = ""
+    """Where white space at a question is left out, as some chat templates do."""
 
     def fill(self, question: str) -> str:
-        """The prompt's text. Not ``str.format``: questions and templates hold braces."""
+        """The prompt's text. Not ``str.format``: questions and templates hold braces. Raises ValueError for a chat
+        template that is not resolved."""
+        if self.chat is not None:
+            raise ValueError(f"template {self.name} has no text without a tokenizer")
+        if self.strips in ("before", "around"):
+            question = question.lstrip()
+        if self.strips in ("behind", "around"):
+            question = question.rstrip()
         return self.text.replace(SLOT, question, 1)
+
+    def resolved(self, tokenizer: Any) -> Template:
+        """The template with the text that the policy's tokenizer gives it. Raises DataError where it cannot."""
+        return self if self.chat is None else chat_text(self, self.chat, tokenizer)
 
     def described(self) -> dict[str, Any]:
         """The template's fields as plain JSON, for the identity of runs."""
-        return asdict(self) | {"stop": list(self.stop)}
+        fields = asdict(replace(self, chat=None)) | {"stop": list(self.stop)}
+        del fields["chat"], fields["strips"]
+        return fields if self.chat is None else fields | {"chat": self.chat.model_dump(mode="json")}
 
     def before_stop(self, completion: str) -> str:
         """The completion's text before its first stop string."""
@@ -121,6 +141,56 @@ def own_template(params: JsonlParams) -> Template:
     )
 
 
+def chat_template(params: ChatParams) -> Template:
+    """The template that ``data.chat`` describes; its text comes from the policy's tokenizer."""
+    return Template("chat", params.user, params.answer_form, stop=params.stop, chat=params)
+
+
+# what a chat template must leave as it is: a probe of white space comes first
+PROBES = ("  a\n b \n", "x", "<think>a</think> b", "{{ x }} {% y %} {# z #}", "[INST] é 数 </s>", "a\n\n\nb", "system")
+DAY = datetime(2024, 7, 26)  # of templates that write the date, so that prompts are the same tomorrow
+
+
+def chat_text(template: Template, params: ChatParams, tokenizer: Any) -> Template:
+    """The text that the tokenizer's chat template makes around a question, as a template of its own.
+
+    One BOS token stands at its beginning where the chat template writes it, or where the tokenizer would add it to
+    other texts. Raises DataError where there is no chat template, where it refuses the messages or changes the text of
+    questions, and for a thinking switch that it does not have.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError("data.chat: this policy's tokenizer has no chat template; set data.chat to null")
+
+    def render(question: str, thinking: bool | None) -> str:
+        messages = [] if params.system is None else [{"role": "system", "content": params.system}]
+        messages.append({"role": "user", "content": params.user.replace(SLOT, question, 1)})
+        switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+        day = {"date_string": DAY.strftime("%d %b %Y"), "strftime_now": DAY.strftime}
+        try:
+            return str(
+                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch, **day)
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"data.chat: the policy's chat template refuses these messages: {first_line(error)}"
+            ) from None
+
+    if params.thinking is not None and render("x", True) == render("x", False):
+        raise DataError("data.chat.thinking: the policy's chat template has no such switch; set it to null")
+    text, bos, added = render(SLOT, params.thinking), tokenizer.bos_token, ""
+    if bos is not None and not text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        added = bos
+    begins: Bos = "written" if bos is not None and (added + text).startswith(bos) else "none"
+    strips: Any
+    for strips in ("", "before", "behind", "around"):
+        found = replace(template, text=added + text, bos=begins, chat=None, strips=strips)
+        if text.count(SLOT) == 1 and all(found.fill(p) == added + render(p, params.thinking) for p in PROBES):
+            return found
+    raise DataError(
+        "data.chat: the policy's chat template changes the text of questions; write a data.template instead"
+    )
+
+
 def encode_prompt(template: Template, tokenizer: Any, question: str) -> list[int]:
     """Token ids of one prompt. Raises DataError where its BOS tokens are not as the template says."""
     return encode_prompts(template, tokenizer, [question])[0]
@@ -130,6 +200,7 @@ def encode_prompts(template: Template, tokenizer: Any, questions: Sequence[str])
     """Encode many prompts as :func:`encode_prompt` does one, with one call of the tokenizer."""
     if not questions:
         return []
+    template = template.resolved(tokenizer)
     encoded = tokenizer([template.fill(question) for question in questions], add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     for question, ids in zip(questions, encoded, strict=True):

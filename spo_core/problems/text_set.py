@@ -15,7 +15,7 @@ from spo_core.config import DataParams
 from spo_core.errors import DataError
 from spo_core.problems.base import Question, Rule, Splits, check_disjoint, extract_answer, normalized
 from spo_core.problems.rows import Hub, Row, file_rows, find_file
-from spo_core.problems.templates import Template, named_template
+from spo_core.problems.templates import Template, chat_template, named_template
 
 log = logging.getLogger(__name__)
 Fields = tuple[str, str, str]  # question, answer, solution
@@ -87,6 +87,8 @@ class TextSet:
 
     @property
     def template(self) -> Template:
+        if self.data.chat is not None:
+            return chat_template(self.data.chat)
         return self.source.template if self.data.template is None else named_template(self.data.template)
 
     @property
@@ -232,4 +234,6 @@ def demonstration(template: Template, row: Question) -> str:
         body = solution.rpartition("\n####")[0] or solution.removeprefix(f"#### {row.answer}")
         stated = f"#### {row.answer}" if template.answer == "hashes" else f"The answer is $\\boxed{{{row.answer}}}$."
         solution = f"{body}\n{stated}" if body else stated
+    if template.chat is not None:  # a turn begins and ends at once
+        return solution
     return f"{'' if template.text.endswith(chr(10)) else chr(10)}{solution}\n"

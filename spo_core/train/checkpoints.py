@@ -22,10 +22,11 @@ UNREADABLE = (DataError, OSError, ValueError, SafetensorError, pa.ArrowException
 
 
 def keep_if_best(session: Session, accuracy: float) -> None:
-    """Keep the present policy where its validation accuracy is higher than any before."""
+    """Keep the present policy where its validation accuracy is higher than any before; count those that are not."""
+    session.unraised += 1
     if session.best is None or accuracy > session.best.accuracy:
         session.run.save_best(session.iteration, lambda folder: _write_policy(session, folder))
-        session.best = Best(session.iteration, accuracy)
+        session.best, session.unraised = Best(session.iteration, accuracy), 0
 
 
 def save(session: Session) -> None:
@@ -65,17 +66,19 @@ def restore(session: Session, number: int) -> None:
     except UNREADABLE as error:  # the file has its size, but other bytes than were written
         why = str(error).partition("\n")[0]
         raise RunError(f"{folder}: cannot be read ({why}); delete it to go on from the one before") from error
+    session.order.restore(state["order"])
     session.generated_tokens = state["generated_tokens"]
     session.iteration = state["iteration"]
     log.info("resumed after iteration %d from %s", session.iteration, folder)
 
 
 def restore_rollouts(session: Session) -> None:
-    """Go on after the last complete iteration of a run that only samples: nothing but its number has changed."""
+    """Go on after the last complete iteration of a run that only samples: the policy has not changed."""
     session.iteration = complete_iterations(session.run.path)
     if session.iteration:
-        last = read_json(session.run.iteration(session.iteration) / "metrics.json")
-        session.generated_tokens = last["generated_tokens"]
+        folder = session.run.iteration(session.iteration)
+        session.generated_tokens = read_json(folder / "metrics.json")["generated_tokens"]
+        session.order.restore(read_json(folder / "order.json"))
 
 
 def _write_policy(session: Session, folder: Path) -> None:
@@ -92,7 +95,12 @@ def _write(session: Session, folder: Path) -> None:
         (folder / "critic").mkdir()
         session.critic.save(folder / "critic")
     best = None if session.best is None else asdict(session.best)
-    state = {"iteration": session.iteration, "generated_tokens": session.generated_tokens, "best": best}
+    state = {
+        "iteration": session.iteration,
+        "generated_tokens": session.generated_tokens,
+        "best": best,
+        "order": session.order.state,
+    }
     write_json(folder / "state.json", state)
 
 

@@ -53,7 +53,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     if backend.type == "deepspeed" and backend.hostfile is not None:
         read_hostfile(paths.root / backend.hostfile, backend.ranks)  # raises where it cannot be used
     chosen["learn"]["backend"].pop("hostfile", None)  # the number of ranks counts, not the machines
-    run = params.run.model_dump(mode="json", include={"seed", "threads", "max_generated_tokens"})
+    run = params.run.model_dump(mode="json", include={"seed", "threads"})
     return {
         **chosen,
         "run": run | {"parts": params.run.task_runner.shards},  # batches of other sizes round differently
@@ -140,3 +140,12 @@ def check_length(run: RunDirectory, params: Params) -> None:
             f"{run.path} already has iteration {done[-1]}, run.iterations is {params.run.iterations}; "
             f"set it to {done[-1]} or more, or choose another run.name to start over"
         )
+    budget = params.run.max_generated_tokens
+    if done and budget is not None:
+        row = read_json(run.iteration(done[-1]) / "metrics.json")
+        before = row["generated_tokens"] - row["rollout/generated_tokens"]
+        if before >= budget:
+            raise RunError(
+                f"{run.path} already went on beyond run.max_generated_tokens {budget}, with {before} tokens before "
+                f"iteration {done[-1]}; raise it, or choose another run.name to start over"
+            )

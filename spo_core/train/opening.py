@@ -27,7 +27,7 @@ from spo_core.rollout.engines import make_engine
 from spo_core.runs.directory import RunDirectory, open_run
 from spo_core.train.checkpoints import restore, restore_rollouts
 from spo_core.train.identity import check_length, policy_device, training_run
-from spo_core.train.questions import fitting_questions
+from spo_core.train.questions import QuestionOrder, fitting_questions
 from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
 from spo_core.train.shards import MapShards, Shards
@@ -78,6 +78,7 @@ def open_session(
             elif rollouts_only:
                 restore_rollouts(current)
             run.rewind_metrics(current.iteration)
+            current.recall(run.read_metrics())
             _OPEN[run.path] = current
             yield current
         finally:
@@ -117,8 +118,21 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     if params.credit.value.type == "critic":
         assert isinstance(trainer, Trainer) and isinstance(trainer.backend, TorchBackend)
         critic = make_critic(params, model, trainer.backend.policy)
-    replay = ReplayBuffer(params.learn)
-    return Session(params, run, problem, rows, validation, model, working, tokenizer, rollouts, trainer, replay, critic)
+    return Session(
+        params,
+        run,
+        problem,
+        rows,
+        validation,
+        model,
+        working,
+        tokenizer,
+        rollouts,
+        trainer,
+        ReplayBuffer(params.learn),
+        QuestionOrder(rows, params.run.seed, params.rollout.skip_solved),
+        critic,
+    )
 
 
 def _learner(

@@ -4,30 +4,93 @@ seed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from spo_core.config import Params
+from spo_core.config import Params, SkipSolvedParams
 from spo_core.errors import DataError
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompts
 from spo_core.rollout.seeds import derive_seed
+from spo_core.tree import RolloutTree
+from spo_core.verify import Outcome
 
 log = logging.getLogger(__name__)
 
 
-def draw_questions(rows: Sequence[Question], count: int, *, seed: int, iteration: int) -> list[Question]:
-    """Draw an iteration's questions, counted from 1: a pure function, so that a resume needs no saved state."""
-    orders: dict[int, np.ndarray] = {}
-    drawn = []
-    for position in range((iteration - 1) * count, iteration * count):
-        epoch, place = divmod(position, len(rows))
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng(derive_seed(seed, "questions", epoch)).permutation(len(rows))
-        drawn.append(rows[orders[epoch][place]])
-    return drawn
+@dataclass(slots=True)
+class QuestionOrder:
+    """The endless order in which a run asks its questions: each once an epoch, permuted anew by the seed. Those that
+    ``skip`` leaves out are passed over. ``state`` is all that changes."""
+
+    rows: Sequence[Question]
+    seed: int
+    skip: SkipSolvedParams | None = None
+    position: int = 0
+    """Questions passed so far, asked or left out."""
+    solved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By question: how often in a row it was solved up to now, and in which iteration it was asked last."""
+
+    def draw(self, count: int, iteration: int, without: Container[str] = ()) -> list[Question]:
+        """Draw the next questions. ``without`` those of the iteration that were asked already, fewer come where no
+        others are there. Where solved ones are left out none comes twice, and some of them come where all others do."""
+        drawn: list[Question] = []
+        left_out: dict[Question, None] = {}
+        once = bool(without) or self.skip is not None
+        orders: dict[int, np.ndarray] = {}
+        passed = 0
+        while len(drawn) < count and passed < 2 * len(self.rows):  # in so many places every question stands once
+            epoch, place = divmod(self.position, len(self.rows))
+            if epoch not in orders:
+                rng = np.random.default_rng(derive_seed(self.seed, "questions", epoch))
+                orders[epoch] = rng.permutation(len(self.rows))
+            row = self.rows[orders[epoch][place]]
+            self.position += 1
+            passed += 1
+            if row.question_id in without or (once and row in drawn):
+                continue
+            if self.left_out(row.question_id, iteration):
+                left_out[row] = None
+                continue
+            drawn.append(row)
+            passed = 0
+        return drawn if without else drawn + list(left_out)[: count - len(drawn)]
+
+    def left_out(self, question_id: str, iteration: int) -> bool:
+        """Whether a question was solved often enough, and not too long ago."""
+        if self.skip is None:
+            return False
+        times, last = self.solved.get(question_id, (0, 0))
+        return times >= self.skip.after and iteration - last < self.skip.iterations
+
+    def learn(self, trees: Sequence[RolloutTree], iteration: int) -> None:
+        """Take note of which questions were solved in an iteration."""
+        for tree in trees if self.skip is not None else ():
+            times, _ = self.solved.get(tree.question_id, (0, 0))
+            self.solved[tree.question_id] = (times + 1 if all_right(tree) else 0, iteration)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` takes, as plain JSON."""
+        return {"position": self.position, "solved": {k: list(v) for k, v in self.solved.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.position = state["position"]
+        self.solved = {question: (times, last) for question, (times, last) in state["solved"].items()}
+
+
+def all_right(tree: RolloutTree) -> bool:
+    """Whether every response of a tree, value rollouts left out, is right."""
+    leaves = [tree.nodes[leaf] for leaf in tree.leaves]
+    return all(leaf.outcome == Outcome.CORRECT for leaf in leaves if leaf.trainable)
+
+
+def uniform(tree: RolloutTree) -> bool:
+    """Whether all responses of a tree, value rollouts included, have one reward: then all its values are equal."""
+    return len({tree.nodes[leaf].reward for leaf in tree.leaves}) == 1
 
 
 def fitting_questions(

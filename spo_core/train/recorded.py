@@ -103,7 +103,9 @@ def read_recorded(path: Path, params: Params, identity: Mapping[str, Any], vocab
                 f"{folder}: its trees are gone, as run.keep_rollouts has those of old iterations deleted; replay a run "
                 "of run.keep_rollouts=null, or one that --rollouts-only recorded"
             )
-        tokens += _check_trees(folder / "trees.parquet", number, vocabulary)
+        generated = _check_trees(folder / "trees.parquet", number, vocabulary)
+        rollout = read_json(folder / "rollout.json") if (folder / "rollout.json").is_file() else {}
+        tokens += int(rollout.get("rollout/generated_tokens", generated))  # trees that gave way to others count too
         digests.append(_digest(folder))
         if budget is not None and tokens >= budget:
             break  # the recorded run ends here

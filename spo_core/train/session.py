@@ -5,7 +5,8 @@ Tasks exchange paths and small records; models and trees stay here. A task names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
 from spo_core.system.progress import Progress
 from spo_core.train.identity import NO_LIMIT
+from spo_core.train.questions import QuestionOrder
 from spo_core.train.recorded import Recorded
 from spo_core.train.sampling import RolloutWorker, Sampled
 from spo_core.train.shards import Shards
@@ -67,6 +69,7 @@ class Session:
     """What samples and grades: this process, or workers that each take a shard of the questions."""
     trainer: TrainerHandle
     replay: ReplayBuffer
+    order: QuestionOrder
     critic: Critic | None = None
     """Values states where ``credit.value`` is critic."""
     iteration: int = 0
@@ -76,11 +79,48 @@ class Session:
     max_logprob_gap: float = NO_LIMIT
     """The limit of ``gap.gap_limit``; none where a replay's trees are of another policy."""
     under_way: UnderWay | None = None
+    unraised: int = 0
+    """Validations since the best one."""
+    seconds: float = 0.0
+    """Seconds of work until the last finished iteration, in all starts of the run."""
+    last_seconds: float = 0.0
+    """Seconds from the end of the iteration before, with what was saved there, to that of the last one's update."""
+    clock: float = field(default_factory=time.monotonic)
 
     @property
     def finished(self) -> bool:
-        budget = self.params.run.max_generated_tokens
-        return self.iteration >= self.params.run.iterations or (budget is not None and self.generated_tokens >= budget)
+        return self.why_finished is not None
+
+    @property
+    def why_finished(self) -> str | None:
+        """The limit that the run has reached, in words; None where it goes on. What ended a run can be raised, and the
+        run goes on."""
+        run = self.params.run
+        if self.iteration >= run.iterations:
+            return f"run.iterations {run.iterations}"
+        if run.max_generated_tokens is not None and self.generated_tokens >= run.max_generated_tokens:
+            return f"run.max_generated_tokens {run.max_generated_tokens}: {self.generated_tokens} were generated"
+        if run.patience is not None and self.unraised >= run.patience and self.best is not None:
+            return f"run.patience {run.patience}: no validation was better than that of iteration {self.best.iteration}"
+        if run.max_seconds is not None and self.iteration and self.seconds + self.last_seconds > run.max_seconds:
+            return (
+                f"run.max_seconds {run.max_seconds:g}: {self.seconds:.0f} s so far, {self.last_seconds:.0f} s the last"
+            )
+        return None
+
+    def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take time and validations from the metrics of the iterations that are finished."""
+        since = 0 if self.best is None else self.best.iteration
+        self.unraised = sum("eval/validation_accuracy" in row and row["iteration"] > since for row in rows)
+        times = [0.0, *(row["timing/run"] for row in rows)]
+        self.seconds, self.last_seconds = times[-1], times[-1] - times[-2] if rows else 0.0
+
+    def tick(self) -> None:
+        """Count the time since the last call, once an iteration, so that whether the run is over does not change while
+        the iteration is saved."""
+        now = time.monotonic()
+        self.last_seconds, self.clock = now - self.clock, now
+        self.seconds += self.last_seconds
 
     @property
     def warmup_iterations(self) -> int:

@@ -24,7 +24,7 @@ from spo_core.runs.directory import COMPLETE
 from spo_core.system.files import write_json, write_text
 from spo_core.system.progress import Progress
 from spo_core.train.checkpoints import keep_if_best, save
-from spo_core.train.questions import draw_questions
+from spo_core.train.resampling import ask
 from spo_core.train.session import Best, Session, UnderWay
 from spo_core.tree import FinishReason, RolloutTree, read_trees, write_trees
 from spo_core.verify import Outcome
@@ -34,27 +34,31 @@ log = logging.getLogger(__name__)
 
 
 def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
-    """Sample and grade one tree a question; writes questions.json and trees.parquet."""
+    """Sample and grade one tree a question; writes questions.json and trees.parquet. Metrics are of all that was
+    sampled, trees that gave way to others too."""
     started = time.perf_counter()
     params = session.params
     folder = session.run.start_iteration(iteration)
-    rows = draw_questions(session.rows, params.rollout.questions, seed=params.run.seed, iteration=iteration)
-    sampled = session.sample(rows, iteration, progress=progress)
-    trees, counts = sampled.trees, sampled.counts
+    asked = ask(session, iteration, progress)
+    trees, sampled, counts = asked.trees, asked.sampled.trees, asked.sampled.counts
     write_trees(folder / "trees.parquet", trees)
-    write_json(folder / "questions.json", [asdict(row) for row in rows])
-    failed = check_graded(session, iteration, trees)
+    write_json(folder / "questions.json", [asdict(row) for row in asked.rows])
+    failed = check_graded(session, iteration, sampled)
     seconds = time.perf_counter() - started
-    metrics = rollout_metrics(trees) | {
-        "sync/logprob_gap_mean": counts.gap_mean,
-        "sync/logprob_gap_max": counts.gap_max,
-        "timing/sync": counts.sync,
-        "timing/probe": counts.probe,
-        "rollout/failed_share": failed,
-        "timing/rollout": seconds,
-        "timing/grading": counts.grading,
-        "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
-    }
+    metrics = (
+        rollout_metrics(sampled)
+        | asked.metrics
+        | {
+            "sync/logprob_gap_mean": counts.gap_mean,
+            "sync/logprob_gap_max": counts.gap_max,
+            "timing/sync": counts.sync,
+            "timing/probe": counts.probe,
+            "rollout/failed_share": failed,
+            "timing/rollout": seconds,
+            "timing/grading": counts.grading,
+            "timing/generated_tokens_per_second": counts.generated_tokens / seconds,
+        }
+    )
     if isinstance(params.rollout.engine, VllmEngineParams):  # transformers' engine is never restarted
         metrics["rollout/engine_restarts"] = counts.engine_restarts
     if caches_prefixes(params.rollout.engine):
@@ -106,6 +110,7 @@ def replay_step(session: Session, iteration: int) -> dict[str, float]:
 def keep_step(session: Session, iteration: int) -> dict[str, Any]:
     """Complete an iteration without an update; returns its row of metrics."""
     row = _count(session, _under_way(session, iteration))
+    write_json(session.run.iteration(iteration) / "order.json", session.order.state)
     warn_of_gap(session, row)
     _complete(session, row)
     return row
@@ -115,7 +120,9 @@ def _count(session: Session, under_way: UnderWay) -> dict[str, Any]:
     """Count the iteration under way as finished; returns its row of metrics so far."""
     session.iteration += 1
     session.generated_tokens += int(under_way.metrics["rollout/generated_tokens"])
-    return {"iteration": session.iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
+    session.tick()
+    row = {"iteration": session.iteration, "generated_tokens": session.generated_tokens, **under_way.metrics}
+    return row | {"timing/run": session.seconds}
 
 
 def _complete(session: Session, row: dict[str, Any]) -> None:

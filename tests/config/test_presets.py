@@ -26,6 +26,7 @@ EMBEDDED = {
     "cispo",
     "rloo",
     "vineppo",
+    "lora-24gb",
 }
 
 

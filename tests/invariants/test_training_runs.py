@@ -18,7 +18,9 @@ from spo_core.problems.prepare import prepare_splits
 from spo_core.system.files import read_json
 from spo_core.train.identity import check_training, training_identity
 from spo_core.train.opening import open_session
-from spo_core.train.steps import credit_step, rollout_step, train_step
+from spo_core.train.questions import uniform
+from spo_core.train.steps import credit_step, keep_step, rollout_step, train_step
+from spo_core.tree import read_trees
 from spo_core.verify import Outcome, Verdict
 from tests.conftest import ROOT
 
@@ -247,6 +249,61 @@ def test_a_named_run_with_other_params_is_refused_before_anything_is_loaded(proj
 def test_a_prompt_that_fills_the_context_is_refused_by_its_question(project):
     with pytest.raises(DataError, match=r"question arithmetic-train-\d+: its prompt has \d+ tokens"):
         train(small("rollout.context_length=14"), project)
+
+
+def ask_again(budget: int) -> list[str]:
+    skip = "rollout.skip_solved={after: 1, iterations: 2}"
+    return [
+        "rollout.branch_factors=[2]",
+        "credit.partition={type: whole}",
+        f"rollout.resample={{max_tokens: {budget}}}",
+        skip,
+    ]
+
+
+def test_questions_that_say_nothing_give_way_to_others(project, tmp_path, monkeypatch):
+    """Kept are trees with an advantage; those that gave way count as tokens and in the reward; resumed = straight."""
+    params = small(*ask_again(100_000))
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
+    straight, rows, path = train(params, project)
+    for number, row in enumerate(rows, start=1):
+        folder = path / "iterations" / f"{number:06d}"
+        kept = read_trees(folder / "trees.parquet")
+        assert [q["question_id"] for q in read_json(folder / "questions.json")] == [t.question_id for t in kept]
+        assert len(kept) == 4 and not any(map(uniform, kept)) and row["credit/segments_with_advantage"] == 1
+        assert row["rollout/generated_tokens"] > sum(t.generated_tokens for t in kept)
+        assert row["rollout/questions_asked"] > 4 and row["rollout/responses"] == 2 * row["rollout/questions_asked"]
+    assert any(row["rollout/left_out_share"] > 0 for row in rows)
+    assert rows[-1]["generated_tokens"] == sum(row["rollout/generated_tokens"] for row in rows)
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
+    train(params, project, stop_after=3)
+    resumed, rows_again, _ = train(params, project)
+    assert same_bits(straight, resumed) and rows == rows_again
+
+
+def test_a_budget_of_tokens_bounds_what_is_asked_again(project):
+    """A round is begun where the budget has room for it at the mean so far; uniform trees fill up the iteration."""
+    _, first, path = train(small("run.name=first", *ask_again(1), "run.iterations=1"), project)
+    assert first[0]["rollout/questions_asked"] == 4 == len(read_trees(path / "iterations" / "000001" / "trees.parquet"))
+    budget = int(first[0]["rollout/generated_tokens"] * 1.6)
+    _, rows, path = train(small("run.name=second", *ask_again(budget), "run.iterations=2"), project)
+    kept = read_trees(path / "iterations" / "000001" / "trees.parquet")
+    assert 4 < rows[0]["rollout/questions_asked"] <= 7 and len(kept) == 4
+    assert rows[0]["rollout/uniform_share"] > 0
+
+
+def test_sampling_alone_resumes_with_the_same_questions(project, tmp_path, monkeypatch):
+    found = {}
+    for name, stops in (("a", (None,)), ("b", (1, 3, None))):
+        monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / name))
+        for stop in stops:
+            with open_session(small(*ask_again(100_000)), project, rollouts_only=True) as session:
+                while not session.finished and session.iteration != stop:
+                    rollout_step(session, session.iteration + 1)
+                    keep_step(session, session.iteration + 1)
+        folders = sorted((session.run.path / "iterations").iterdir())
+        found[name] = [(folder / "questions.json").read_text() for folder in folders]
+    assert found["a"] == found["b"] and len(set(found["a"])) == 4
 
 
 def test_a_budget_of_generated_tokens_ends_the_run_and_its_resume(project):

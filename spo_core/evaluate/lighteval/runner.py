@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from spo_core.config import EvaluateParams, VerifyParams, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ from spo_core.evaluate.scoring import (
 )
 from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.problems.templates import encode_prompts
+from spo_core.problems.templates import Template, encode_prompts
 from spo_core.system.processes import child, last_words, wait
 from spo_core.system.progress import Progress
 from spo_core.verify.rules import rule
@@ -73,17 +74,23 @@ def measure_cell(
     missing checkpoint, EngineError where a server does not start or dies, and EvaluationError where lighteval fails,
     feeds other tokens than training, or reports what its completions contradict.
     """
+    from spo_core.policy.tokenizer import load_tokenizer
+
     started = time.monotonic()
     work_dir = work_dir.resolve()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError(f"{python}: no lighteval environment here; make install creates it")
     if not (checkpoint / "config.json").is_file():
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
-    prompts = {row.question_id: problem.prompt(row.question) for row in questions}
+    tokenizer = load_tokenizer(checkpoint)
+    template = problem.template.resolved(tokenizer)
+    prompts = {row.question_id: template.fill(row.question) for row in questions}
     with LightevalMetric(python, verify.workers) as metric, Verifier(verify) as verifier:
         if (kind := metric_kind(problem)) is not None:
             metric.begin()  # imports while the policy is sampled
-        answers, report = _sample(checkpoint, cell, questions, problem, params, threads, python, work_dir, progress)
+        answers, report = _sample(
+            checkpoint, tokenizer, cell, questions, prompts, template, params, threads, python, work_dir, progress
+        )
         samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
         votes = majority(verifier, rule(problem, verify.grader), samples)
         if kind is not None:
@@ -122,9 +129,11 @@ def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> No
 
 def _sample(
     checkpoint: Path,
+    tokenizer: Any,
     cell: Cell,
     questions: Sequence[Question],
-    problem: ProblemSet,
+    prompts: dict[str, str],
+    template: Template,
     params: EvaluateParams,
     threads: int,
     python: Path,
@@ -134,10 +143,7 @@ def _sample(
     """Sample all questions; raises EvaluationError unless the prompts fed were those of training."""
     from transformers import AutoConfig
 
-    from spo_core.policy.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(checkpoint)
-    encoded = encode_prompts(problem.template, tokenizer, [row.question for row in questions])
+    encoded = encode_prompts(template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
@@ -150,7 +156,7 @@ def _sample(
         top_p=params.top_p,
         seed=params.seed,
         batch_size=params.batch_size,
-        stop=problem.template.stop,
+        stop=template.stop,
         threads=threads,
         parent=os.getpid(),
     )
@@ -164,7 +170,6 @@ def _sample(
                 folder=work_dir / SERVERS,
             )
             request = replace(request, servers=stack.enter_context(servers))
-        prompts = {row.question_id: problem.prompt(row.question) for row in questions}
         answers, report = _run(request, prompts, checkpoint, python, work_dir, progress)
     check_prompts(answers, fed)
     return answers, report
