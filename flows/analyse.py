@@ -87,6 +87,7 @@ def command(
     rollouts: Annotated[int, typer.Option(min=2, help="Responses sampled from each of these states.")] = ROLLOUTS,
     set_: cli.Overrides = None,
     name: Annotated[str | None, typer.Option(help="Of the folder below reports/analysis.")] = None,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Measure gradient efficiency, value error and credit of candidates at a policy, or several; nothing is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))

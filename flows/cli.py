@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.local_server import local_server
 from flows.server_check import check_server, server_fault
+from spo_core.observe.bars import quiet
 from spo_core.system.command_line import run
 
 DRAIN_SECONDS = 10
@@ -34,6 +36,9 @@ RolloutsOnly = Annotated[
     typer.Option(
         "--rollouts-only", help="Sample, grade and keep the trees of run.iterations iterations; train nothing."
     ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=quiet, help="Show no progress, only warnings, errors and results.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print all params and an estimate; start and write nothing.")]
 
@@ -60,9 +65,20 @@ def served() -> Iterator[None]:
                 worker.drain_all(timeout=DRAIN_SECONDS)
 
 
+class Warnings(logging.StreamHandler):
+    """Writes to what is standard error at the moment: while bars are drawn, that is what writes above them."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None: ...
+
+
 def main(command: Callable[..., Any]) -> None:
     """Run a typer command. An SPOError is printed to standard error in one or two lines, with exit status 2."""
-    handler = logging.StreamHandler()  # on the logger itself: Prefect stops extra loggers from propagating
+    handler = Warnings()  # on the logger itself: Prefect stops extra loggers from propagating
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     for name in ("spo_core", "tasks"):

@@ -91,6 +91,7 @@ def command(
     preset: cli.Preset = None,
     set_: cli.Overrides = None,
     name: cli.Name = None,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Score a policy through lighteval, with the prompts and the verifier of training."""
     if force and compare is None:

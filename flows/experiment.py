@@ -32,7 +32,9 @@ def experiment(preset: str | None = None, overrides: tuple[str, ...] = (), name:
     return report(**run)
 
 
-def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
+def command(
+    preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None, quiet: cli.Quiet = False
+) -> None:
     """Run every stage in order; each reuses or continues what an earlier run of the same params left."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_environment(spec.paths)

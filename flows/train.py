@@ -72,6 +72,7 @@ def command(
     replay: cli.Replay = None,
     rollouts_only: cli.RolloutsOnly = False,
     dry_run: cli.DryRun = False,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Train the policy from checkpoints/warmup; continues where an interrupted run stopped."""
     if dry_run:

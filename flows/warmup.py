@@ -20,7 +20,9 @@ def warmup(preset: str | None = None, overrides: tuple[str, ...] = (), name: str
     return metrics
 
 
-def command(preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None) -> None:
+def command(
+    preset: cli.Preset = None, set_: cli.Overrides = None, name: cli.Name = None, quiet: cli.Quiet = False
+) -> None:
     """Initialise the policy and train it on the problem set's demonstrations."""
     spec = RunSpec.here(preset, set_ or (), name)
     check_warmup(spec.params, spec.paths)

@@ -23,7 +23,7 @@ def collect_rollouts(iteration: Iteration) -> dict:
     with bar("rollout", None, unit="tok", inner=True) as progress:
 
         def show(responses: int, tokens: int) -> None:
-            progress.set_postfix(responses=responses, refresh=False)
+            progress.set_postfix(responses=responses)
             progress.update(tokens - progress.n)
 
         return rollout_step(current, iteration.number, show)

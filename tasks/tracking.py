@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spo_core.credit.pairs import read_pairs
-from spo_core.observe.bars import bar
+from spo_core.observe.bars import iterations as shown_iterations
 from spo_core.observe.trackers import Trackers
 from spo_core.observe.tree_table import Rows, asked, tree_rows
 from spo_core.policy.device import device_name
@@ -51,17 +51,15 @@ def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Map
     with (
         Trackers(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,
         Pages(spec.run_name or "main", iterations, rows) as pages,
-        bar("train", iterations, unit="it") as progress,
+        shown_iterations(iterations, session.iteration) as show,
     ):
         device = device_name(training_device(spec.params))
         record_attempt(session.run.path, spec.paths.root, session.iteration + 1, caller(spec), tracker.where, device)
-        progress.update(session.iteration)
 
         def log_metrics(metrics: Mapping[str, Any]) -> None:
             tracker.log(metrics)
             pages.show(metrics)
-            progress.set_postfix(shown(metrics), refresh=False)
-            progress.update(1)
+            show(table_row(metrics), shown(metrics))
 
         yield log_metrics
 

@@ -19,7 +19,7 @@ def warm_up_policy(spec: RunSpec) -> dict:
     with bar("warm-up", params.policy.warmup.steps, unit="step") as progress:
 
         def show(step: int, loss: float) -> None:
-            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            progress.set_postfix(loss=f"{loss:.3f}")
             progress.update(step - progress.n)
 
         rows = warm_up(params, paths, show, caller(spec))
