@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from spo_core.config.namespace import Namespace, Share
+from spo_core.config.verify import GraderName
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -93,6 +94,17 @@ class ChatParams(Namespace):
         return self
 
 
+class MixedSet(Namespace):
+    """One of the problem sets of a mixture."""
+
+    data: DataParams
+    """The set, as ``data`` describes one alone."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the questions of an iteration, and of validation accuracy, relative to the others' weights."""
+    grader: GraderName | None = None
+    """Grader of its answers; null: ``verify.grader``."""
+
+
 class DataParams(Namespace):
     problem_set: str = Field(default="arithmetic", pattern=r"^[a-z0-9_]+$")
     """arithmetic, gsm8k, math, point24; aime24, college_math and olympiad_bench for evaluation; or, with ``jsonl``, a
@@ -119,6 +131,21 @@ class DataParams(Namespace):
     jsonl: JsonlParams | None = None
     """A problem set of your own; its name is ``problem_set``."""
     arithmetic: ArithmeticParams = ArithmeticParams()
+    mixture: tuple[MixedSet, ...] = ()
+    """Several problem sets to train on together, under the name ``problem_set``; empty: that one alone."""
+
+    @model_validator(mode="after")
+    def _mixed(self) -> DataParams:
+        names = [part.data.problem_set for part in self.mixture]
+        if len({*names, self.problem_set}) != len(names) + 1 and names:
+            raise ValueError(f"mixture: problem_set and its sets need names of their own, not {', '.join(names)}")
+        if any(part.data.mixture for part in self.mixture):
+            raise ValueError("mixture: one of its sets is a mixture; write all sets in one list")
+        if self.mixture:
+            for key in ("source", "revision", "template", "chat", "train", "validation", "test", "jsonl"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key}: belongs to a set of data.mixture; write it below that set's data")
+        return self
 
     @model_validator(mode="after")
     def _one_template(self) -> DataParams:

@@ -76,8 +76,10 @@ def estimate(params: Params, context_length: int) -> Estimate:
 def _longest_prompt(params: Params) -> int | None:
     """Most tokens of a prompt: the longest question kept, and its template at a token a byte; None: no limit."""
     most = params.data.max_question_tokens
+    if most is None or params.data.mixture:
+        return None
     template = problem_set(params.data).template
-    return None if most is None or template.chat is not None else most + len(template.fill("").encode())
+    return None if template.chat is not None else most + len(template.fill("").encode())
 
 
 def _work(params: Params, prompt: int, length: int, context: int, *, most: bool) -> Work:

@@ -13,10 +13,11 @@ from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading
 from spo_core.evaluate.lighteval.serving import vllm_version
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
-from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, suite_questions
+from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, graded_as, suite_questions
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet
+from spo_core.problems.mixture import described, parts_of
 from spo_core.runs.directory import open_run
 from spo_core.runs.fingerprint import EVALUATION, SERVING, code_digest
 from spo_core.system.files import file_digest, publish, write_text
@@ -59,13 +60,14 @@ def check_suite(params: Params, *, own: bool, cell: str | None = None) -> None:
     own, and must be asked with the template of training."""
     for name in dict.fromkeys(c.problem_set for c in chosen_cells(params, cell)):
         problem = evaluated_set(params, name)
-        check_grader(problem, params.verify.grader)
-        if name != params.data.problem_set or not own:
+        check_grader(problem, graded_as(params, name).grader)
+        trained = {part.name: part for part in parts_of(problem_set(params.data))}
+        if name not in trained or not own:
             _check_source(problem)
-        elif problem.template != problem_set(params.data).template:
+        elif problem.template != trained[name].template:
             raise ConfigError(
                 f"evaluate.template {problem.template.name} is not the template of training, "
-                f"{problem_set(params.data).template.name}; set it to null, or name the policy by its folder"
+                f"{trained[name].template.name}; set it to null, or name the policy by its folder"
             )
 
 
@@ -103,7 +105,7 @@ def evaluate_cell(
 
     ``progress`` is called with the numbers of completions sampled so far and in all. Raises what ``measure_cell`` does.
     """
-    problem = evaluated_set(params, cell.problem_set)
+    problem, verify = evaluated_set(params, cell.problem_set), graded_as(params, cell.problem_set)
     questions = suite_questions(params, paths, cell.problem_set)
     chosen = params.evaluate.model_dump(
         mode="json", include={"samples", "temperature", "top_p", "seed", "engine", "batch_size"}
@@ -116,8 +118,8 @@ def evaluate_cell(
         "questions": digest([[q.question_id, q.question, q.answer] for q in questions]),
         "problem_set": cell.problem_set,
         "context_length": cell.context_length,
-        "prompts": problem.template.described() | {"rule": problem.rule},
-        "verify": params.verify.model_dump(mode="json", include={"grader", "seconds"}),
+        "prompts": described(problem),
+        "verify": verify.model_dump(mode="json", include={"grader", "seconds"}),
         "evaluate": chosen,
         "threads": params.run.threads,
         "code": code_digest(*EVALUATION, *(SERVING if served else ())),
@@ -135,7 +137,7 @@ def evaluate_cell(
                 questions,
                 problem,
                 params.evaluate,
-                params.verify,
+                verify,
                 model=model.name,
                 model_digest=model.digest,
                 threads=params.run.threads,

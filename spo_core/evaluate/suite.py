@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spo_core.config import DataParams, Params
+from spo_core.config import DataParams, Params, VerifyParams
 from spo_core.errors import ConfigError, DataError
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 from spo_core.problems.base import ProblemSet, Question, read_split
+from spo_core.problems.mixture import grader_of, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,14 @@ class Cell:
         return f"{self.problem_set}-{self.context}"
 
 
+def graded_as(params: Params, name: str) -> VerifyParams:
+    """How completions of a problem set are graded: by the grader of its place in a mixture, else the run's."""
+    return params.verify.model_copy(update={"grader": grader_of(params.data, name, params.verify.grader)})
+
+
 def cells(params: Params) -> list[Cell]:
     """All cells of a suite, problem set by problem set, contexts in the order of ``evaluate.contexts``."""
-    names = params.evaluate.problem_sets or (params.data.problem_set,)
+    names = params.evaluate.problem_sets or tuple(weights_of(params.data))
     return [Cell(name, context, n) for name in names for context, n in params.evaluate.contexts.items()]
 
 
@@ -43,7 +49,7 @@ def find_cell(params: Params, name: str) -> Cell:
 def evaluated_set(params: Params, name: str) -> ProblemSet:
     """The problem set of a cell, with the suite's template or else that of training. Raises ConfigError where one is
     unknown."""
-    data, template = params.data, params.evaluate.template
+    data, template = _own_data(params.data, name), params.evaluate.template
     if name != data.problem_set:
         source = params.evaluate.sources.get(name)
         data = DataParams(
@@ -58,11 +64,17 @@ def evaluated_set(params: Params, name: str) -> ProblemSet:
     return problem_set(data)
 
 
+def _own_data(data: DataParams, name: str) -> DataParams:
+    """``data``, or where it is a mixture with a set of that name, that set's."""
+    return next((part.data for part in data.mixture if part.data.problem_set == name), data)
+
+
 def suite_questions(params: Params, paths: Paths, name: str) -> list[Question]:
     """Test questions of a problem set, at most ``evaluate.questions``: from the prepared split of the run's own set,
     if there is one, else from files or the hub. Raises DataError where they cannot be read."""
-    if name == params.data.problem_set and (paths.data(name) / "test.jsonl").is_file():
-        rows = read_split(paths.data(name), "test")
+    prepared = paths.data(params.data.problem_set)
+    if name in weights_of(params.data) and (prepared / "test.jsonl").is_file():
+        rows = [row for row in read_split(prepared, "test") if row.question_id.startswith(f"{name}-")]
     else:
         rows = evaluated_set(params, name).test()
     if not rows:

@@ -14,7 +14,7 @@ from spo_core.config import WarmupParams
 from spo_core.learn.muon import Muon
 from spo_core.policy.architecture import layers_of
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.problems.templates import encode_prompts
+from spo_core.problems.mixture import encode_questions
 
 IGNORED = -100
 
@@ -27,7 +27,7 @@ def encode_demonstrations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input ids and labels, each (rows, width); labels cover the completion and its end token only."""
     encoded = []
-    prompts = encode_prompts(problem.template, tokenizer, [row.question for row in rows])
+    prompts = encode_questions(problem, tokenizer, rows)
     for row, prompt in zip(rows, prompts, strict=True):
         completion = tokenizer.encode(problem.demonstration(row, rng), add_special_tokens=False)
         encoded.append((prompt, [*completion, tokenizer.eos_token_id]))

@@ -15,6 +15,7 @@ from spo_core.problems.base import ProblemSet
 from spo_core.problems.college_math import COLLEGE_MATH
 from spo_core.problems.competition_math import MATH
 from spo_core.problems.gsm8k import GSM8K
+from spo_core.problems.mixture import Mixture
 from spo_core.problems.olympiad_bench import OLYMPIAD_BENCH
 from spo_core.problems.own import own_set
 from spo_core.problems.point24 import Point24
@@ -33,6 +34,10 @@ PROBLEM_SETS: dict[str, TextSource | Callable[[DataParams], ProblemSet]] = {
 
 def problem_set(data: DataParams) -> ProblemSet:
     """The problem set that ``data`` names or describes. Raises ConfigError, naming the sets, for an unknown one."""
+    if data.mixture:
+        if data.problem_set in PROBLEM_SETS:
+            raise ConfigError(f"data.problem_set {data.problem_set} is built in; give the mixture another name")
+        return Mixture(data, tuple(problem_set(part.data) for part in data.mixture))
     if data.jsonl is not None:
         if data.problem_set in PROBLEM_SETS:
             raise ConfigError(

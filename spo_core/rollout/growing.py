@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State, ValueGroup
 from spo_core.tree import Node
 
@@ -14,6 +15,8 @@ from spo_core.tree import Node
 class Prompt:
     question_id: str
     token_ids: tuple[int, ...]
+    stop: Stop | None = None
+    """Where its responses end, if not where the sampler says for all."""
 
 
 @dataclass(slots=True)

@@ -104,7 +104,8 @@ class Sampler:
         tree = request.tree
         tree.open -= 1
         path, prompt = np.concatenate([request.prefix, completion.token_ids]), len(tree.prompt.token_ids)
-        if self.stop and (end := self.stop(path[prompt:], len(request.prefix) - prompt)) is not None:
+        stop = tree.prompt.stop or self.stop
+        if stop and (end := stop(path[prompt:], len(request.prefix) - prompt)) is not None:
             path = path[: prompt + end]
             completion = completion.cut(len(path) - len(request.prefix))
         ended = completion.stopped or self._room(tree, path) == 0 or self._depth(request) == self._max_depth

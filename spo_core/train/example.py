@@ -30,11 +30,12 @@ def print_example(params: Params, paths: Paths, console: Console | None = None) 
     if tokenizer is None:
         console.print("unknown: neither checkpoints/warmup nor the folder of policy.init is here, with its tokenizer")
         return
-    problem, row = problem_set(params.data), _question(params.data, paths)
-    ids = encode_prompt(problem.template, tokenizer, row.question)
-    console.print(f"of question {row.question_id}, {len(ids)} tokens, each as repr() shows it:", soft_wrap=True)
-    console.print(" ".join(f"{i}:{tokenizer.decode([i])!r}" for i in ids), soft_wrap=True)
-    console.print(f"text: {tokenizer.decode(ids)!r}", soft_wrap=True)
+    for data in [part.data for part in params.data.mixture] or [params.data]:
+        problem, row = problem_set(data), _question(data, paths.data(params.data.problem_set))
+        ids = encode_prompt(problem.template, tokenizer, row.question)
+        console.print(f"of question {row.question_id}, {len(ids)} tokens, each as repr() shows it:", soft_wrap=True)
+        console.print(" ".join(f"{i}:{tokenizer.decode([i])!r}" for i in ids), soft_wrap=True)
+        console.print(f"text: {tokenizer.decode(ids)!r}", soft_wrap=True)
 
 
 def _tokenizer(params: Params, paths: Paths) -> Any:
@@ -46,10 +47,11 @@ def _tokenizer(params: Params, paths: Paths) -> Any:
     return load_tokenizer(init.path) if (Path(init.path) / "config.json").is_file() else None
 
 
-def _question(data: DataParams, paths: Paths) -> Question:
-    folder = paths.data(data.problem_set)
-    if (folder / "train.jsonl").is_file():
-        return read_split(folder, "train")[0]
+def _question(data: DataParams, folder: Path) -> Question:
+    """The first question of a set in the prepared splits in ``folder``, else one made up."""
+    for row in read_split(folder, "train") if (folder / "train.jsonl").is_file() else ():
+        if row.question_id.startswith(f"{data.problem_set}-"):
+            return row
     few = data.model_copy(update={"train": 1, "validation": 1, "test": 1})
     problem = problem_set(few)
     return problem.build()["train"][0] if isinstance(problem, Generated) else MADE_UP

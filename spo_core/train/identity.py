@@ -14,6 +14,7 @@ from spo_core.learn.deepspeed.hostfile import read_hostfile
 from spo_core.paths import Paths
 from spo_core.policy.device import find_device
 from spo_core.problems import problem_set
+from spo_core.problems.mixture import described, grader_of, parts_of
 from spo_core.rollout.gap import gap_limit
 from spo_core.runs.directory import RunDirectory, check_run, run_path
 from spo_core.runs.fingerprint import TRAINING, code_digest
@@ -35,7 +36,8 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     problem = problem_set(params.data)
     if problem.evaluation_only:
         raise DataError(f"data.problem_set {problem.name} has a test split alone; it is evaluated, not trained on")
-    check_grader(problem, params.verify.grader)
+    for part in parts_of(problem):
+        check_grader(part, grader_of(params.data, part.name, params.verify.grader))
     open_project(paths.root)
     custom = sources(params)
     data, warmup = paths.data(params.data.problem_set), paths.checkpoint("warmup")
@@ -58,7 +60,7 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         **chosen,
         "run": run | {"parts": params.run.task_runner.shards},  # batches of other sizes round differently
         "problem_set": params.data.problem_set,
-        "prompts": problem.template.described() | {"rule": problem.rule},
+        "prompts": described(problem),
         "max_question_tokens": params.data.max_question_tokens,
         "data": folder_digest(data),
         "policy": folder_digest(warmup),

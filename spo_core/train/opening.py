@@ -27,7 +27,7 @@ from spo_core.rollout.engines import make_engine
 from spo_core.runs.directory import RunDirectory, open_run
 from spo_core.train.checkpoints import restore, restore_rollouts
 from spo_core.train.identity import check_length, policy_device, training_run
-from spo_core.train.questions import QuestionOrder, fitting_questions
+from spo_core.train.questions import fitting_questions, question_order
 from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
 from spo_core.train.shards import MapShards, Shards
@@ -130,7 +130,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
         rollouts,
         trainer,
         ReplayBuffer(params.learn),
-        QuestionOrder(rows, params.run.seed, params.rollout.skip_solved),
+        question_order(params, problem, rows),
         critic,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from spo_core.config import Params, SkipSolvedParams
 from spo_core.errors import DataError
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.problems.templates import encode_prompts
+from spo_core.problems.mixture import encode_questions, parts_of, set_of, weights_of
 from spo_core.rollout.seeds import derive_seed
 from spo_core.tree import RolloutTree
 from spo_core.verify import Outcome
@@ -82,6 +82,61 @@ class QuestionOrder:
         self.solved = {question: (times, last) for question, (times, last) in state["solved"].items()}
 
 
+class MixedOrder:
+    """The order of a mixture: every set has its own, and of the next questions each comes from the set that is farthest
+    behind its share. It has the members of QuestionOrder."""
+
+    def __init__(self, orders: Mapping[str, QuestionOrder], weights: Mapping[str, float]) -> None:
+        self.orders, self.weights = dict(orders), dict(weights)
+        self.asked = dict.fromkeys(self.orders, 0)
+
+    def draw(self, count: int, iteration: int, without: Container[str] = ()) -> list[Question]:
+        shares = dict.fromkeys(self.orders, 0)
+        turns = []
+        for _ in range(count):
+            name = min(self.orders, key=lambda n: (self.asked[n] + 1) / self.weights[n])
+            self.asked[name] += 1
+            shares[name] += 1
+            turns.append(name)
+        drawn = {
+            name: iter(self.orders[name].draw(share, iteration, without) if share else [])
+            for name, share in shares.items()
+        }
+        found = [next(drawn[name], None) for name in turns]
+        return [row for row in found if row is not None]
+
+    def left_out(self, question_id: str, iteration: int) -> bool:
+        return any(order.left_out(question_id, iteration) for order in self.orders.values())
+
+    def learn(self, trees: Sequence[RolloutTree], iteration: int) -> None:
+        for order in self.orders.values():
+            own = {row.question_id for row in order.rows}
+            order.learn([tree for tree in trees if tree.question_id in own], iteration)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"asked": self.asked, "orders": {name: order.state for name, order in self.orders.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.asked = dict(state["asked"])
+        for name, own in state["orders"].items():
+            self.orders[name].restore(own)
+
+
+def question_order(params: Params, problem: ProblemSet, rows: Sequence[Question]) -> QuestionOrder | MixedOrder:
+    """The order in which a run asks its questions. Raises DataError for a set of a mixture without any."""
+    seed, skip, weights = params.run.seed, params.rollout.skip_solved, weights_of(params.data)
+    orders = {}
+    for part in parts_of(problem):
+        own = [row for row in rows if set_of(problem, row.question_id) is part]
+        if not own:
+            raise DataError(
+                f"{part.name}: no question is left to train on; see data.mixture and data.max_question_tokens"
+            )
+        orders[part.name] = QuestionOrder(own, seed, skip)
+    return MixedOrder(orders, weights) if len(orders) > 1 else next(iter(orders.values()))
+
+
 def all_right(tree: RolloutTree) -> bool:
     """Whether every response of a tree, value rollouts left out, is right."""
     leaves = [tree.nodes[leaf] for leaf in tree.leaves]
@@ -107,8 +162,9 @@ def fitting_questions(
         rows = _short_enough(rows, "train", params.rollout.questions, most, tokenizer)
         validation = _short_enough(validation, "validation", 1, most, tokenizer)
     limit, known = params.rollout.shortest_context, model.config.get_text_config().vocab_size
-    asked = {row.question: row.question_id for row in [*rows, *validation]}
-    prompts = dict(zip(asked, encode_prompts(problem.template, tokenizer, list(asked)), strict=True))
+    every = {row.question: row for row in [*rows, *validation]}
+    asked = {question: row.question_id for question, row in every.items()}
+    prompts = dict(zip(asked, encode_questions(problem, tokenizer, list(every.values())), strict=True))
     for question, ids in prompts.items():
         if len(ids) >= limit:
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,17 +12,18 @@ import numpy as np
 
 from spo_core.config import AllTokens, CreditParams, LeaveOneOut, NoValue, Params, RolloutParams, Whole
 from spo_core.problems.base import ProblemSet, Question
+from spo_core.problems.mixture import grader_of, parts_of, set_of
 from spo_core.problems.templates import encode_prompt
 from spo_core.rollout.decoding import make_decode
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.probe import LogprobGap, check_gap, probe
 from spo_core.rollout.sampler import Prompt, Sampler
-from spo_core.rollout.stops import stop_at
+from spo_core.rollout.stops import Stop, stop_at
 from spo_core.rollout.token_texts import token_texts
 from spo_core.system.progress import Progress
 from spo_core.tree import FinishReason, RolloutTree
-from spo_core.verify import Outcome
+from spo_core.verify import Outcome, Verdict
 from spo_core.verify.reward import Response
 from spo_core.verify.verifier import Verifier
 
@@ -46,12 +47,17 @@ class RolloutWorker:
     engine: Engine
     prompts: dict[str, list[int]] = field(default_factory=dict)
     """Token ids by question; filled as questions are asked, so that each is encoded once a run."""
+    stops: dict[str, Stop | None] = field(default_factory=dict)
+    """Where responses end, by problem set."""
 
     def prompt(self, row: Question) -> Prompt:
         """Encode a question's prompt, once a run."""
+        own = set_of(self.problem, row.question_id)
         if row.question not in self.prompts:
-            self.prompts[row.question] = encode_prompt(self.problem.template, self.tokenizer, row.question)
-        return Prompt(row.question_id, tuple(self.prompts[row.question]))
+            self.prompts[row.question] = encode_prompt(own.template, self.tokenizer, row.question)
+        if own.name not in self.stops:
+            self.stops[own.name] = stop_at(self.tokenizer, own.template.stop)
+        return Prompt(row.question_id, tuple(self.prompts[row.question]), self.stops[own.name])
 
     def sample(
         self,
@@ -81,7 +87,6 @@ class RolloutWorker:
             version=version,
             token_texts=lambda ids: token_texts(self.tokenizer, ids),
             grade=lambda ended: self.grade([(by_id[q], ids, f) for q, ids, f in ended], rollout, validation=validation),
-            stop=stop_at(self.tokenizer, self.problem.template.stop),
         )
         trees = sampler.grow(prompts, progress)
         self.engine.sleep()
@@ -132,10 +137,8 @@ class RolloutWorker:
             "" if skip and not rewards.reads_texts else decode(ids)
             for (_, ids, _), skip in zip(responses, skipped, strict=True)
         ]
-        asked = [
-            (text, row.answer) for text, (row, *_), skip in zip(texts, responses, skipped, strict=True) if not skip
-        ]
-        verdicts = iter(self.verifier.grade(self.problem, asked))
+        asked = [(text, row) for text, (row, *_), skip in zip(texts, responses, skipped, strict=True) if not skip]
+        verdicts = iter(self._verdicts(asked))
         outcomes = [Outcome.TRUNCATED if skip else next(verdicts).outcome for skip in skipped]
         if validation:
             return [(rewards.of_outcome(outcome), str(outcome)) for outcome in outcomes]
@@ -145,6 +148,15 @@ class RolloutWorker:
             limit = min(room, rollout.max_completion_tokens or room)
             found.append(Response(text, row, outcome, finish, len(ids), limit))
         return [(reward, str(outcome)) for reward, outcome in rewards(found)]
+
+    def _verdicts(self, asked: Sequence[tuple[str, Question]]) -> list[Verdict]:
+        """Grade completions, each by its own set's rule and grader."""
+        found: dict[str, Iterator[Verdict]] = {}
+        for part in parts_of(self.problem):
+            own = [(text, row.answer) for text, row in asked if set_of(self.problem, row.question_id) is part]
+            grader = grader_of(self.params.data, part.name, self.params.verify.grader)
+            found[part.name] = iter(self.verifier.grade(part, own, grader))
+        return [next(found[set_of(self.problem, row.question_id).name]) for _, row in asked]
 
     def close(self) -> None:
         """End the engine and the processes that grade."""

@@ -20,7 +20,7 @@ from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
 from spo_core.system.progress import Progress
 from spo_core.train.identity import NO_LIMIT
-from spo_core.train.questions import QuestionOrder
+from spo_core.train.questions import MixedOrder, QuestionOrder
 from spo_core.train.recorded import Recorded
 from spo_core.train.sampling import RolloutWorker, Sampled
 from spo_core.train.shards import Shards
@@ -69,7 +69,7 @@ class Session:
     """What samples and grades: this process, or workers that each take a shard of the questions."""
     trainer: TrainerHandle
     replay: ReplayBuffer
-    order: QuestionOrder
+    order: QuestionOrder | MixedOrder
     critic: Critic | None = None
     """Values states where ``credit.value`` is critic."""
     iteration: int = 0

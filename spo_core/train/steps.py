@@ -18,6 +18,7 @@ from spo_core.config.engine import EngineParams
 from spo_core.credit import assign_credit, write_credits
 from spo_core.errors import RunError, TrainingError
 from spo_core.learn.critic import StateValues, quality
+from spo_core.problems.mixture import Mixture, parts_of, set_of, weights_of
 from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs.directory import COMPLETE
@@ -47,6 +48,7 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     seconds = time.perf_counter() - started
     metrics = (
         rollout_metrics(sampled)
+        | metrics_by_set(session, sampled)
         | asked.metrics
         | {
             "sync/logprob_gap_mean": counts.gap_mean,
@@ -133,15 +135,23 @@ def _complete(session: Session, row: dict[str, Any]) -> None:
 
 
 def validate(session: Session, iteration: int) -> dict[str, float]:
-    """Measure the accuracy on the validation split at the training temperature, with one response a question."""
+    """Measure the accuracy on the validation split at the training temperature, with one response a question; of a
+    mixture by set, and in all by the sets' weights."""
     started = time.perf_counter()
     graded = session.sample(session.validation, iteration, validation=True).trees
     outcomes = [Outcome(tree.nodes[tree.leaves[0]].outcome) for tree in graded]
     correct = np.array([outcome is Outcome.CORRECT for outcome in outcomes], float)
-    error = {} if len(correct) == 1 else {"eval/validation_standard_error": correct.std(ddof=1) / len(correct) ** 0.5}
+    accuracy, variance, by_set = 0.0, 0.0, {}
+    for name, weight in weights_of(session.params.data).items():
+        own = correct[[set_of(session.problem, row.question_id).name == name for row in session.validation]]
+        accuracy += weight * own.mean()
+        variance += weight**2 * (own.var(ddof=1) / len(own) if len(own) > 1 else np.nan)
+        by_set[f"eval/{name}/validation_accuracy"] = float(own.mean())
+    error = {} if np.isnan(variance) else {"eval/validation_standard_error": float(variance**0.5)}
     return {
-        "eval/validation_accuracy": float(correct.mean()),
-        **{name: float(value) for name, value in error.items()},
+        "eval/validation_accuracy": float(accuracy),
+        **error,
+        **(by_set if len(by_set) > 1 else {}),
         "eval/validation_failed_share": failed_share(outcomes),
         "timing/validate": time.perf_counter() - started,
     }
@@ -185,6 +195,17 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
     # truncated responses count whether or not they are graded
     cut_off = sum(t.nodes[i].finish is FinishReason.LENGTH for t, i in leaves)
     return metrics | {f"rollout/{Outcome.TRUNCATED}_share": cut_off / len(leaves)}
+
+
+def metrics_by_set(session: Session, trees: list[RolloutTree]) -> dict[str, float]:
+    """Compute the metrics of each set of a mixture, as ``rollout/gsm8k/reward``; none where there is one set alone."""
+    found: dict[str, float] = {}
+    for part in parts_of(session.problem) if isinstance(session.problem, Mixture) else ():
+        own = [tree for tree in trees if set_of(session.problem, tree.question_id) is part]
+        found[f"rollout/{part.name}/questions"] = len(own)
+        for name, value in rollout_metrics(own).items() if own else ():
+            found[name.replace("rollout/", f"rollout/{part.name}/", 1)] = value
+    return found
 
 
 def expected_reward(tree: RolloutTree) -> float:

@@ -19,6 +19,7 @@ from spo_core.policy.checkpoint import check_policy, initial_policy, load_policy
 from spo_core.policy.device import device_name, find_device, use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import read_split
+from spo_core.problems.mixture import described
 from spo_core.rollout.seeds import derive_seed
 from spo_core.runs.directory import RunDirectory, open_run
 from spo_core.runs.fingerprint import WARMUP, code_digest
@@ -41,7 +42,8 @@ def warm_up(
         "pretrained": _pretrained_digest(params.policy.init),
         "arithmetic": _solver(params.data),
         "problem_set": params.data.problem_set,
-        "template": problem.template.described(),
+        "template": described(problem),
+        "mixture": [part.model_dump(mode="json") for part in params.data.mixture],
         "train": file_digest(folder / "train.jsonl"),
         "threads": params.run.threads,
         "code": code_digest(*WARMUP),

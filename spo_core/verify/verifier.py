@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from spo_core.config import VerifyParams
+from spo_core.config import GraderName, VerifyParams
 from spo_core.errors import GradingError
 from spo_core.problems.base import ProblemSet
 from spo_core.verify.exact.grader import quick
@@ -31,12 +31,16 @@ class Verifier:
         self.rewards = Rewards(params)
         self._known: dict[Task, Outcome] = {}
 
-    def grade(self, problem: ProblemSet, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Give a verdict on each (completion, gold answer); a stop string and what follows it are not read.
+    def grade(
+        self, problem: ProblemSet, answers: Sequence[tuple[str, str]], grader: GraderName | None = None
+    ) -> list[Verdict]:
+        """Give a verdict on each (completion, gold answer), by another ``grader`` than the run's where one is given; a
+        stop string and what follows it are not read.
 
         Raises GradingError where no worker can be started.
         """
-        grader, name = self.params.grader, rule(problem, self.params.grader)
+        grader = grader or self.params.grader
+        name = rule(problem, grader)
         texts = [problem.template.before_stop(completion) for completion, _ in answers]
         given = [extract(problem, grader, text) for text in texts]
         tasks = [(name, found, gold) for found, (_, gold) in zip(given, answers, strict=True) if found is not None]

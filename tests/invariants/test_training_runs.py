@@ -42,7 +42,7 @@ SMALL = (
 GRADE = "spo_core.verify.verifier.Verifier.grade"
 
 
-def grade_by_length(verifier, problem, answers):
+def grade_by_length(verifier, problem, answers, grader=None):
     return [Verdict(Outcome.CORRECT if len(text) % 2 == 0 else Outcome.WRONG, None) for text, _ in answers]
 
 

@@ -14,6 +14,7 @@ from spo_core.errors import DataError
 from spo_core.evaluate.models import Model, folder_model
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
+from spo_core.problems.mixture import described
 from spo_core.runs.directory import COMPLETE, RunDirectory, open_run
 from spo_core.system.files import publish, read_json
 
@@ -43,7 +44,7 @@ def newest_checkpoint(work: Path, params: Params) -> Found | None:
     problem = problem_set(params.data)
     trained_on = {
         "problem_set": params.data.problem_set,
-        "prompts": problem.template.described() | {"rule": problem.rule},
+        "prompts": described(problem),
     }
     newest: Found | None = None
     completed = 0.0
