@@ -74,7 +74,9 @@ def suite_questions(params: Params, paths: Paths, name: str) -> list[Question]:
     if there is one, else from files or the hub. Raises DataError where they cannot be read."""
     prepared = paths.data(params.data.problem_set)
     if name in weights_of(params.data) and (prepared / "test.jsonl").is_file():
-        rows = [row for row in read_split(prepared, "test") if row.question_id.startswith(f"{name}-")]
+        rows = read_split(prepared, "test")
+        if params.data.mixture:
+            rows = [row for row in rows if row.question_id.startswith(f"{name}-")]
     else:
         rows = evaluated_set(params, name).test()
     if not rows:

@@ -31,7 +31,8 @@ def print_example(params: Params, paths: Paths, console: Console | None = None) 
         console.print("unknown: neither checkpoints/warmup nor the folder of policy.init is here, with its tokenizer")
         return
     for data in [part.data for part in params.data.mixture] or [params.data]:
-        problem, row = problem_set(data), _question(data, paths.data(params.data.problem_set))
+        row = _question(data, paths.data(params.data.problem_set), bool(params.data.mixture))
+        problem = problem_set(data)
         ids = encode_prompt(problem.template, tokenizer, row.question)
         console.print(f"of question {row.question_id}, {len(ids)} tokens, each as repr() shows it:", soft_wrap=True)
         console.print(" ".join(f"{i}:{tokenizer.decode([i])!r}" for i in ids), soft_wrap=True)
@@ -47,10 +48,10 @@ def _tokenizer(params: Params, paths: Paths) -> Any:
     return load_tokenizer(init.path) if (Path(init.path) / "config.json").is_file() else None
 
 
-def _question(data: DataParams, folder: Path) -> Question:
+def _question(data: DataParams, folder: Path, mixed: bool) -> Question:
     """The first question of a set in the prepared splits in ``folder``, else one made up."""
     for row in read_split(folder, "train") if (folder / "train.jsonl").is_file() else ():
-        if row.question_id.startswith(f"{data.problem_set}-"):
+        if not mixed or row.question_id.startswith(f"{data.problem_set}-"):
             return row
     few = data.model_copy(update={"train": 1, "validation": 1, "test": 1})
     problem = problem_set(few)
