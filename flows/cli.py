@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from prefect.events.worker import EventsWorker
@@ -20,6 +23,7 @@ from spo_core.observe.bars import quiet
 from spo_core.system.command_line import run
 
 DRAIN_SECONDS = 10
+_ADVISED = re.compile(r"(python -m flows\.(?:prepare|warmup|train)\b(?! -))(?: \(or dvc repro[ \w]*\))?")
 Preset = Annotated[str | None, typer.Option(help="An overlay of params/presets, by its name.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="namespace.key=value; may be given several times.")]
 Name = Annotated[str | None, typer.Option(help="Publish below outputs/runs/NAME instead of the main outputs.")]
@@ -52,17 +56,28 @@ def served() -> Iterator[None]:
     """
     if PREFECT_API_URL.value() is not None:
         check_server()
-        yield
+        with delivered():
+            yield
         return
     with (
         local_server(Path.cwd()) as environment,
         temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}),
+        delivered(),
     ):
-        try:
-            yield
-        finally:
-            for worker in (EventsWorker, APILogWorker):  # send what they still hold while the server is there
-                worker.drain_all(timeout=DRAIN_SECONDS)
+        yield
+
+
+_undelivered: list[object] = []
+
+
+@contextmanager
+def delivered() -> Iterator[None]:
+    """Send what Prefect's workers still hold when the block ends, for DRAIN_SECONDS each: the server may be gone."""
+    try:
+        yield
+    finally:
+        for worker in (EventsWorker, APILogWorker):
+            _undelivered.extend(cast(tuple, worker.drain_all(timeout=DRAIN_SECONDS))[1])
 
 
 class Warnings(logging.StreamHandler):
@@ -76,6 +91,18 @@ class Warnings(logging.StreamHandler):
     def stream(self, _: Any) -> None: ...
 
 
+def with_options(message: str) -> str:
+    """Complete the commands that a message advises by the preset, overrides and name of this one: without them they are
+    about another run."""
+    given, kept = sys.argv[1:], []
+    for at, option in enumerate(given):
+        if option.partition("=")[0] in ("--preset", "--set", "--name"):
+            kept += given[at : at + 1 + ("=" not in option)]
+    if not kept:
+        return message
+    return _ADVISED.sub(lambda found: f"{found[1]} {shlex.join(kept)}", message)
+
+
 def main(command: Callable[..., Any]) -> None:
     """Run a typer command. An SPOError is printed to standard error in one or two lines, with exit status 2."""
     handler = Warnings()  # on the logger itself: Prefect stops extra loggers from propagating
@@ -83,4 +110,16 @@ def main(command: Callable[..., Any]) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     for name in ("spo_core", "tasks"):
         logging.getLogger(name).addHandler(handler)
-    run(command, interrupted="interrupted; the same command goes on from what is finished", refusal=server_fault)
+    try:
+        run(
+            command,
+            interrupted="interrupted; the same command goes on from what is finished",
+            refusal=server_fault,
+            advised=with_options,
+        )
+    except SystemExit as ended:
+        if _undelivered:  # Python would wait for each, minutes in all
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        raise

@@ -34,8 +34,12 @@ class GradingError(SPOError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, with the next ones while it ends in a colon; the name of the error's type
+    where it has no message."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    while first.rstrip().endswith(":") and others:
+        first = f"{first.rstrip()} {others.pop(0).strip()}"
+    return first
 
 
 def type_and_line(error: BaseException) -> str:

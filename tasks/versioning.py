@@ -73,6 +73,15 @@ def _is_versioned(spec: RunSpec, run: RunDirectory, number: int) -> bool:
     return run.is_versioned(number) and dvc.is_added(spec.paths.milestone(run.path.name, number))
 
 
+def describe_repository(root: Path) -> str | None:
+    """Name DVC's remotes in a line; None where the folder is no repository of git and DVC. Raises SPOError where DVC
+    fails."""
+    if not dvc.is_repository(root):
+        return None
+    remotes = [line.split()[0] for line in dvc.run_dvc(root, "remote", "list", patient=False).splitlines() if line]
+    return f"a repository, {'remotes ' + ', '.join(remotes) if remotes else 'no remote: versions stay here'}"
+
+
 def find_record(spec: RunSpec, reference: Reference) -> Path | None:
     """File of the provenance published with a revision's checkpoint; None where the revision has none."""
     asked = Path(reference.location)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
 from spo_core.errors import DataError
+from spo_core.system.files import TooDeep, parse_json
 from spo_core.tree import FinishReason, Node, RolloutTree
 
 KEYS = {"token_ids", "logprobs", "reward", "children", "finish", "trainable"}
@@ -23,8 +25,8 @@ def read_tree(text: str, where: str) -> RolloutTree:
     ``logprobs``, one a token, and every leaf ``reward``. Nodes count from 0 in depth-first order.
     """
     try:
-        root = json.loads(text)
-    except RecursionError:
+        root = parse_json(text)
+    except TooDeep:
         raise DataError(f"{where}: {TOO_DEEP}") from None
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
@@ -96,7 +98,7 @@ def _numbers(value: dict[str, Any], key: str, *, whole: bool, optional: bool = F
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _shown(value: Any) -> str:

@@ -81,11 +81,14 @@ def _check_source(problem: ProblemSet) -> None:
 
 def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
     """Raise ConfigError for a cell longer than the policy's positions, before other cells are sampled for hours, and
-    DataError for an architecture that transformers lacks: code that comes with a policy is not run."""
+    DataError for a checkpoint that is not whole or of an architecture that transformers lacks: code that comes with a
+    policy is not run."""
     from transformers import AutoConfig
 
     from spo_core.policy.checkpoint import why_unreadable
+    from spo_core.policy.checkpoint_files import check_files
 
+    check_files(model.folder)
     try:
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:

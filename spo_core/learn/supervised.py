@@ -29,7 +29,8 @@ def encode_demonstrations(
     encoded = []
     prompts = encode_questions(problem, tokenizer, rows)
     for row, prompt in zip(rows, prompts, strict=True):
-        completion = tokenizer.encode(problem.demonstration(row, rng), add_special_tokens=False)
+        text = problem.demonstration(row, rng)
+        completion = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         encoded.append((prompt, [*completion, tokenizer.eos_token_id]))
     width = max(len(p) + len(c) for p, c in encoded)
     ids = torch.full((len(encoded), width), tokenizer.pad_token_id)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,10 +21,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spo_core.config import LoraParams, PolicyParams, ScratchPolicy
-from spo_core.errors import ConfigError, DataError, first_line
+from spo_core.errors import ConfigError, DataError, SPOError, first_line
 from spo_core.policy.adapter import FOLDER, MergedState, add_adapter, has_adapter, save_adapter, trained_parameters
 from spo_core.policy.attention import NAME
-from spo_core.policy.tokenizer import load_tokenizer
+from spo_core.policy.checkpoint_files import check_files
+from spo_core.policy.tokenizer import load_tokenizer, require_end
 from spo_core.problems.base import ProblemSet
 
 transformers_logging.disable_progress_bar()
@@ -101,16 +105,24 @@ def load_policy(path: str | Path, revision: str | None = None) -> tuple[PreTrain
     check_policy(path)
     try:
         tokenizer = load_tokenizer(path, revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=NAME,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError) as error:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation=NAME,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+            )
+    except (SPOError, MemoryError):
+        raise
+    except Exception as error:  # transformers, huggingface_hub and safetensors raise errors of many types
         raise DataError(f"{path}: cannot be loaded as a policy: {why_unreadable(error)}") from None
+    model, found = loaded
+    _check_weights(path, model, found)
+    require_end(tokenizer, path)
     return model, tokenizer
 
 
@@ -127,6 +139,31 @@ def trained_policy(
     return model, tokenizer
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' tables of tensors that are missing: a refusal names them."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _check_weights(path: str | Path, model: PreTrainedModel, found: dict[str, Any]) -> None:
+    """Raise DataError where the file's tensors are not the model's, which would be random instead, or not finite."""
+    for key, first, *shapes in sorted(tuple(item) for item in found["mismatched_keys"])[:1]:
+        sizes = " and ".join(str(list(shape)) for shape in (first, *shapes))
+        raise DataError(f"{path}: tensor {key} has another shape in the file than by config.json: {sizes}")
+    for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, unknown to its config.json,")):
+        if names := sorted(found[kind]):
+            more = f" and {len(names) - 1} more tensors" if names[1:] else ""
+            raise DataError(f"{path}: its file of weights {says} {names[0]}{more}; weights and config.json must agree")
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not all(torch.isfinite(end) for end in torch.aminmax(parameter.detach())):
+            raise DataError(f"{path}: tensor {name} holds NaN or infinite numbers; take an earlier checkpoint")
+
+
 def why_unreadable(error: Exception) -> str:
     """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
     line = first_line(error)
@@ -134,10 +171,11 @@ def why_unreadable(error: Exception) -> str:
 
 
 def check_policy(path: str | Path) -> None:
-    """Raise DataError for a folder that is missing or no checkpoint; OWNER/NAME that is no folder may be a hub id."""
+    """Raise DataError for a folder that is missing or no whole checkpoint; OWNER/NAME that is no folder may be a hub
+    id."""
     folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no checkpoint here (config.json is missing)")
+    if folder.exists():
+        check_files(folder)
     if not folder.exists() and (len(folder.parts) != 2 or folder.parent.exists()):
         raise DataError(f"{folder}: no such checkpoint")
 

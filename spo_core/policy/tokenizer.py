@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from spo_core.errors import DataError, first_line
+from spo_core.policy.checkpoint_files import read_object
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,33 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
                 f"{path}: its tokenizer adds {tokenizer.convert_ids_to_tokens(token)!r} to every text by itself; take "
                 "that out of the normalizer or pre_tokenizer of tokenizer.json"
             )
+    _complete(tokenizer, path, revision)
     return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _complete(tokenizer: Any, path: str | Path, revision: str | None) -> None:
+    """Give a tokenizer without an end token the checkpoint's own, and one without a token for padding the end token.
+
+    Padding is never seen by a policy.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if tokenizer.eos_token_id is None and file is not None:
+            ids = read_object(Path(file)).get("eos_token_id")
+            first = ids[0] if isinstance(ids, list) and ids else ids
+            if isinstance(first, int) and 0 <= first < len(tokenizer):
+                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def require_end(tokenizer: Any, path: str | Path) -> None:
+    """Raise DataError for a tokenizer without an end token: nothing would end a completion."""
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{path}: its tokenizer has no end token; name one as eos_token in tokenizer_config.json, or its id as "
+            "eos_token_id in generation_config.json"
+        )
 
 
 def _load(path: str | Path, revision: str | None, own: Tokenizer | None) -> Any:

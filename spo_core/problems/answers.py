@@ -44,6 +44,20 @@ def after_hashes(completion: str) -> str | None:
     return _first_clause(_without_hope(rest.strip().split("\n", 1)[0])) or None
 
 
+def unusable_gold(answer: str) -> str | None:
+    """Say why no completion can be graded by this gold answer; None where one can.
+
+    A completion's answer is what stands behind its last mark, so it never holds one.
+    """
+    if "####" in answer:
+        return "holds the mark ####, as a whole solution does; give the answer alone"
+    if boxes(answer) and not answer.lstrip(" $").startswith(("\\boxed", "\\fbox")):
+        return "holds a box with text before it, as a whole solution does; give the answer alone"
+    if answer.strip().lower() in ("nan", "-nan", "+nan"):
+        return "is NaN"
+    return None
+
+
 def boxes(text: str) -> list[str]:
     r"""Contents of every closed, outermost ``\boxed{...}`` and ``\fbox{...}``, with braces matched.
 

@@ -16,7 +16,7 @@ from spo_core.config import DataParams
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems.answers import after_hashes, final_answer
 from spo_core.problems.templates import Template
-from spo_core.system.files import read_jsonl
+from spo_core.system.files import parse_json, read_jsonl
 
 SPLITS = ("train", "validation", "test")
 Rule = Literal["math", "text", "game24"]
@@ -180,7 +180,7 @@ def read_split(data_dir: Path, split: str) -> list[Question]:
     rows = []
     for number, line in read_jsonl(path):
         try:
-            rows.append(Question(**json.loads(line)))
+            rows.append(Question(**parse_json(line)))
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}:{number}: not a prepared question ({error}); prepare it again") from None
     if not rows:

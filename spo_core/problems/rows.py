@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spo_core.errors import DataError
-from spo_core.system.files import read_jsonl
+from spo_core.system.files import parse_json, read_jsonl
 
 Row = tuple[str, int, Any]  # place for messages; number from 0, which ids contain; the row
 
@@ -54,23 +53,21 @@ def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
 def file_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file of JSON lines or of one JSON list. Raises DataError where it is neither."""
     try:
-        with path.open(encoding="utf-8") as file:
-            if file.read(64).lstrip("\ufeff \t\r\n").startswith("["):
+        with path.open(encoding="utf-8-sig") as file:
+            if file.read(64).lstrip().startswith("["):
                 file.seek(0)
-                for number, row in enumerate(json.loads(file.read().lstrip("\ufeff"))):
+                for number, row in enumerate(_parsed(str(path), file.read(), "a JSON list")):
                     yield f"{path}: row {number + 1}", number, row
                 return
         for number, line in read_jsonl(path):
             if line.strip():
-                yield f"{path}:{number}", number - 1, _parsed(path, number, line)
+                yield f"{path}:{number}", number - 1, _parsed(f"{path}:{number}", line, "JSON")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not a JSON list: {error}") from None
 
 
-def _parsed(path: Path, number: int, line: str) -> Any:
+def _parsed(where: str, text: str, kind: str) -> Any:
     try:
-        return json.loads(line.lstrip("\ufeff"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON: {error}") from None
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not {kind}: {error}") from None

@@ -9,6 +9,7 @@ policies that box their answers, as those trained on MATH do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -191,6 +192,31 @@ def chat_text(template: Template, params: ChatParams, tokenizer: Any) -> Templat
     )
 
 
+def special_as_text(template: Template, tokenizer: Any) -> bool:
+    """Whether the policy's special tokens in a prompt are plain text: always, but where the template itself has some.
+
+    A question that holds ``<eos>`` holds five characters, and no end.
+    """
+    return _special(tokenizer).search(template.text) is None
+
+
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the policy's special tokens; nothing where it has none but white space."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = [token for token in {*tokenizer.all_special_tokens, *added} if token.strip()]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def _refuse_special(template: Template, tokenizer: Any, questions: Sequence[str]) -> None:
+    special = _special(tokenizer)
+    for question in questions:
+        if found := special.search(question):
+            raise DataError(
+                f"template {template.name} has special tokens of the policy, so {found.group()!r} would be one in a "
+                f"question too; remove it there: {question[:60]!r}"
+            )
+
+
 def encode_prompt(template: Template, tokenizer: Any, question: str) -> list[int]:
     """Token ids of one prompt. Raises DataError where its BOS tokens are not as the template says."""
     return encode_prompts(template, tokenizer, [question])[0]
@@ -201,7 +227,11 @@ def encode_prompts(template: Template, tokenizer: Any, questions: Sequence[str])
     if not questions:
         return []
     template = template.resolved(tokenizer)
-    encoded = tokenizer([template.fill(question) for question in questions], add_special_tokens=False)["input_ids"]
+    as_text = special_as_text(template, tokenizer)
+    if not as_text:
+        _refuse_special(template, tokenizer, questions)
+    prompts = [template.fill(question) for question in questions]
+    encoded = tokenizer(prompts, add_special_tokens=False, split_special_tokens=as_text)["input_ids"]
     bos = tokenizer.bos_token_id
     for question, ids in zip(questions, encoded, strict=True):
         if template.bos == "written" and ids[:1] != [bos]:

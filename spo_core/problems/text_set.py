@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from spo_core.config import DataParams
 from spo_core.errors import DataError
+from spo_core.problems.answers import unusable_gold
 from spo_core.problems.base import Question, Rule, Splits, check_disjoint, extract_answer, normalized
 from spo_core.problems.rows import Hub, Row, file_rows, find_file
 from spo_core.problems.templates import Template, chat_template, named_template
@@ -26,6 +28,8 @@ def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
     for name in names:
         value = row.get(name)
         items = value if isinstance(value, list) else [value]
+        if any(isinstance(i, float) and not math.isfinite(i) for i in items):
+            raise ValueError(f"field {name} is no finite number")
         if items and all(isinstance(i, (str, int, float)) and not isinstance(i, bool) for i in items):
             text = ", ".join(str(i) for i in items)
             if text.strip():
@@ -169,6 +173,8 @@ def read_questions(
             if not isinstance(row, Mapping):
                 raise ValueError("not a JSON object")
             question, answer, solution = read(row)
+            if (why := unusable_gold(answer)) is not None:
+                raise ValueError(f"its answer {why}")
             (question + answer + solution).encode()  # raises for lone surrogates, which JSON reads but cannot write
             questions.append(Question(f"{name}-{split}-{number:05d}", question, answer.strip(), solution))
         except (ValueError, KeyError, TypeError) as error:

@@ -64,11 +64,13 @@ class Asked:
     iteration: int | None = None
     record: Path | None = None
     """File of the run's published record, where that is not among the present files."""
+    folder: Path | None = None
+    """Where it lies, which tells its run from another of equal bytes."""
 
 
 def asked_folder(name: str, folder: Path, record: Path | None = None) -> Asked:
     """The policy in a folder, wherever it lies."""
-    return Asked(name, folder_digest(folder), record=record)
+    return Asked(name, folder_digest(folder), record=record, folder=folder)
 
 
 def asked_score(path: Path) -> Asked:
@@ -84,16 +86,33 @@ def asked_score(path: Path) -> Asked:
 def find_run(asked: Asked, root: Path, work: Path) -> tuple[RunRecord, Policy] | None:
     """The run that made a policy, with that run's record of the policy; None where no run here made it."""
     told = list(published_runs([*published(root), *([asked.record] if asked.record else [])]))
+    own = _of_folder(asked, work)
+    for runs in (work_runs(work), told):
+        mine = [run for run in runs if run.directory in own]
+        if asked.digest and (found := find_policy(mine, asked.digest)) is not None:
+            return found
     for runs in (work_runs(work), told):
         if asked.digest and (found := find_policy(runs, asked.digest, {run.directory for run in told})) is not None:
             return found
-    place = None if asked.digest is None else _unpublished(asked.digest, work)
+    place = None if asked.digest is None else _unpublished(asked.digest, work, own)
     directory, iteration = place or (asked.directory, asked.iteration)
     if directory is None or iteration is None:
         return None
     run = read_run(work / directory) or next((r for r in told if r.directory == directory), None)
     name = f"checkpoints/{iteration:06d}" if place else NAMED_ALONE
     return None if run is None else (run, Policy(name, iteration, asked.digest or ""))
+
+
+def _of_folder(asked: Asked, work: Path) -> set[str]:
+    """Directories of the runs, a training and its warm-up, to which the asked folder or record belongs; by where it
+    lies, not by its bytes."""
+    files = [asked.record] if asked.record else []
+    if asked.folder is not None:
+        folder = asked.folder.resolve()
+        if folder.is_relative_to(work.resolve()):
+            return {folder.relative_to(work.resolve()).parts[0]}
+        files += [folder.parent.parent / "metrics/train" / PUBLISHED, folder.with_suffix(".json")]
+    return {run.directory for run in published_runs(files)}
 
 
 def published(root: Path) -> list[Path]:
@@ -111,9 +130,10 @@ def published_runs(paths: Iterable[Path]) -> Iterator[RunRecord]:
                 yield record.warmup
 
 
-def _unpublished(digest: str, work: Path) -> tuple[str, int] | None:
-    """Run directory and iteration of the checkpoint in work/ that has this digest."""
-    for folder in [*work.glob("*/checkpoints/[0-9]*/policy"), *work.glob("*/best/[0-9]*/policy")]:
+def _unpublished(digest: str, work: Path, preferred: set[str]) -> tuple[str, int] | None:
+    """Run directory and iteration of the checkpoint in work/ that has this digest, of a preferred run where one has."""
+    folders = [*work.glob("*/checkpoints/[0-9]*/policy"), *work.glob("*/best/[0-9]*/policy")]
+    for folder in sorted(folders, key=lambda path: path.parts[-4] not in preferred):
         with suppress(OSError):  # training may delete it meanwhile
             if folder_digest(folder) == digest:
                 return folder.parts[-4], int(folder.parts[-2])

@@ -18,9 +18,11 @@ def run(
     command: Callable[..., Any],
     interrupted: str = "interrupted",
     refusal: Callable[[Exception], SPOError | None] = lambda _: None,
+    advised: Callable[[str], str] = str,
 ) -> None:
     """Run a typer command; a refusal, or what the system refuses (a full disk, a file that may not be read), is one or
-    two lines on standard error and exit status 2. ``refusal`` finds those of further libraries."""
+    two lines on standard error and exit status 2. ``refusal`` finds those of further libraries, ``advised``
+    completes a message."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @wraps(command)
@@ -39,7 +41,7 @@ def run(
         found = error if isinstance(error, SPOError) else disk_error(error) or system_error(error) or refusal(error)
         if found is None:
             raise
-        print(f"error: {found}", file=sys.stderr)
+        print(f"error: {advised(str(found))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -53,7 +55,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str, str]]:
             for number, line in enumerate(file, start=1):
                 where = f"{'standard input' if path == '-' else path}:{number}"
                 try:
-                    text = line.decode()
+                    text = line.decode().lstrip("\ufeff")
                 except UnicodeDecodeError as error:
                     raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
                 if text.strip():

@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from spo_core.errors import SPOError
+from spo_core.errors import DataError, SPOError
 
 log = logging.getLogger(__name__)
 BUSY = ("is busy", "Unable to acquire lock")
+FAREWELL = "Having any troubles?"
+MOST_LINES = 3  # of an error of DVC in a message
 DELAYS = (1, 2, 5, 10, 20, 30)  # seconds before each retry
 
 
@@ -35,7 +37,23 @@ def run_dvc(root: Path, *arguments: str, patient: bool = True) -> str:
             break
         log.info("dvc %s waits: %s", arguments[0], output.splitlines()[-1])
         time.sleep(delay)
-    raise SPOError(f"dvc {' '.join(arguments)} failed: {output.splitlines()[-1] if output else 'no output'}")
+    raise DvcError(f"dvc {' '.join(arguments)} failed: {_reason(output)}", _reason(output))
+
+
+class DvcError(SPOError):
+    """A DVC command that failed; ``reason`` is what DVC says is wrong."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _reason(output: str) -> str:
+    """What DVC says is wrong: its last ERROR, with the lines that go on with it, without the farewell after it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip() and FAREWELL not in line]
+    first = max((at for at, line in enumerate(lines) if line.startswith("ERROR")), default=max(len(lines) - 1, 0))
+    said = " ".join(lines[first : first + MOST_LINES]).removeprefix("ERROR:").strip()
+    return said or "no output"
 
 
 def commit_stages(root: Path, *stages: str) -> None:
@@ -60,4 +78,11 @@ def is_added(path: Path) -> bool:
 
 def fetch(root: Path, revision: str, path: str, target: Path) -> None:
     """Fetch a file or folder as it was in a git revision, from DVC's cache or remote, or from git."""
-    run_dvc(root, "get", ".", path, "--rev", revision, "--out", str(target), "--force")
+    try:
+        run_dvc(root, "get", ".", path, "--rev", revision, "--out", str(target), "--force")
+    except DvcError as error:
+        at = revision[:12]
+        raise DataError(
+            f"{path} of revision {at}: neither git nor DVC's cache and remote have it ({error.reason}); see that the "
+            f"revision has this path and, where its content is elsewhere: git checkout {at}, dvc pull {path}"
+        ) from None

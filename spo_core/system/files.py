@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ ADVICE = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 
+LONGEST_NUMBER = 300  # digits; as long as a float's
 OF_FILES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -143,13 +145,56 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+class TooDeep(ValueError):
+    """JSON with more levels than Python's parser takes."""
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that people bring. Raises ValueError, with a reason of one line, for what is none and for what a
+    reader could take in two ways: keys that stand twice, NaN, infinities, numbers beyond a float's."""
+    try:
+        return json.loads(
+            text.lstrip("\ufeff"),
+            parse_constant=_no_number,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_once,
+        )
+    except RecursionError:
+        raise TooDeep("nested too deeply") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is beyond the largest number")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits):,} digits; write it as text if it is an answer")
+    return int(digits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in names if names.count(key) > 1)!r} stands twice")
+    return found
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, str]]:
     """Yield lines with their numbers from 1. Unlike ``str.splitlines`` it breaks at line feeds only, as JSON lines
-    do."""
-    with path.open(encoding="utf-8", newline="\n") as file:
+    do. A byte-order mark is no part of the first."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         yield from enumerate(file, start=1)
 
 

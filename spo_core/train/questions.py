@@ -182,7 +182,8 @@ def fitting_questions(
 
 def _short_enough(rows: list[Question], split: str, fewest: int, most: int, tokenizer: Any) -> list[Question]:
     """Keep the questions of at most ``most`` tokens, the template not counted."""
-    encoded = tokenizer([row.question for row in rows], add_special_tokens=False)["input_ids"]
+    texts = [row.question for row in rows]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     kept = [row for row, ids in zip(rows, encoded, strict=True) if len(ids) <= most]
     log.log(
         logging.WARNING if len(kept) < len(rows) else logging.INFO,

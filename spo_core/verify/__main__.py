@@ -11,8 +11,10 @@ from spo_core.config import DataParams, GraderName, VerifyParams
 from spo_core.config.verify import MOST_WORKERS
 from spo_core.errors import ConfigError, DataError
 from spo_core.problems import problem_set
+from spo_core.problems.answers import unusable_gold
 from spo_core.problems.base import ProblemSet
 from spo_core.system.command_line import read_lines, run
+from spo_core.system.files import parse_json
 from spo_core.verify.outcome import Verdict
 from spo_core.verify.rules import check_grader, rule
 from spo_core.verify.verifier import Verifier
@@ -47,12 +49,14 @@ def read_pairs(path: str) -> list[dict[str, str]]:
     rows = []
     for _, where, line in read_lines(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{where}: not JSON: {error}") from None
         found = {key: _text(row[key]) for key in KEYS if key in row} if isinstance(row, dict) else {}
         if None in found.values() or found.keys() not in ({"given", "gold"}, {"completion", "gold"}):
             raise DataError(f"{where}: not {FORM}")
+        if (why := unusable_gold(found["gold"] or "")) is not None:
+            raise DataError(f"{where}: its gold {why}")
         rows.append({key: text for key, text in found.items() if text is not None})
     return rows
 

@@ -139,6 +139,7 @@ PLUMBING = {
     ),
     "spo_core/system/command_line.py",
     "spo_core/system/startup.py",
+    "spo_core/policy/checkpoint_files.py",
     "spo_core/errors.py",
     "spo_core/system/files.py",
     "spo_core/runs/lineage.py",

@@ -112,7 +112,7 @@ def test_grpo_on_a_nested_tree_is_refused_with_what_to_choose(audit):
         (json.dumps(root(leaf(1) | {"logprobs": []})), "node 1: 1 token_ids and 0 logprobs"),
         (json.dumps(root(leaf(None))), "node 1: a leaf needs a reward"),
         (json.dumps(root(leaf(True))), "node 1: reward must be a finite number, not true"),
-        (json.dumps(root(leaf(math.nan))), "node 1: reward must be a finite number, not NaN"),
+        (json.dumps(root(leaf(math.nan))), "not valid JSON: NaN is no number"),
         (json.dumps(root(inner(leaf(1)) | {"reward": 1})), "node 1: only leaves carry a reward"),
         (json.dumps(root(inner(leaf(1)) | {"finish": "stop"})), "node 2: its parent had already ended"),
         (json.dumps(root(leaf(1) | {"finish": "prompt"})), "node 1: finish must be"),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.cli import with_options
 from flows.server_check import check_server, server_fault
 from spo_core.errors import SPOError
 from spo_core.system import startup
@@ -151,3 +152,17 @@ def test_wrong_settings_of_prefect_are_a_line():
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: Prefect's settings")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--preset", "grpo", "--set", "policy.seed=1"], " --preset grpo --set policy.seed=1"),
+        (["--set=run.name=a b", "--name", "n", "--dry-run"], " '--set=run.name=a b' --name n"),
+        (["--dry-run"], " (or dvc repro prepare)"),
+    ],
+)
+def test_an_advised_command_is_about_the_run_that_was_asked_for(monkeypatch, given, kept):
+    monkeypatch.setattr(sys, "argv", ["flows.warmup", *given])
+    said = with_options("x: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
+    assert said == f"x: no such dataset; prepare it with python -m flows.prepare{kept}"

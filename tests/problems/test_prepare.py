@@ -41,6 +41,9 @@ def test_what_was_left_out_is_counted_and_told(source, tmp_path):
 
 
 def test_an_evaluation_set_has_no_split_to_train_on(source, tmp_path):
+    (source / "test.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": i}) + "\n" for i in range(10))
+    )
     counts = prepare_splits(params("data.problem_set=college_math", f"data.source={source}"), Paths(tmp_path))
     assert counts == {"test_questions": 10}
     folder = tmp_path / "data" / "college_math"

@@ -81,10 +81,13 @@ def test_a_policy_with_another_bos_token_is_refused(bos):
     assert "choose another data.template or another policy" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["r1_boxed", "math_task"])
-def test_a_bos_token_within_a_question_is_refused(name):
-    with pytest.raises(DataError, match=rf"the BOS token .* {2 if name == 'r1_boxed' else 1} times; remove it"):
-        encode_prompts(TEMPLATES[name], byte_tokenizer(BEGIN), ["fine", f"a {BEGIN} b"])
+def test_a_bos_token_within_a_question_is_refused_or_text():
+    with pytest.raises(
+        DataError, match=f"template r1_boxed has special tokens of the policy, so '{BEGIN}' would be one"
+    ):
+        encode_prompts(TEMPLATES["r1_boxed"], byte_tokenizer(BEGIN), ["fine", f"a {BEGIN} b"])
+    tokenizer = byte_tokenizer(BEGIN)
+    assert tokenizer.bos_token_id not in encode_prompts(TEMPLATES["math_task"], tokenizer, [f"a {BEGIN} b"])[0]
 
 
 def test_an_own_template_that_writes_a_bos_token_has_to_say_so():

@@ -229,6 +229,19 @@ def test_of_two_runs_that_made_the_same_bits_the_published_one_is_named_else_the
     assert traced(project, "checkpoints/final")["run"]["directory"] == run.name
 
 
+def test_a_folder_leads_to_its_own_run_where_another_made_the_same_bits(project):
+    """Twice the same training, the later one published last: each folder names the run that it belongs to."""
+    (first,) = project.glob("work/train-*")
+    second = Path(shutil.copytree(first, first.with_name("train-second")))
+    lines = (second / "attempts.jsonl").read_text().splitlines()
+    row = json.loads(lines[-1]) | {"started": "2100-01-01T00:00:00+00:00"}
+    (second / "attempts.jsonl").write_text("\n".join([*lines[:-1], json.dumps(row)]) + "\n")
+    for run in (first, second):
+        (folder, *_) = sorted((run / "checkpoints").glob("[0-9]*/policy"))
+        assert traced(project, str(folder.relative_to(project)))["run"]["directory"] == run.name
+    assert traced(project, "checkpoints/final")["run"]["directory"] == first.name
+
+
 def test_a_nightly_report_leads_to_a_checkpoint_that_was_deleted_since(project):
     (run,) = project.glob("work/train-*")
     chain = trace(Asked("report", "0" * 64, run.name, 2), project, project / "work")

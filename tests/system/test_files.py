@@ -13,7 +13,8 @@ import pytest
 
 import spo_core
 from spo_core.errors import DiskError, TrainingError
-from spo_core.system.files import atomic_directory, disk_error, publish, room_at, write_text
+from spo_core.system import dvc
+from spo_core.system.files import OF_FILES, atomic_directory, disk_error, publish, room_at, system_error, write_text
 
 LIMIT = 20_000  # bytes a file may have
 ROOT = Path(spo_core.__file__).resolve().parents[1]
@@ -120,3 +121,15 @@ def test_a_file_is_replaced_as_a_whole_and_shares_the_bytes(tmp_path):
         publish(source, target)
         assert target.stat().st_ino == source.stat().st_ino
         assert [p.name for p in target.parent.iterdir()] == ["b.json"]
+
+
+def test_what_dvc_says_is_told_without_its_farewell():
+    output = "WARNING: x\nERROR: failed to get 'a' - no storage:\nmissing b\n\nHaving any troubles? Hit us up at ..."
+    assert dvc._reason(output) == "failed to get 'a' - no storage: missing b"
+    assert (dvc._reason(""), dvc._reason("boom")) == ("no output", "boom")
+
+
+@pytest.mark.parametrize("number", OF_FILES)
+def test_a_file_that_the_system_does_not_give_is_a_refusal_and_other_errors_are_not(number):
+    assert str(system_error(OSError(number, "x", "/a/b"))) == f"/a/b: {os.strerror(number)}"
+    assert system_error(OSError(number, "x")) is None and system_error(ValueError("x")) is None

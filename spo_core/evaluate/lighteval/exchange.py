@@ -58,6 +58,8 @@ class Request:
     """Process that waits for the result; the child ends with it."""
     servers: Servers | None = None
     """Servers that sample; None: lighteval itself samples."""
+    special_as_text: bool = True
+    """Whether the policy's special tokens in a prompt are plain text."""
 
     def write(self, scratch: Path, prompts: Mapping[str, str]) -> None:
         """Write the request, and ``prompts`` (question id -> text) as a dataset."""

@@ -66,6 +66,7 @@ class PolicyModel(TransformersModel):
             eos_token_id=sorted(endings.stop_ids),
             pad_token_id=min(endings.stop_ids),
         )
+        self.tokenizer.split_special_tokens = request.special_as_text
         self.endings, self.seed, self.progress, self.done = endings, request.seed, progress, 0
         return self
 

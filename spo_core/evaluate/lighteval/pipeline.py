@@ -58,6 +58,7 @@ def _model(request: Request, scratch: Path) -> tuple[LightevalModel, Endings]:
     if request.servers is not None:
         log.info("asking %d servers", len(request.servers.sockets))
         tokenizer = load_tokenizer(exchange.POLICY)
+        tokenizer.split_special_tokens = request.special_as_text
         endings = Endings(tokenizer, request.servers.stop_ids, request.stop)
         return ServedModel(request, request.servers, tokenizer, endings, cache_dir=cache, progress=progress), endings
     log.info("loading the policy")

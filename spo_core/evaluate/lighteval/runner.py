@@ -38,7 +38,7 @@ from spo_core.evaluate.scoring import (
 )
 from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.problems.templates import Template, encode_prompts
+from spo_core.problems.templates import Template, encode_prompts, special_as_text
 from spo_core.system.processes import child, last_words, wait
 from spo_core.system.progress import Progress
 from spo_core.verify.rules import rule
@@ -74,7 +74,7 @@ def measure_cell(
     missing checkpoint, EngineError where a server does not start or dies, and EvaluationError where lighteval fails,
     feeds other tokens than training, or reports what its completions contradict.
     """
-    from spo_core.policy.tokenizer import load_tokenizer
+    from spo_core.policy.tokenizer import load_tokenizer, require_end
 
     started = time.monotonic()
     work_dir = work_dir.resolve()
@@ -83,6 +83,7 @@ def measure_cell(
     if not (checkpoint / "config.json").is_file():
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
     tokenizer = load_tokenizer(checkpoint)
+    require_end(tokenizer, checkpoint)
     template = problem.template.resolved(tokenizer)
     prompts = {row.question_id: template.fill(row.question) for row in questions}
     with LightevalMetric(python, verify.workers) as metric, Verifier(verify) as verifier:
@@ -157,6 +158,7 @@ def _sample(
         seed=params.seed,
         batch_size=params.batch_size,
         stop=template.stop,
+        special_as_text=special_as_text(template, tokenizer),
         threads=threads,
         parent=os.getpid(),
     )
