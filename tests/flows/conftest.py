@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,19 +35,47 @@ needs_evaluation = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Environment of every command: a Prefect server on loopback, W&B offline, two waiting threads at most."""
-    home = tmp_path_factory.mktemp("prefect")
+@contextmanager
+def prefect_home(home: Path) -> Iterator[None]:
+    """Prefect's folder for what runs in this process and what it starts, and no server."""
     before = os.environ.copy()
     os.environ |= {"PREFECT_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ.pop("PREFECT_API_URL", None)
     try:
-        with local_server(home) as variables:
-            yield variables | {"SPO_EVAL_PYTHON": str(EVALUATION_PYTHON), "OMP_NUM_THREADS": "1"}
+        yield
     finally:
         os.environ.clear()
         os.environ |= before
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[dict[str, str]]:
+    """A server on loopback; yields the environment of commands: W&B offline, two waiting threads at most."""
+    with ExitStack() as stack:
+        with prefect_home(home):
+            variables = stack.enter_context(local_server(home))
+        yield variables | {"SPO_EVAL_PYTHON": str(EVALUATION_PYTHON), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="module")
+def environment(shared_server) -> Iterator[dict[str, str]]:
+    """Environment of every command, with a server that has runs of other files of tests too (its start takes 20 s)."""
+    with prefect_home(Path(shared_server["PREFECT_HOME"])):
+        yield shared_server
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Environment of commands with a server of its own: where limits are made, or all is counted that a server has."""
+    home = tmp_path_factory.mktemp("prefect")
+    with prefect_server(home) as variables, prefect_home(home):
+        yield variables
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +134,33 @@ BROKEN_OFF = {
 }
 
 
-@pytest.fixture(scope="module")
-def prepared(new_project) -> Path:
-    """A project with data and a first policy, not trained."""
+@pytest.fixture(scope="session")
+def warmed(new_project) -> Path:
+    """A project with data and a first policy, not trained; the tests of it work in copies."""
     project = new_project()
-    change(project, BROKEN_OFF)
     spec = RunSpec(str(project))
     prepare_splits(spec.params, spec.paths)
     warm_up(spec.params, spec.paths)
     return project
+
+
+@pytest.fixture(scope="session")
+def warmed_copy(warmed, tmp_path_factory) -> Callable[[dict], Path]:
+    """Makes a copy of it, with these changes of params."""
+
+    def make(changes: dict) -> Path:
+        project = tmp_path_factory.mktemp("copy") / "project"
+        shutil.copytree(warmed, project, symlinks=True)
+        change(project, changes)
+        return project
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def prepared(warmed_copy) -> Path:
+    """One whose run takes long enough to be broken off."""
+    return warmed_copy(BROKEN_OFF)
 
 
 @pytest.fixture(scope="module")

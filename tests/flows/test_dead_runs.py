@@ -37,6 +37,11 @@ train()
 """
 
 
+@pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
 @pytest.fixture
 def runs(environment, tmp_path) -> Iterator[list[tuple[subprocess.Popen, str]]]:
     """Two flow runs under way, each with its process and its id; neither has a worker that would tell of its end."""

@@ -18,6 +18,11 @@ from tests.flows.conftest import run_module
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
 def ask(environment: dict, path: str, body: dict | None = None) -> list | dict:
     """What the server answers; one whose database is locked is asked again, as Prefect's own client does."""
     request = urllib.request.Request(

@@ -34,6 +34,11 @@ SECRETS = {
 
 
 @pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
+@pytest.fixture(scope="module")
 def project(new_project, environment) -> Path:
     folder = new_project()
     change(folder, TINY)

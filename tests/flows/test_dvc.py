@@ -31,6 +31,11 @@ pytestmark = pytest.mark.slow
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
+@pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", *IDENTITY, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout

@@ -38,6 +38,11 @@ LIMIT = 420  # seconds for a night, on a busy machine
 
 
 @pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
+@pytest.fixture(scope="module")
 def project(new_project, environment) -> Path:
     """Trained for two iterations."""
     folder = new_project()

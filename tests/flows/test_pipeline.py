@@ -15,15 +15,24 @@ import pytest
 
 from spo_core.system.files import folder_digest
 from tests.conftest import SHARED_DATA
-from tests.flows.conftest import needs_evaluation, run_module
+from tests.flows.conftest import change, needs_evaluation, run_module
 
 pytestmark = [pytest.mark.slow, needs_evaluation]
+
+
+@pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
+CONTEXTS = {"short": 56, "long": 80}  # two are enough for one to change, and the other not
 
 
 @pytest.fixture(scope="module")
 def demo(new_project, environment):
     """The small demo, run once; the project's folder and what was printed."""
     project = new_project()
+    change(project, {"evaluate": {"contexts": CONTEXTS}})
     result = run_module(project, environment, "flows.demo")
     assert result.returncode == 0, result.stdout + result.stderr
     return project, result.stdout
@@ -45,7 +54,7 @@ def test_the_table_and_the_summary_say_the_same(demo):
     project, printed = demo
     summary = json.loads((project / "metrics" / "summary.json").read_text())
     assert f"{summary['accuracy_after']:.3f}" in printed and "report/index.html" in printed
-    assert list(summary["cells"]) == ["arithmetic-short", "arithmetic-medium", "arithmetic-long"]
+    assert list(summary["cells"]) == ["arithmetic-short", "arithmetic-long"]
     assert {"prepare", "warmup", "train", "evaluate warmup", "evaluate final"} == set(summary["seconds"])
     rows = rows_without_timing(project)
     assert (
@@ -87,14 +96,14 @@ def test_another_context_length_runs_one_cell_of_each_checkpoint(demo, environme
     project, _ = demo
     params = project / "params" / "evaluate.yaml"
     text = params.read_text()
-    params.write_text(text.replace("medium: 64", "medium: 60"))
+    params.write_text(text.replace("short: 56", "short: 60"))
     try:
         stale = json.loads(run_module(project, environment, "dvc", "status", "--json").stdout)
     finally:
         params.write_text(text)
     assert {s for s in stale if s.startswith("evaluate")} == {
-        "evaluate@warmup-arithmetic-medium",
-        "evaluate@final-arithmetic-medium",
+        "evaluate@warmup-arithmetic-short",
+        "evaluate@final-arithmetic-short",
     }
     assert set(stale) - {"report"} == {s for s in stale if s.startswith("evaluate")}
 
@@ -131,7 +140,7 @@ def test_any_policy_in_any_suite_and_two_of_them_compared(demo, environment):
     shorter = ["--set", "evaluate.samples=1", "--set", "evaluate.questions=4"]
     folder = run_module(project, environment, "flows.evaluate", "--model", "checkpoints/best", *shorter)
     assert folder.returncode == 0, folder.stdout + folder.stderr
-    assert len(list(project.glob("outputs/evaluations/checkpoints-best-*/embedded-*/*.json"))) == 3
+    assert len(list(project.glob("outputs/evaluations/checkpoints-best-*/embedded-*/*.json"))) == len(CONTEXTS)
     assert (project / "dvc.lock").read_text() == lock
     (policy, digest), *_ = {(ours["model"], ours["model_digest"])}
     assert digest == folder_digest(project / "checkpoints" / policy), "a score leads to the weights it is of"
@@ -205,6 +214,7 @@ def test_killed_and_run_again_ends_with_the_same_bits(demo, new_project, environ
     every other moment of training."""
     straight, _ = demo
     project = new_project()
+    change(project, {"evaluate": {"contexts": CONTEXTS}})
     moments = [
         ("flows.demo", "work/warmup-*/checkpoints/000100/COMPLETE"),
         ("flows.experiment", "work/train-*/checkpoints/000002/COMPLETE"),

@@ -20,6 +20,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
+def environment(own_server) -> dict[str, str]:
+    return own_server
+
+
+@pytest.fixture(scope="module")
 def untrained(new_project) -> Path:
     folder = new_project()
     change(folder, {"policy": {"warmup": {"steps": 10}}, "run": {"wandb": {"mode": "offline", "trees_every": 2}}})

@@ -10,10 +10,7 @@ import pytest
 
 from flows.train import command
 from spo_core.errors import ConfigError
-from spo_core.problems.prepare import prepare_splits
 from spo_core.system.files import folder_digest, read_json
-from spo_core.train.warmup import warm_up
-from tasks.records import RunSpec
 
 
 def train(project: Path, environment: dict, *calls: str) -> str:
@@ -40,11 +37,8 @@ def published(project: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_rollouts_are_recorded_and_replayed(new_project, environment):
-    project = new_project()
-    spec = RunSpec(str(project))
-    prepare_splits(spec.params, spec.paths)
-    warm_up(spec.params, spec.paths)
+def test_rollouts_are_recorded_and_replayed(warmed_copy, environment):
+    project = warmed_copy({})
     train(project, environment, "")
     (ordinary,) = project.glob("work/train-*")
     main = published(project)

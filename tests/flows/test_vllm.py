@@ -11,27 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spo_core.problems.prepare import prepare_splits
 from spo_core.rollout.vllm.server import LAUNCHER
 from spo_core.system.files import read_json
-from spo_core.train.warmup import warm_up
-from tasks.records import RunSpec
-from tests.flows.conftest import change
 from tests.rollout.vllm.case import needs_vllm
 
 pytestmark = needs_vllm
 
 
 @pytest.fixture(scope="module")
-def project(new_project) -> Path:
+def project(warmed_copy) -> Path:
     """Prepared and warmed up, with one vLLM server as its engine."""
-    project = new_project()
     engine = {"type": "vllm", "servers": 1, "cache_gib": 0.25}
-    change(project, {"rollout": {"engine": engine}, "run": {"iterations": 200}})  # so many that no flow ends by itself
-    spec = RunSpec(str(project))
-    prepare_splits(spec.params, spec.paths)
-    warm_up(spec.params, spec.paths)
-    return project
+    return warmed_copy({"rollout": {"engine": engine}, "run": {"iterations": 200}})  # no flow ends by itself
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
