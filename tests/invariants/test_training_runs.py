@@ -420,7 +420,9 @@ def test_long_questions_are_left_out_of_both_splits_and_counted(project, caplog)
 
 def test_a_run_stops_where_its_answers_cannot_be_compared_and_goes_on_with_another_limit(project, monkeypatch):
     """What was answered can be read; the limit is no part of what a run is."""
-    monkeypatch.setattr(GRADE, lambda verifier, problem, answers: [Verdict(Outcome.UNPARSABLE, None) for _ in answers])
+    monkeypatch.setattr(
+        GRADE, lambda verifier, problem, answers, grader: [Verdict(Outcome.UNPARSABLE, None) for _ in answers]
+    )
     with pytest.raises(GradingError, match=r"000001.trees\.parquet, iteration 1: 100% .*max_failed_share 0\.5"):
         train(small(), project)
     (run,) = (project.work).glob("train-*")

@@ -35,7 +35,7 @@ def test_each_response_is_decoded_and_graded_once(preset, overrides, tmp_path, p
         decoded[ids.tobytes()] += 1
         return decode(ids)
 
-    def counted_grade(verifier, problem, answers):
+    def counted_grade(verifier, problem, answers, grader=None):
         graded.update(text for text, _ in answers)
         return grade_by_length(verifier, problem, answers)
 
