@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from spo_core.config import Params, digest, flatten, load_params
+from spo_core.config import SEQUENCE_LOSSES, Params, digest, flatten, load_params
 from spo_core.config.document import read_document
 from spo_core.errors import ConfigError
 from spo_core.rollout.seeds import derive_seed
@@ -107,6 +107,11 @@ def read_candidates(
             raise ConfigError(
                 f"{candidate.name}: credit.value critic has values only within a run that trains it, and here "
                 "nothing is trained; choose credit.value tree_mean, monte_carlo or none"
+            )
+        if (loss := candidate.params.learn.loss.type) in SEQUENCE_LOSSES:
+            raise ConfigError(
+                f"{candidate.name}: learn.loss {loss} is of whole sequences, and its gradient at the reference "
+                "policy says nothing of later ones; compare it by training"
             )
     first = _shared(found[0].params)
     for candidate in found[1:]:

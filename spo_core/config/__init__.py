@@ -19,6 +19,7 @@ from spo_core.config.credit import (
     LowProbability,
     MonteCarlo,
     NoValue,
+    Rejection,
     TreeMean,
     Whole,
 )
@@ -36,6 +37,7 @@ from spo_core.config.learn import (
     with_fidelity,
 )
 from spo_core.config.load import NAMESPACES, digest, flatten, load_params
+from spo_core.config.offline import SEQUENCE_LOSSES, DirectValue, DPOPositive, Likelihood
 from spo_core.config.params import Params
 from spo_core.config.policy import LoraParams, PolicyParams, PolicyShape, PretrainedPolicy, ScratchPolicy, WarmupParams
 from spo_core.config.rollout import RolloutParams, SkipSolvedParams
@@ -56,6 +58,7 @@ __all__ = [
     "NAMESPACES",
     "OURS",
     "RESOURCES",
+    "SEQUENCE_LOSSES",
     "AdaptiveMonteCarlo",
     "AllTokens",
     "BestOfKProgress",
@@ -64,11 +67,13 @@ __all__ = [
     "Critic",
     "CustomParams",
     "Cutpoints",
+    "DPOPositive",
     "DaskRunner",
     "DataParams",
     "DeepSpeedBackendParams",
     "Delimiter",
     "Difference",
+    "DirectValue",
     "Entropy",
     "EqualParts",
     "EvaluateParams",
@@ -79,6 +84,7 @@ __all__ = [
     "KLPenalty",
     "LearnParams",
     "LeaveOneOut",
+    "Likelihood",
     "LocalRunner",
     "LoraParams",
     "LowProbability",
@@ -93,6 +99,7 @@ __all__ = [
     "PolicyShape",
     "PretrainedPolicy",
     "RayRunner",
+    "Rejection",
     "RewardParams",
     "RolloutParams",
     "ScratchPolicy",

@@ -192,6 +192,16 @@ class GAE(Namespace):
     """Steps between values: single tokens, which a critic alone values, or segments."""
 
 
+class Rejection(Namespace):
+    """Rejection sampling: A = 1 for every kept response that passes through the segment, 0 for what none does."""
+
+    type: Literal["rejection"]
+    threshold: float = 1.0
+    """A response with this reward or more is kept."""
+    per_question: int | None = Field(default=10, ge=1)
+    """Most responses kept of a question's tree, the first ones of different token ids; null: all of them."""
+
+
 class AllTokens(Namespace):
     """Train every token of a segment."""
 
@@ -210,7 +220,7 @@ Partition = FixedTokens | Cutpoints | EqualParts | Delimiter | Entropy | Whole
 CutPartition = Cutpoints | EqualParts | Delimiter | Entropy
 CUT_TYPES = ("cutpoints", "equal_parts", "delimiter", "entropy")
 Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | Critic | NoValue | CustomParams
-Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | GAE | CustomParams
+Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | GAE | Rejection | CustomParams
 Mask = AllTokens | LowProbability
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from spo_core.config.custom import CustomParams, named
 from spo_core.config.namespace import Decay, Namespace
+from spo_core.config.offline import SEQUENCE_LOSSES, DirectValue, DPOPositive, Likelihood
 
 CHUNK_LOGITS = 2**26
 """Logits that the policy's head computes in one chunk of positions: 256 MB in float32."""
@@ -108,6 +109,9 @@ class DeepSpeedBackendParams(Namespace):
         return self
 
 
+Loss = PPOClip | Likelihood | DPOPositive | DirectValue | CustomParams
+
+
 class LearnParams(Namespace):
     fidelity: Literal["paper", "reference"] = "paper"
     """Source of the defaults of normalization, whitening and kl: the paper, or the published code."""
@@ -141,8 +145,12 @@ class LearnParams(Namespace):
     """Whitening of advantages (minus mean, over standard deviation) within the trained tokens of a micro-batch."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Episodes in a micro-batch, drawn at random; needed where normalization or whitening are by micro-batch."""
-    loss: Annotated[PPOClip | CustomParams, Field(discriminator="type"), named("learn.loss")] = PPOClip(type="ppo_clip")
-    """Policy loss of each trained token; weights, KL and averages are the same for all."""
+    loss: Annotated[Loss, Field(discriminator="type"), named("learn.loss")] = PPOClip(type="ppo_clip")
+    """Policy loss. Of each trained token, averaged as normalization says, with the same weights and KL for all; or of
+    whole sequences, averaged over the sequences or pairs of an optimizer step."""
+    restart: bool = False
+    """Begin the update of every iteration from the first policy, with a new optimizer and learning rate's schedule, as
+    ReST-EM does."""
     clip_low: float = Field(default=0.2, gt=0)
     """Lower clip range: see clip_high."""
     clip_high: float = Field(default=0.2, gt=0)
@@ -185,7 +193,43 @@ class LearnParams(Namespace):
             raise ValueError("normalization constant and episode_tokens go together: set both, or neither")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(f"decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}")
+        if self.restart:
+            self._check_restart()
+        if self.loss.type in SEQUENCE_LOSSES:
+            self._check_sequences()
         return self
+
+    def _check_restart(self) -> None:
+        if self.loss.type not in ("likelihood", "dpo_positive"):
+            raise ValueError(
+                f"restart: learn.loss {self.loss.type} compares with the sampling policy, which the first policy is "
+                "not; restart goes with learn.loss likelihood or dpo_positive"
+            )
+        for key in ("importance_cap", "max_ratio"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"restart: {key} compares with the sampling policy, which the first policy is not")
+
+    def _check_sequences(self) -> None:
+        """Refuse what is of single tokens. ValueError names the key."""
+        unfit = {
+            "zero_advantage": self.zero_advantage == "drop" and "drop leaves out sequences that it trains; choose keep",
+            "normalization": self.normalization != "batch" and "it is averaged over sequences; choose batch",
+            "whitening": self.whitening != "none" and "it takes values as they are; choose none",
+            "kl": self.kl.type != "none" and "its beta holds the policy near the reference; choose none",
+            "importance_cap": self.importance_cap is not None and "it weights no tokens; choose null",
+            "max_ratio": self.max_ratio is not None and "it leaves out no segments; choose null",
+            "replay.unit": self.replay.unit == "segments"
+            and self.loss.type == "dpo_positive"
+            and "segments tears siblings apart; choose siblings",
+        }
+        for key, why in unfit.items():
+            if why:
+                raise ValueError(f"{key}: learn.loss {self.loss.type} is of whole sequences, {why}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the update compares with the reference policy, the one that training began with."""
+        return self.kl.type == "penalty" or self.loss.type in SEQUENCE_LOSSES
 
     @property
     def zero_stage(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from spo_core.config.credit import CUT_TYPES, CreditParams
+from spo_core.config.credit import CUT_TYPES, CreditParams, Rejection
 from spo_core.config.data import DataParams
 from spo_core.config.evaluate import EvaluateParams
 from spo_core.config.learn import LearnParams
 from spo_core.config.namespace import Namespace
+from spo_core.config.offline import SEQUENCE_LOSSES
 from spo_core.config.policy import PolicyParams
 from spo_core.config.rollout import RolloutParams
 from spo_core.config.run import RunParams
@@ -76,23 +77,58 @@ class Params(Namespace):
             self._consistent_critic()
         if partition in CUT_TYPES and advantage in ("leave_one_out", "group_normalized"):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
-        if value == "adaptive_monte_carlo" or advantage == "best_of_k_progress":
-            reach = self.verify.reward_range()
-            if not self.verify.rewards_are_shares:
-                there = (
-                    "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
-                )
-                raise ValueError(
-                    f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
-                    f"probabilities, so verify.rewards and verify.reward must lie in 0..1; {there}"
-                )
+        if isinstance(credit.advantage, Rejection):
+            self._check_rejection(credit.advantage)
+        reach = self.verify.reward_range()
+        shares = self.verify.rewards_are_shares
+        if (value == "adaptive_monte_carlo" or advantage == "best_of_k_progress") and not shares:
+            there = "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
+            raise ValueError(
+                f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
+                f"probabilities, so verify.rewards and verify.reward must lie in 0..1; {there}"
+            )
+        if self.learn.loss.type in SEQUENCE_LOSSES:
+            self._check_sequences()
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")
+
+    def _check_rejection(self, rejection: Rejection) -> None:
+        reach = self.verify.reward_range()
+        if self.credit.partition.type in CUT_TYPES:
+            raise ValueError(
+                "credit.advantage rejection keeps whole responses, so value rollouts of a response that is cut are of "
+                "no use; choose credit.partition whole or fixed_tokens"
+            )
+        if reach is not None and rejection.threshold > reach[1]:
+            raise ValueError(
+                f"credit.advantage.threshold {rejection.threshold:g} exceeds the largest reward, {reach[1]:g} "
+                "(verify.rewards, verify.reward): no response would be kept"
+            )
+        if self.learn.whitening != "none":
+            raise ValueError("credit.advantage rejection: learn.whitening makes equal advantages 0; choose none")
+
+    def _check_sequences(self) -> None:
+        credit, loss = self.credit, self.learn.loss.type
+        if credit.partition.type in CUT_TYPES:
+            raise ValueError(
+                f"learn.loss {loss} is of whole sequences, and credit.partition {credit.partition.type} gives parts of "
+                "a response credit of their own; choose whole or fixed_tokens"
+            )
+        if credit.mask.type != "all":
+            raise ValueError(f"learn.loss {loss} is of whole sequences, so credit.mask must be all")
+        if credit.advantage.type == "gae" and credit.advantage.over == "tokens":
+            raise ValueError(f"learn.loss {loss} is of whole sequences, so credit.advantage.over must be segments")
+        if loss == "dpo_positive" and max(self.rollout.branch_factors) == 1:
+            raise ValueError(
+                "learn.loss dpo_positive compares siblings, and rollout.branch_factors "
+                f"{list(self.rollout.branch_factors)} has single responses alone; sample two or more"
+            )
 
     def _consistent_critic(self) -> None:
         critic, depth = self.credit.value, len(self.rollout.branch_factors)
         assert critic.type == "critic"
-        if self.credit.advantage.type in ("leave_one_out", "group_normalized") and depth == 1:
+        compares = ("leave_one_out", "group_normalized") if depth == 1 else ()
+        if self.credit.advantage.type in (*compares, "rejection"):
             raise ValueError(
                 f"credit.advantage {self.credit.advantage.type} of whole responses compares rewards and no value, so "
                 "credit.value critic would be trained for nothing: choose credit.value none, or credit.advantage gae"

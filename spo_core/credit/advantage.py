@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import GAE, BestOfKProgress, CustomParams, Difference, GroupNormalized, LeaveOneOut
+from spo_core.config import GAE, BestOfKProgress, CustomParams, Difference, GroupNormalized, LeaveOneOut, Rejection
 from spo_core.config.credit import Advantage
 from spo_core.credit.estimators import estimated
 from spo_core.credit.gae import segment_gae
@@ -46,6 +46,8 @@ def node_advantages(tree: RolloutTree, values: np.ndarray, params: Advantage) ->
             return best_of_k_progress(tree, values, params.k, params.weight, params.baseline)
         case GAE():
             return segment_gae(tree, values, params.lambda_)
+        case Rejection():
+            return rejection(tree, params.threshold, params.per_question)
         case CustomParams():
             return custom(tree, values, params)
 
@@ -99,6 +101,25 @@ def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: fl
         step, progress = values[index] - values[parent], best[index] - best[parent]
         if not abs(step + progress) < ROUNDING:
             advantages[index] = (step if baseline == "parent" else values[index]) + weight * progress
+    return advantages
+
+
+def rejection(tree: RolloutTree, threshold: float, per_question: int | None) -> np.ndarray:
+    """A = number of kept responses that pass through the segment, so that the likelihood of A is that of all of them.
+
+    Kept are responses with a reward of ``threshold`` or more, each text of token ids once, and of these the first
+    ``per_question`` (ReST-EM, arXiv 2312.06585; docs/reference.md 1.4, where texts are compared).
+    """
+    advantages = np.zeros(len(tree.nodes))
+    kept: set[bytes] = set()
+    for leaf in tree.leaves:
+        node = tree.nodes[leaf]
+        if not (node.trainable and node.reward >= threshold):
+            continue
+        response = tree.completion(leaf).tobytes()
+        if response not in kept and (per_question is None or len(kept) < per_question):
+            kept.add(response)
+            advantages[tree.path(leaf)[1:]] += 1
     return advantages
 
 

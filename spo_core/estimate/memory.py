@@ -164,7 +164,7 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
         gradients=trained * (6 if stage == 1 and size == 2 and not offload else 4) // (ranks if stage >= 2 else 1),
         optimizer=trained * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
         optimizer_on_cpu=offload,
-        reference=count * size if learn.kl.type == "penalty" and lora is None else 0,
+        reference=count * size if learn.needs_reference and lora is None else 0,
         critic=count * (18 if size == 2 else 16) if _has_copy(params) else 0,
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, CHUNK_LOGITS),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from spo_core.config import LearnParams
 from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.precision import MasterWeights, working_copy
-from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.learn.state import forget, load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.policy.adapter import adapter_off, has_adapter, trained_parameters
@@ -45,6 +45,10 @@ class Backend(Protocol):
     def step(self, learning_rate: float) -> float:
         """Clip the gradient, update the weights, zero the gradient; returns its norm before clipping, over all ranks.
         Where the norm is not finite, the weights stay as they are."""
+        ...
+
+    def restart(self) -> None:
+        """Go back to the first policy's weights and an optimizer that made no step; needs ``learn.restart``."""
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -86,9 +90,14 @@ class TrainerHandle(Protocol):
 def without_gradient(reference: TreePolicy | None, batch: TreeBatch, temperature: float) -> Tensor:
     """Log-probs of a reference policy. Raises ValueError where there is none."""
     if reference is None:
-        raise ValueError("learn.kl needs a reference policy")
+        raise ValueError("learn.kl and losses of whole sequences need a reference policy")
     with torch.no_grad():
         return reference(batch, temperature)[0]
+
+
+def first_weights(model: PreTrainedModel, params: LearnParams) -> dict[str, Tensor]:
+    """Copies of the weights that ``restart`` goes back to, on the CPU; none where it is never called."""
+    return {n: p.detach().to("cpu", copy=True) for n, p in trained_parameters(model).items()} if params.restart else {}
 
 
 class TorchBackend:
@@ -110,6 +119,7 @@ class TorchBackend:
         self.model, self.params = model, params
         self.working = working_copy(model, params) if working is None else working
         self.masters = MasterWeights(model, self.working)
+        self.first = first_weights(model, params)
         self.policy = TreePolicy(self.working, params.attention, checkpointing=params.gradient_checkpointing)
         self.reference = None
         if reference is not None:
@@ -150,6 +160,13 @@ class TorchBackend:
         self.optimizer.zero_grad(set_to_none=True)
         self.working.eval()  # the engine shares it, and gradient checkpointing in training mode drops its cache
         return norm
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            parameter.copy_(self.first[name])
+        self.masters.round()
+        forget(self.optimizer)
 
     def take_gradient(self) -> list[Tensor]:
         """The summed gradient, a tensor for each parameter of ``model`` in order, and zero it; no step is made."""

@@ -1,4 +1,4 @@
-"""The loss of trained tokens: PPO clip or the project's own, and estimates of the KL to the reference policy."""
+"""The loss of trained tokens, and estimates of the KL to the reference policy."""
 
 from __future__ import annotations
 
@@ -69,6 +69,11 @@ def ppo_clip(inputs: LossInputs, params: LearnParams) -> LossOutputs:
     return LossOutputs(torch.maximum(unclipped_loss, clipped_loss), metrics)
 
 
+def likelihood(inputs: LossInputs) -> LossOutputs:
+    """-A log p: maximum likelihood where A is 1. Losses of whole sequences train by it too (``sequences``)."""
+    return LossOutputs(-inputs.advantages * inputs.logprobs, {})
+
+
 class CheckedLoss:
     """The loss that params choose, with every output checked. A trial on made-up tokens tells the names of ``metrics``.
 
@@ -78,7 +83,7 @@ class CheckedLoss:
     def __init__(self, params: LearnParams) -> None:
         chosen = params.loss
         self._where = f"learn.loss: {chosen.path}" if isinstance(chosen, CustomParams) else "learn.loss"
-        self._function: TokenLoss = partial(ppo_clip, params=params)
+        self._function: TokenLoss = partial(ppo_clip, params=params) if chosen.type == "ppo_clip" else likelihood
         if isinstance(chosen, CustomParams):
             self._function = load("learn.loss", chosen.path, chosen.options, TokenLoss)
         logprobs = torch.linspace(-2.0, -0.5, MADE_UP, requires_grad=True)

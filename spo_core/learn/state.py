@@ -22,6 +22,13 @@ def save_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     save_file(tensors, path)
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Set the optimizer's state back to that before its first step: zeros, step counts too."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+
+
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read what ``save_optimizer`` wrote. Raises RunError where a tensor does not fit the model's parameters."""
     fused = {id(p): bool(group.get("fused")) for group in optimizer.param_groups for p in group["params"]}

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spo_core.config import LearnParams
+from spo_core.config import SEQUENCE_LOSSES, LearnParams
 from spo_core.credit.pairs import CreditedTree
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import Backend
+from spo_core.learn.logprobs import sequence_logprobs, token_logprobs
 from spo_core.learn.loss import (
     COUNTS,
     LOSS_MEANS,
@@ -29,6 +31,7 @@ from spo_core.learn.loss import (
 )
 from spo_core.learn.objective import WeightedTree, counted_masks, plan_epoch, unweighted
 from spo_core.learn.schedule import learning_rate
+from spo_core.learn.sequences import SequenceLoss, Sums
 from spo_core.learn.splits import ForwardBatch, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.rollout.gap import trainer_limit
@@ -103,16 +106,24 @@ class Trainer:
         """
         rng = np.random.default_rng(derive_seed(self.seed, "minibatches", iteration))
         began = self.step
+        sampler = -1 if self.params.restart else began  # the policy version whose log-probs the trainer's must equal
         old = self._log_probs_before(pairs) if self.params.importance_cap is not None else None
+        sequences = None
+        if self.params.loss.type in SEQUENCE_LOSSES:
+            sequences = SequenceLoss(pairs, self.params, rng, self._reference_logprobs)
         sums = dict.fromkeys((*self.means, *COUNTS), 0.0)
         more: dict[str, float] = {"grad_norm": 0.0}
         if self.params.kl.type == "penalty":
             more["kl_coefficient"] = self.kl_coefficient
         for epoch in range(self.params.epochs):
-            steps = plan_epoch(pairs, self.params, rng)
-            for number, trees in enumerate(steps, start=1):
+            steps: Sequence[Any] = sequences.plan_epoch(rng) if sequences else plan_epoch(pairs, self.params, rng)
+            for number, step in enumerate(steps, start=1):
+                if self.params.restart and self.step == began:
+                    self.backend.restart()
+                    self.restart_learning_rate()
+                trees = sequences.weigh(step, self._sequence_logprobs) if sequences else step
                 more |= {"learning_rate": self.learning_rate}
-                step_sums, gap, norm = self._optimizer_step(pairs, trees, old, began)
+                step_sums, gap, norm = self._optimizer_step(pairs, trees, old, sampler)
                 for name in sums:
                     sums[name] += step_sums[name]
                 more["grad_norm"] += norm
@@ -129,6 +140,8 @@ class Trainer:
             self.kl_coefficient = adapted_coefficient(
                 self.kl_coefficient, means["kl"], int(sums["trained_tokens"]), self.params.kl
             )
+        if sequences:
+            means |= sequences.metrics()
         return counts | means | more | {"grad_norm": more["grad_norm"] / done, "optimizer_steps": done, "skipped": 0}
 
     def _reported(self, names: Sequence[str]) -> list[str]:
@@ -292,34 +305,31 @@ class Trainer:
             torch.arange(len(counts)).repeat_interleave(counts).to(device),
         )
 
+    def _sequence_logprobs(self, trees: Sequence[WeightedTree]) -> Sums:
+        """Log-probs of the trees' trained nodes under the present policy."""
+        return sequence_logprobs(self.backend, trees, self._present, self.params.max_tokens_per_forward)
+
+    def _reference_logprobs(self, trees: Sequence[WeightedTree]) -> Sums:
+        """The same under the reference policy."""
+
+        def reference(batch: TreeBatch) -> Tensor:
+            return self.backend.reference_logprobs(batch, self.temperature)
+
+        return sequence_logprobs(self.backend, trees, reference, self.params.max_tokens_per_forward)
+
+    def _present(self, batch: TreeBatch) -> Tensor:
+        return self.backend.logprobs(batch, self.temperature)[0]
+
     def _log_probs_before(self, pairs: Sequence[CreditedTree]) -> list[tuple[np.ndarray, ...]]:
         """The trainer's own log-probs of every token that may be trained, before any update; per pair and node."""
         masks = [counted_masks(credit, self.params) for _, credit in pairs]
-        ones = [tuple(np.ones(len(m), np.float32) for m in own) for own in masks]
-        trees = [
-            WeightedTree(i, tree, masks[i], ones[i], ones[i], ones[i])
-            for i, (tree, _) in enumerate(pairs)
-            if any(mask.any() for mask in masks[i])
-        ]
+        trees = [WeightedTree(i, tree, masks[i], (), (), ()) for i, (tree, _) in enumerate(pairs)]
+        trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
+        found = iter(token_logprobs(self.backend, trees, self._present, self.params.max_tokens_per_forward))
         result = [tuple(np.zeros(len(m), np.float32) for m in own) for own in masks]
-        offsets = np.cumsum([0, *(int(m.sum()) for own in masks for m in own)])
-        numbers = {key: at for at, key in enumerate((p, n) for p, own in enumerate(masks) for n in range(len(own)))}
-        flat = torch.zeros(int(offsets[-1]), dtype=torch.float64, device=self.backend.device)
-        shares = divide(trees, self.params.max_tokens_per_forward, self.backend.ranks) if trees else [[]]
-        spare = smallest(shares) if trees else []
-        for forward_batch in shares[self.backend.rank if trees else 0]:
-            tree_batch = layout([tree.segments for tree in (forward_batch or spare)], self.backend.device)
-            with torch.no_grad():
-                logprobs, _ = self.backend.logprobs(tree_batch, self.temperature)
-            at = 0
-            for i, node in tree_batch.order if forward_batch else ():
-                start = offsets[numbers[forward_batch[i].pair, node]]
-                count = int(forward_batch[i].masks[node].sum())
-                flat[start : start + count] = logprobs[at : at + count].double()
-                at += count
-        values = self.backend.total(flat).float().cpu().numpy()
-        for (p, n), at in numbers.items():
-            result[p][n][masks[p][n]] = values[offsets[at] : offsets[at + 1]]
+        for tree in trees:
+            for values, mask in zip(result[tree.pair], tree.masks, strict=True):
+                values[mask] = next(found)
         return result
 
 

@@ -140,7 +140,7 @@ def _learner(
 ) -> TrainerHandle:
     """Make the trainer. ``policy`` is the folder of ``model``, and of the reference policy where there is one."""
     temperature, seed, longest = params.rollout.temperature, params.run.seed, params.rollout.longest_context
-    loads_reference = params.learn.kl.type == "penalty" and params.policy.lora is None  # it is the policy without them
+    loads_reference = params.learn.needs_reference and params.policy.lora is None  # it is the policy without them
     if params.learn.backend.type == "deepspeed":
         reference = policy if loads_reference else None
         log_file = run.path / "deepspeed.log"

@@ -120,6 +120,47 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(
+    ("preset", "override", "says"),
+    [
+        ("dvo", "learn.zero_advantage=drop", r"learn: zero_advantage: learn\.loss dvo .*choose keep"),
+        ("dvo", "learn={fidelity: reference, micro_batch: 2}", r"normalization: learn\.loss dvo .*choose batch"),
+        ("dvo", "learn.normalization=episode", r"normalization: learn\.loss dvo .*choose batch"),
+        ("dpo-positive", "learn.kl={type: penalty}", r"kl: learn\.loss dpo_positive .*choose none"),
+        ("dpo-positive", "learn.importance_cap=2", r"importance_cap: learn\.loss dpo_positive .*choose null"),
+        ("dvo", "learn.max_ratio=2", r"max_ratio: learn\.loss dvo .*choose null"),
+        ("dpo-positive", "learn.replay.unit=segments", r"replay\.unit: learn\.loss dpo_positive .*choose siblings"),
+        ("dpo-positive", "rollout.branch_factors=[1]", r"learn\.loss dpo_positive .*rollout\.branch_factors \[1\]"),
+        ("dvo", "credit.mask={type: low_probability}", r"learn\.loss dvo .*credit\.mask must be all"),
+        ("spo-chain", "learn.loss={type: dvo}", r"zero_advantage: learn\.loss dvo"),
+        ("restem", "learn.loss={type: ppo_clip}", r"restart: learn\.loss ppo_clip .*likelihood or dpo_positive"),
+        ("dvo", "learn.restart=true", r"restart: learn\.loss dvo .*likelihood or dpo_positive"),
+        ("restem", "learn.max_ratio=2", r"restart: max_ratio compares with the sampling policy"),
+        ("restem", "learn.importance_cap=2", r"restart: importance_cap compares with the sampling policy"),
+        (
+            "restem",
+            "credit.advantage.threshold=1.5",
+            r"credit\.advantage\.threshold 1\.5 exceeds the largest reward, 1",
+        ),
+        ("spo-chain", "credit.advantage={type: rejection}", r"credit\.advantage rejection keeps whole responses"),
+        ("restem", "learn={whitening: micro_batch, micro_batch: 2}", r"credit\.advantage rejection: learn\.whitening"),
+    ],
+)
+def test_losses_and_credit_that_do_not_go_together_are_refused_by_their_keys(preset, override, says):
+    with pytest.raises(ConfigError, match=says) as refusal:
+        load_params(ROOT, preset, (override,))
+    assert str(refusal.value).count("\n") <= 1
+
+
+def test_values_of_a_cut_response_are_no_loss_of_whole_sequences():
+    with pytest.raises(
+        ConfigError, match=r"learn\.loss dvo .*credit\.partition cutpoints .*choose whole or fixed_tokens"
+    ):
+        load_params(
+            ROOT, "spo-chain", ("learn.loss={type: dvo}", "learn.zero_advantage=keep", "credit.mask={type: all}")
+        )
+
+
+@pytest.mark.parametrize(
     ("overrides", "ok"),
     [
         (("verify.rewards.wrong=-1",), True),

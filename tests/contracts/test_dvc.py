@@ -130,6 +130,7 @@ PLUMBING = {
             "evaluate",
             "learn",
             "load",
+            "offline",
             "params",
             "policy",
             "rollout",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spo_core.config import AllTokens, CreditParams, LowProbability
 from spo_core.credit import assign_credit, read_credits, write_credits
-from spo_core.credit.advantage import best_of_k_progress, difference, group_normalized, leave_one_out
+from spo_core.credit.advantage import best_of_k_progress, difference, group_normalized, leave_one_out, rejection
 from spo_core.credit.mask import token_mask
 from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
 from spo_core.errors import DataError, TrainingError
@@ -122,6 +122,30 @@ def test_best_of_k_progress_with_an_unvalued_parent_is_zero():
     assert advantages[spine[0]] == 0 and advantages[spine[1]] != 0 and np.isfinite(advantages).all()
 
 
+def test_rejection_keeps_right_responses_once_and_the_first_of_them():
+    """Responses 7 8, 7 8 again, 7 9 and 6 are right, 5 is wrong: two of three texts are kept, both through 7."""
+    nodes = [Node.prompt([1])]
+    nodes += [Node.sampled(0, [t], [-1], FinishReason.SEGMENT) for t in (7, 7, 7)]
+    nodes += [Node.sampled(0, [t], [-1], FinishReason.STOP, reward=r) for t, r in ((5, 0.0), (6, 1.0))]
+    nodes += [Node.sampled(p, [t], [-1], FinishReason.STOP, reward=1.0) for p, t in ((1, 8), (2, 8), (3, 9), (1, 9))]
+    tree = RolloutTree("q", tuple(nodes))
+    assert rejection(tree, 1.0, None).tolist() == [0, 1, 0, 1, 0, 1, 1, 0, 1, 0]
+    assert rejection(tree, 1.0, 2).tolist() == [0, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert rejection(tree, 1.1, None).tolist() == [0] * 10
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([None, 1, 3]))
+def test_rejection_counts_kept_responses_through_a_segment(seed, limit):
+    tree = random_tree(np.random.default_rng(seed), depth=3, widest=3, longest=2, vocabulary=6)
+    found, kept = rejection(tree, 1.0, limit), {}
+    for leaf in tree.leaves:
+        if leaf and tree.nodes[leaf].reward >= 1 and (limit is None or len(kept) < limit):
+            kept.setdefault(tuple(tree.completion(leaf)), leaf)
+    through = [sum(i in tree.path(leaf) for leaf in kept.values()) for i in range(1, len(tree.nodes))]
+    assert found[1:].tolist() == through and found[0] == 0
+
+
 def test_rounding_is_no_progress():
     """A mean of equal values may differ from them in the last bit; the filter must still see none."""
     tree = group([0.1, 0.1, 0.1])
@@ -219,7 +243,7 @@ SHAPES = {
 }
 PARTITIONS = ("fixed_tokens", "cutpoints", "equal_parts", "delimiter", "entropy", "whole")
 VALUES = ("tree_mean", "monte_carlo", "adaptive_monte_carlo", "none")
-ADVANTAGES = ("difference", "leave_one_out", "group_normalized", "best_of_k_progress")
+ADVANTAGES = ("difference", "leave_one_out", "group_normalized", "best_of_k_progress", "rejection")
 MORE = {"fixed_tokens": {"tokens": 4}, "equal_parts": {"parts": 2}, "entropy": {"threshold": 1.0}}
 
 

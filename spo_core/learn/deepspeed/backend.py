@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spo_core.config import LearnParams
-from spo_core.learn.backend import without_gradient
+from spo_core.learn.backend import first_weights, without_gradient
 from spo_core.learn.deepspeed.launch import VISIBLE
 from spo_core.learn.deepspeed.state import ShardedState
+from spo_core.learn.state import forget
 from spo_core.learn.tree_batch import TreeBatch
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.policy.adapter import adapter_off, has_adapter, trained_parameters
@@ -65,6 +66,7 @@ class DeepSpeedBackend:
             eps=params.epsilon,
             weight_decay=params.weight_decay,
         )
+        self.first = first_weights(model, params)
         weights = {name: p.detach().clone() for name, p in trained_parameters(model).items()} if self._halved else {}
         buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         settings = engine_settings(params, vector=model.config.hidden_size)
@@ -123,6 +125,10 @@ class DeepSpeedBackend:
             norm = float(self.engine.get_global_grad_norm())
             norm = norm if norm >= 0 else math.inf  # -1 stands for not finite
         return norm
+
+    def restart(self) -> None:
+        self.state.set_weights(self.first)
+        forget(self.adam)
 
     def total(self, values: Tensor) -> Tensor:
         values = values.clone()
