@@ -113,6 +113,11 @@ def read_candidates(
                 f"{candidate.name}: learn.loss {loss} is of whole sequences, and its gradient at the reference "
                 "policy says nothing of later ones; compare it by training"
             )
+        if getattr(candidate.params.credit.value, "prover", None) is not None:
+            raise ConfigError(
+                f"{candidate.name}: credit.value.prover needs an engine of its own, not there in the analysis; compare "
+                "by training"
+            )
     first = _shared(found[0].params)
     for candidate in found[1:]:
         own = _shared(candidate.params)

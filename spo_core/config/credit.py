@@ -76,6 +76,9 @@ class MonteCarlo(Namespace):
     """Value rollouts a state."""
     prompt: Literal["always", "cut"] = "cut"
     """Value the prompt always, or only where a cutpoint lies right behind it (SPO-chain)."""
+    prover: str | None = None
+    """Policy that samples the value rollouts. null: the one that is trained. first: the one that training began with,
+    which stays as it is; or the folder of another one with the same tokens."""
 
 
 class AdaptiveMonteCarlo(Namespace):
@@ -175,8 +178,18 @@ class BestOfKProgress(Namespace):
     """The prover's success is that of the best of k samples of the policy: 1 - (1 - V)^k."""
     weight: float = Field(default=5.0, ge=0)
     """Weight of the prover's progress."""
-    baseline: Literal["none", "parent"] = "none"
-    """Baseline subtracted from the policy's own value: none, or V(parent)."""
+    own: Literal["value", "reward"] = "value"
+    """The policy's own value, which the progress is added to: V(child), or the mean reward of the responses that pass
+    through the segment, where values are those of a prover."""
+    baseline: Literal["none", "parent", "prompt"] = "none"
+    """Baseline subtracted from the policy's own value: none, V(parent) (of own value), or the mean reward of the
+    question's responses (prompt, of own reward)."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> BestOfKProgress:
+        if self.baseline == ("prompt" if self.own == "value" else "parent"):
+            raise ValueError(f"baseline {self.baseline} does not go with own {self.own}; see docs/algorithms.md")
+        return self
 
 
 class GAE(Namespace):

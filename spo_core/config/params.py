@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from spo_core.config.credit import CUT_TYPES, CreditParams, Rejection
+from spo_core.config.credit import CUT_TYPES, BestOfKProgress, CreditParams, MonteCarlo, Rejection
 from spo_core.config.data import DataParams
 from spo_core.config.evaluate import EvaluateParams
 from spo_core.config.learn import LearnParams
@@ -79,6 +79,8 @@ class Params(Namespace):
             raise ValueError(f"credit.advantage {advantage} compares siblings; a response that is cut has none")
         if isinstance(credit.advantage, Rejection):
             self._check_rejection(credit.advantage)
+        if isinstance(credit.value, MonteCarlo) and credit.value.prover is not None:
+            self._check_prover()
         reach = self.verify.reward_range()
         shares = self.verify.rewards_are_shares
         if (value == "adaptive_monte_carlo" or advantage == "best_of_k_progress") and not shares:
@@ -91,6 +93,18 @@ class Params(Namespace):
             self._check_sequences()
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")
+
+    def _check_prover(self) -> None:
+        advantage = self.credit.advantage
+        if self.rollout.engine.type == "vllm":
+            raise ValueError(
+                "credit.value.prover: rollout.engine vllm serves one policy alone; choose the transformers engine, or "
+                "credit.value.prover null"
+            )
+        if isinstance(advantage, BestOfKProgress) and advantage.own == "value":
+            raise ValueError(
+                "credit.advantage.own value would be that of credit.value.prover, not the policy's own; choose reward"
+            )
 
     def _check_rejection(self, rejection: Rejection) -> None:
         reach = self.verify.reward_range()

@@ -12,6 +12,7 @@ from spo_core.config import GAE, BestOfKProgress, CustomParams, Difference, Grou
 from spo_core.config.credit import Advantage
 from spo_core.credit.estimators import estimated
 from spo_core.credit.gae import segment_gae
+from spo_core.credit.value import response_means
 from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 
@@ -43,6 +44,8 @@ def node_advantages(tree: RolloutTree, values: np.ndarray, params: Advantage) ->
         case GroupNormalized():
             return group_normalized(tree, values)
         case BestOfKProgress():
+            if params.own == "reward":
+                return prover_progress(tree, values, params.k, params.weight, params.baseline)
             return best_of_k_progress(tree, values, params.k, params.weight, params.baseline)
         case GAE():
             return segment_gae(tree, values, params.lambda_)
@@ -101,6 +104,23 @@ def best_of_k_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: fl
         step, progress = values[index] - values[parent], best[index] - best[parent]
         if not abs(step + progress) < ROUNDING:
             advantages[index] = (step if baseline == "parent" else values[index]) + weight * progress
+    return advantages
+
+
+def prover_progress(tree: RolloutTree, values: np.ndarray, k: int, weight: float, baseline: str) -> np.ndarray:
+    """A = mean reward of the responses through the segment + weight * (B(V(child)) - B(V(parent))), B as above.
+
+    Process advantage verifiers (arXiv 2410.08146: Q of the policy + alpha times the prover's advantage). ``values`` are
+    of a policy whose best of k is the prover; the policy's own Q is what its responses earned. With ``baseline``
+    "prompt" the mean reward of all the question's responses is subtracted. No progress is added where the parent's
+    value was not estimated.
+    """
+    advantages = np.zeros(len(tree.nodes))
+    rewards, best = response_means(tree), 1 - (1 - values) ** k
+    for index, node in enumerate(tree.nodes):
+        if node.trainable:
+            progress = 0.0 if math.isnan(values[node.parent]) else best[index] - best[node.parent]
+            advantages[index] = rewards[index] - (rewards[0] if baseline == "prompt" else 0.0) + weight * progress
     return advantages
 
 

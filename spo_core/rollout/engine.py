@@ -15,7 +15,8 @@ class Request:
 
     ``parent`` may name a finished request with ``keep=True`` whose tokens begin with this prefix or are its beginning;
     an engine may reuse its key/value cache. ``keep`` says that requests with this one as parent will follow. Requests
-    of one ``tree`` share prefixes, so replicas keep them together.
+    of one ``tree`` share prefixes, so replicas keep them together. ``prover``: sampled by the prover (``prover``), not
+    the policy.
     """
 
     request_id: int
@@ -25,6 +26,7 @@ class Request:
     parent: int | None = None
     keep: bool = False
     tree: str = ""
+    prover: bool = False
 
     def check_room(self, context_length: int) -> None:
         """Raise ValueError where the context has no room for the request."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from spo_core.config import Params, VllmEngineParams
+from spo_core.config import MonteCarlo, Params, VllmEngineParams
 from spo_core.errors import EngineError
 from spo_core.policy.checkpoint import save_policy, stop_ids
 from spo_core.rollout.engine import Engine
 from spo_core.rollout.engine_check import checked_engine
+from spo_core.rollout.prover import ProvingEngine, load_prover
 from spo_core.rollout.seeds import derive_seed
 
 
@@ -19,13 +21,14 @@ def make_engine(
 ) -> Engine:
     """Make an engine that serves ``model`` after every ``policy_changed``.
 
-    ``policy`` is a checkpoint with the model's architecture, ``folder`` a place for logs and for weights on their way
-    to servers. Raises EngineError where the engine does not start, ConfigError where it cannot decode such a policy.
+    ``policy`` is a checkpoint with the model's architecture, and what a prover ``first`` is; ``folder`` is a place for
+    logs and for weights on their way to servers. Raises EngineError where the engine does not start, ConfigError where
+    it cannot decode such a policy.
     """
     rollout, stops = params.rollout, stop_ids(model, tokenizer)
     if not isinstance(rollout.engine, VllmEngineParams):
-        return checked_engine(
-            model,
+        make = partial(
+            checked_engine,
             stop_ids=stops,
             context_length=rollout.longest_context,
             temperature=rollout.temperature,
@@ -33,6 +36,10 @@ def make_engine(
             max_concurrency=rollout.max_concurrency,
             entropies=params.credit.partition.type == "entropy",
         )
+        value = params.credit.value
+        if not isinstance(value, MonteCarlo) or value.prover is None:
+            return make(model)
+        return ProvingEngine(make(model), make(load_prover(value.prover, policy, model, tokenizer)))
     from spo_core.rollout.vllm.engine import VllmEngine
     from spo_core.rollout.vllm.group import VllmGroup
     from spo_core.rollout.vllm.settings import vllm_settings

@@ -55,6 +55,9 @@ class Sampler:
             raise ConfigError("credit.partition delimiter: the sampler was not told the text of tokens")
         if value == "adaptive_monte_carlo" and grade is None:
             raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
+        self._prover = isinstance(credit.value, MonteCarlo) and credit.value.prover is not None
+        if self._prover and not getattr(engine, "proves", False):
+            raise ConfigError("credit.value.prover: the engine serves the policy alone, no prover")
         self.engine, self.rollout, self.credit = engine, rollout, credit
         self.seed, self.iteration, self.version = seed, iteration, version
         self.token_texts, self.grade, self.stop = token_texts, grade, stop
@@ -240,8 +243,9 @@ class Sampler:
             question = item.tree.prompt.question_id
             again = (item.tree.repeat,) if item.tree.repeat else ()
             seed = derive_seed(self.seed, self.iteration, question, *again, *item.path)
+            prover = self._prover and not item.trainable
             requests.append(
-                Request(self._next_id, item.prefix, item.max_tokens, seed, item.parent_request, keep, question)
+                Request(self._next_id, item.prefix, item.max_tokens, seed, item.parent_request, keep, question, prover)
             )
             self.prefix_tokens += len(item.prefix)
             if item.parent_request is not None:

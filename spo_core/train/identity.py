@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spo_core.config import RESOURCES, LearnParams, Params, VllmEngineParams
+from spo_core.config import RESOURCES, LearnParams, MonteCarlo, Params, VllmEngineParams
 from spo_core.errors import ConfigError, DataError, RunError
 from spo_core.learn.deepspeed.hostfile import read_hostfile
 from spo_core.paths import Paths
@@ -16,6 +16,7 @@ from spo_core.policy.device import find_device
 from spo_core.problems import problem_set
 from spo_core.problems.mixture import described, grader_of, parts_of
 from spo_core.rollout.gap import gap_limit
+from spo_core.rollout.prover import prover_folder
 from spo_core.runs.directory import RunDirectory, check_run, run_path
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.system.files import folder_digest, read_json
@@ -67,7 +68,16 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
         **({"lora": params.policy.lora.model_dump(mode="json")} if params.policy.lora else {}),
         "code": code_digest(*TRAINING),
         **({"custom": custom} if custom else {}),
+        **_prover(params, warmup),
     }
+
+
+def _prover(params: Params, policy: Path) -> dict[str, str]:
+    """Digest of the prover, where one samples value rollouts. Raises ConfigError where it is missing."""
+    value = params.credit.value
+    if not isinstance(value, MonteCarlo) or value.prover is None:
+        return {}
+    return {"prover": folder_digest(prover_folder(value.prover, policy))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,15 @@ FILES = ("questions.json", "trees.parquet")
 # Keys that must equal the recorded ones: they decide questions, sampling, cuts and grading.
 SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
 GRADED = ("verify.grader", "verify.rewards", "verify.reward", "custom.verify")
-SHAPE = ("problem_set", "prompts", "data", "credit.partition", *(f"rollout.{key}" for key in SAMPLED), *GRADED)
+SHAPE = (
+    "problem_set",
+    "prompts",
+    "data",
+    "credit.partition",
+    "prover",
+    *(f"rollout.{key}" for key in SAMPLED),
+    *GRADED,
+)
 # Keys that decide which trees a run samples, beside its code.
 POLICY = ("rollout", "credit", "learn", "policy", "lora", "run.seed", "custom")
 

@@ -16,6 +16,7 @@ import numpy as np
 from spo_core.config import VllmEngineParams
 from spo_core.config.engine import EngineParams
 from spo_core.credit import assign_credit, write_credits
+from spo_core.credit.value import response_means
 from spo_core.errors import RunError, TrainingError
 from spo_core.learn.critic import StateValues, quality
 from spo_core.problems.mixture import Mixture, parts_of, set_of, weights_of
@@ -211,12 +212,7 @@ def metrics_by_set(session: Session, trees: list[RolloutTree]) -> dict[str, floa
 def expected_reward(tree: RolloutTree) -> float:
     """Estimate the mean reward of a response: at every node continuations weigh the same, and value rollouts
     nothing."""
-    rewards = [node.reward for node in tree.nodes]
-    for index in range(len(tree.nodes) - 1, -1, -1):
-        below = [rewards[c] for c in tree.children[index] if tree.nodes[c].trainable]
-        if below:
-            rewards[index] = sum(below) / len(below)
-    return rewards[0]
+    return float(response_means(tree)[0])
 
 
 def credit_step(session: Session, iteration: int) -> dict[str, float]:

@@ -90,6 +90,7 @@ def test_presets_then_a_grid_and_overrides_for_all(tmp_path):
         (("../spo-chain",), None, "names a folder"),
         (("grpo",), {"grpo": {}}, "grpo is taken"),
         ((), {REFERENCE: {}}, "reference is taken"),
+        (("pav",), None, r"^pav: credit\.value\.prover needs an engine of its own"),
         (("dvo",), None, r"^dvo: learn\.loss dvo is of whole sequences"),
         ((), {"../../elsewhere": {}}, "'../../elsewhere' names a folder"),
         ((), {"": {}}, "'' names a folder"),

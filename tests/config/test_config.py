@@ -142,6 +142,14 @@ ALLOWED = {
             r"credit\.advantage\.threshold 1\.5 exceeds the largest reward, 1",
         ),
         ("spo-chain", "credit.advantage={type: rejection}", r"credit\.advantage rejection keeps whole responses"),
+        ("pav", "rollout.engine={type: vllm}", r"credit\.value\.prover: rollout\.engine vllm serves one policy alone"),
+        ("pav", "credit.advantage={own: value, baseline: none}", r"credit\.advantage\.own value .*choose reward"),
+        (
+            "pav",
+            "credit.advantage.baseline=parent",
+            r"credit\.advantage.*: baseline parent does not go with own reward",
+        ),
+        ("dvo", "credit.advantage={type: gae, over: tokens}", r"credit\.advantage gae over tokens needs credit\.value"),
         ("restem", "learn={whitening: micro_batch, micro_batch: 2}", r"credit\.advantage rejection: learn\.whitening"),
     ],
 )

@@ -28,7 +28,7 @@ EMBEDDED = {
     "vineppo",
     "lora-24gb",
 }
-EMBEDDED |= {"restem", "dpo-positive", "dvo"}
+EMBEDDED |= {"restem", "dpo-positive", "dvo", "pav"}
 OFFLINE = {"rho1b-restem", "rho1b-dpo-positive", "rho1b-dvo", "rho1b-pav"}  # their numbers: test_offline_presets.py
 
 
@@ -52,7 +52,7 @@ class Row:
     masked: bool
 
 
-FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut"}
+FANS = {"type": "monte_carlo", "rollouts": 9, "prompt": "cut", "prover": None}
 FANS_AND_PROMPT = FANS | {"prompt": "always"}
 CRITIC = {
     "type": "critic",

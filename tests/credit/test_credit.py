@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from spo_core.config import AllTokens, CreditParams, LowProbability
 from spo_core.credit import assign_credit, read_credits, write_credits
-from spo_core.credit.advantage import best_of_k_progress, difference, group_normalized, leave_one_out, rejection
+from spo_core.credit.advantage import (
+    best_of_k_progress,
+    difference,
+    group_normalized,
+    leave_one_out,
+    prover_progress,
+    rejection,
+)
 from spo_core.credit.mask import token_mask
 from spo_core.credit.value import monte_carlo, rewards_only, tree_mean
 from spo_core.errors import DataError, TrainingError
@@ -120,6 +127,25 @@ def test_best_of_k_progress_with_an_unvalued_parent_is_zero():
     advantages = best_of_k_progress(tree, monte_carlo(tree), 4, 5.0, "none")
     spine = [i for i, n in enumerate(tree.nodes) if n.trainable]
     assert advantages[spine[0]] == 0 and advantages[spine[1]] != 0 and np.isfinite(advantages).all()
+
+
+def test_prover_progress_by_hand():
+    """Two responses of two segments, one right; the prover is right half the time at the prompt, always behind segment
+    1, never behind segment 2. Best of 2: 3/4, 1, 0; ends have their rewards."""
+    nodes = [Node.prompt([1]), *(Node.sampled(0, [t], [-1], FinishReason.SEGMENT) for t in (4, 5))]
+    nodes += [Node.sampled(p, [2], [-1], FinishReason.STOP, reward=r) for p, r in ((1, 1.0), (2, 0.0))]
+    fans = {0: (1.0, 0.0), 1: (1.0, 1.0), 2: (0.0, 0.0)}
+    nodes += [
+        Node.sampled(p, [3], [-1], FinishReason.STOP, trainable=False, reward=r) for p, own in fans.items() for r in own
+    ]
+    tree = RolloutTree("q", tuple(nodes))
+    found = prover_progress(tree, monte_carlo(tree), 2, 4.0, "prompt")
+    assert found[1:5] == pytest.approx([0.5 + 4 * 0.25, -0.5 - 4 * 0.75, 0.5 + 0, -0.5 + 0])
+    assert not found[5:].any()
+    plain = prover_progress(tree, monte_carlo(tree), 2, 4.0, "none")
+    assert plain[1:5] == pytest.approx(found[1:5] + 0.5)
+    unvalued = RolloutTree("q", tuple(n for n in nodes if n.trainable or n.parent))
+    assert prover_progress(unvalued, monte_carlo(unvalued), 2, 4.0, "none")[1:3] == pytest.approx([1, 0])
 
 
 def test_rejection_keeps_right_responses_once_and_the_first_of_them():

@@ -80,7 +80,7 @@ def same_bits(a: dict, b: dict) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("preset", [None, "grpo", "spo-chain", "restem", "dpo-positive", "dvo"])
+@pytest.mark.parametrize("preset", [None, "grpo", "spo-chain", "restem", "dpo-positive", "dvo", "pav"])
 def test_resumed_is_straight(project, tmp_path, preset, monkeypatch):
     """Stopped after iteration 3, one past the checkpoint at 2, and run again: the same bits and the same metrics."""
     shape = ["rollout.branch_factors=[3]", "rollout.questions=4"] if preset else []
