@@ -25,6 +25,11 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that this process has had allocated on a GPU; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's product name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

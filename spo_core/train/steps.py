@@ -19,6 +19,7 @@ from spo_core.credit import assign_credit, write_credits
 from spo_core.credit.value import response_means
 from spo_core.errors import RunError, TrainingError
 from spo_core.learn.critic import StateValues, quality
+from spo_core.policy.device import peak_bytes
 from spo_core.problems.mixture import Mixture, parts_of, set_of, weights_of
 from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
@@ -278,6 +279,8 @@ def train_step(session: Session, iteration: int, progress: Progress | None = Non
         row |= {f"critic/{name}": value for name, value in session.critic.update(under_way.trees, iteration).items()}
     warn_of_gap(session, row)
     row["timing/train"] = time.perf_counter() - started
+    if (peak := peak_bytes(session.model.device)) is not None:
+        row["memory/gpu_peak_bytes"] = peak
     if iteration % session.params.run.validate_every == 0 or session.finished:
         row |= validate(session, iteration)
         keep_if_best(session, row["eval/validation_accuracy"])

@@ -102,35 +102,45 @@ class Run:
 def find_runs(paths: Paths) -> list[Run]:
     """All runs below work/ and outputs/, those written last first. A published run whose working directory is here is
     that directory's."""
-    locks, found = held_locks(), []
     published = dict(_published(paths.root))
-    of_work = {
-        record.directory: key for key, (_, record) in published.items() if (paths.work / record.directory).is_dir()
-    }
-    for folder in sorted(paths.work.iterdir()) if paths.work.is_dir() else ():
-        kind = folder.name.partition("-")[0]
-        if kind not in KINDS or (record := read_run(folder)) is None:
-            continue
-        key = of_work.get(folder.name)
-        output = published[key][0] if key else None
-        found.append(
-            Run(f"work/{visible(folder.name)}", folder, kind, record, output, key, _is_held(folder / "lock", locks))
-        )
-    for key, (output, record) in published.items():
-        if record.directory not in of_work:
-            folder, kind = output / "metrics" / "train", record.directory.partition("-")[0]
-            found.append(Run(key, folder, kind, record, output, None, False))
+    of_work = {r.directory: key for key, (_, r) in published.items() if (paths.work / r.directory).is_dir()}
+    found = list(_working(paths, published, of_work))
+    found += [_read_only(key, *of_key) for key, of_key in published.items() if of_key[1].directory not in of_work]
     return sorted(found, key=lambda run: -written(run))
+
+
+def _working(
+    paths: Paths, published: Mapping[str, tuple[Path, RunRecord]], of_work: Mapping[str, str], only: str | None = None
+) -> Iterator[Run]:
+    """Runs below work/, or the one whose key is ``only``."""
+    locks = held_locks()
+    for folder in sorted(paths.work.iterdir()) if paths.work.is_dir() else ():
+        kind, key = folder.name.partition("-")[0], f"work/{visible(folder.name)}"
+        if kind not in KINDS or only not in (None, key) or (record := read_run(folder)) is None:
+            continue
+        shown = of_work.get(folder.name)
+        output = published[shown][0] if shown else None
+        yield Run(key, folder, kind, record, output, shown, _is_held(folder / "lock", locks))
+
+
+def _read_only(key: str, output: Path, record: RunRecord) -> Run:
+    """A run of which nothing but what it published is here."""
+    return Run(key, output / "metrics" / "train", record.directory.partition("-")[0], record, output, None, False)
 
 
 def find_run(paths: Paths, key: str) -> Run:
     """The run of a key, of what it published or of its working directory. Keys are compared, never made into paths.
     Raises DataError for an unknown one."""
-    runs = find_runs(paths)
-    for run in runs:
-        if key in (run.key, run.published):
-            return run
-    raise DataError(f"{key}: no such run here; {len(runs)} are listed on the first page")
+    published = dict(_published(paths.root))
+    of_work = {r.directory: k for k, (_, r) in published.items() if (paths.work / r.directory).is_dir()}
+    if key in published:
+        output, record = published[key]
+        if record.directory not in of_work:
+            return _read_only(key, output, record)
+        key = f"work/{visible(record.directory)}"
+    for run in _working(paths, published, of_work, only=key):
+        return run
+    raise DataError(f"{key}: no such run here; the first page lists those that are")
 
 
 def named_run(paths: Paths, name: str) -> Run:

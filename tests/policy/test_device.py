@@ -10,7 +10,7 @@ import torch
 from spo_core.config import load_params
 from spo_core.errors import ConfigError
 from spo_core.paths import Paths
-from spo_core.policy.device import find_device
+from spo_core.policy.device import find_device, peak_bytes
 from spo_core.train.identity import check_training, policy_device, training_device
 from spo_core.train.warmup import check_warmup
 from tests.conftest import ROOT
@@ -87,3 +87,9 @@ def test_a_missing_device_is_refused_before_anything_is_looked_for(monkeypatch, 
         with pytest.raises(ConfigError, match=re.escape("run.device cuda: torch sees no GPU here")):
             check(params, Paths(tmp_path))
     assert policy_device(load_params(ROOT, None, ("run.device=cuda", DEEPSPEED, VLLM))) == torch.device("cpu")
+
+
+def test_memory_is_that_of_the_gpu_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    assert peak_bytes(torch.device("cuda", 3)) == 1003
+    assert peak_bytes(torch.device("cpu")) is None

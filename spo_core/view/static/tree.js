@@ -51,6 +51,7 @@ async function load(tree, rows, whole) {
     if (!answer.ok) { say(await answer.text()); return; }
     const found = await answer.json();
     for (const row of part) {
+      if (!whole && row.dataset.state === "whole") continue;  // opened meanwhile
       blocks.set(row, found[row.dataset.node]);
       write(row, whole);
     }
