@@ -32,7 +32,10 @@ ALGORITHMS = (
     Algorithm("RLOO", "rloo"),
     Algorithm("VinePPO", "vineppo"),
 )
-MORE = tuple(Algorithm(preset, preset) for preset in ("dr-grpo", "dapo", "gspo", "cispo", "ppo"))
+MORE = tuple(
+    Algorithm(preset, preset)
+    for preset in ("dr-grpo", "dapo", "gspo", "cispo", "ppo", "restem", "dpo-positive", "dvo", "pav")
+)
 ACCURACIES = (0.5, 0.6, 0.7)
 
 

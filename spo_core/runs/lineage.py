@@ -35,6 +35,7 @@ RENAMED = {  # key in a run's identity -> key in params/
     "problem_set": "data.problem_set",
     "max_question_tokens": "data.max_question_tokens",
     "careless": "data.arithmetic.careless",  # of warm-ups before it was arithmetic.careless
+    "mixture": "data.mixture",
     "threads": "run.threads",
     "run.parts": "run.task_runner.shards",
     **{f"arithmetic.{key}": f"data.arithmetic.{key}" for key in ArithmeticParams.model_fields},
