@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from spo_core.config import Params, digest, load_params
+from spo_core.errors import ConfigError
 from spo_core.evaluate.models import CHECKPOINTS
 from spo_core.paths import Paths
 from spo_core.problems import problem_set
 
+FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 EVALUATION = ("evaluate.", "verify.")  # namespaces that evaluation reads; training reads verify too
 
 
@@ -43,7 +46,13 @@ class RunSpec:
         suite: str | None = None,
         evaluates: bool = False,
     ) -> RunSpec:
-        """The spec of a run of the project in the current folder. Raises ConfigError where its params are refused."""
+        """The spec of a run of the project in the current folder. Raises ConfigError where its params are refused, and
+        for a ``name`` that is none of a folder."""
+        if name is not None and not FOLDER.fullmatch(name):
+            raise ConfigError(
+                f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only, 100 at most, the first "
+                "a letter or digit"
+            )
         spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite, evaluates)
         problem_set(spec.params.data)
         return spec

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from spo_core.errors import ConfigError
 from tasks.records import RunSpec
 from tests.conftest import ROOT
 
@@ -30,3 +33,17 @@ def test_all_else_is_not():
     assert not spec().owns("checkpoints/final")
     assert not spec(suite="embedded").owns("final")
     assert not spec(SAMPLES[0]).owns("final")
+
+
+@given(st.text(max_size=12) | st.sampled_from(["..", "../..", "/tmp/x", ".", "", "a/b", "-x", "a\n", "a" * 101]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_name_is_a_folder_below_the_runs_or_is_refused(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    try:
+        found = RunSpec.here(name=name)
+    except ConfigError as error:
+        assert "--name" in str(error)
+        assert not (name.isascii() and name.isalnum() and len(name) <= 100), "a plain name is refused"
+        return
+    runs = (ROOT / "outputs" / "runs").resolve()
+    assert found.paths.output.resolve().parent == runs and found.paths.output.name == name

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from spo_core.config import load_params
+from spo_core.problems import problem_set
+from spo_core.problems.base import Question
+from spo_core.train.questions import QuestionOrder
 from spo_core.train.sampling import Counts, Sampled
 from spo_core.train.steps import caches_prefixes, rollout_metrics, rollout_step, validate
 from spo_core.tree import FinishReason, Node, RolloutTree
@@ -24,10 +27,14 @@ def graded(*leaves: tuple[FinishReason, str]) -> RolloutTree:
 
 def session(tmp_path, *overrides: str, trees: list[RolloutTree]) -> SimpleNamespace:
     counts = Counts(1e-6, 1e-5, 64, 0, 4, 8, 2, 0.1, 0.1, 0.1)
+    params = load_params(ROOT, None, (f"rollout.questions={len(trees)}", "learn.optimizer_steps=1", *overrides))
+    rows = [Question(f"q{n}", "1+1=?", "2") for n in range(len(trees))]
     return SimpleNamespace(
-        params=load_params(ROOT, None, ("rollout.questions=4", *overrides)),
-        rows=[SimpleNamespace(question_id=str(n)) for n in range(4)],
-        validation=[],
+        params=params,
+        problem=problem_set(params.data),
+        rows=rows,
+        order=QuestionOrder(rows, seed=0),
+        validation=rows,
         run=SimpleNamespace(start_iteration=lambda number: tmp_path, iteration=lambda number: tmp_path),
         sample=lambda *_, **__: Sampled(trees, counts),
     )
@@ -41,8 +48,7 @@ def session(tmp_path, *overrides: str, trees: list[RolloutTree]) -> SimpleNamesp
         ((UNCACHED,), {"rollout/engine_restarts"}),
     ],
 )
-def test_an_engine_is_asked_for_what_it_has_alone(overrides, measured, tmp_path, monkeypatch):
-    monkeypatch.setattr("spo_core.train.steps.asdict", vars)  # rows are stand-ins
+def test_an_engine_is_asked_for_what_it_has_alone(overrides, measured, tmp_path):
     rollout_step(session(tmp_path, *overrides, trees=[graded((FinishReason.STOP, "correct"))]), 1)
     found = json.loads((tmp_path / "rollout.json").read_text())
     assert found.keys() & {"rollout/cache_hit_rate", "rollout/engine_restarts"} == measured
