@@ -50,8 +50,8 @@ class RunSpec:
         for a ``name`` that is none of a folder."""
         if name is not None and not FOLDER.fullmatch(name):
             raise ConfigError(
-                f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only, 100 at most, the first "
-                "a letter or digit"
+                f"--name {name!r} names a folder: letters, digits, dot, dash and underscore only, 100 at most, "
+                "the first a letter or digit"
             )
         spec = cls(str(Path.cwd()), preset, tuple(overrides), name, replay, rollouts_only, suite, evaluates)
         problem_set(spec.params.data)
