@@ -1,0 +1,58 @@
+"""Methods beside SPO and GRPO learn: short trainings of a small policy, each from the same start."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from spo_core.config import Params, load_params
+from spo_core.paths import Paths
+from spo_core.problems.prepare import prepare_splits
+from spo_core.train.opening import open_session
+from spo_core.train.steps import credit_step, rollout_step, train_step, validate
+from spo_core.train.warmup import warm_up
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+COMMON = ("run.threads=1", "run.validate_every=1000", "run.checkpoint_every=1000")
+TRAININGS = {
+    "restem": ("run.iterations=2", "rollout.questions=128"),
+    "dpo-positive": ("run.iterations=6", "rollout.questions=32"),
+    "dvo": ("run.iterations=6", "rollout.questions=24"),
+    "pav": ("run.iterations=6", "rollout.questions=16"),
+    "ppo": ("run.iterations=7", "rollout.questions=96", "credit.value.warmup_iterations=1"),
+}
+
+
+def small(preset: str | None = None, *overrides: str) -> Params:
+    return load_params(ROOT, preset, (*COMMON, *overrides))
+
+
+@pytest.fixture(scope="module")
+def warmed(tmp_path_factory) -> Path:
+    """Prepared data and a warmed-up policy, the demo's."""
+    root = tmp_path_factory.mktemp("warmed")
+    prepare_splits(small(), Paths(root))
+    warm_up(small(), Paths(root))
+    return root
+
+
+@pytest.mark.parametrize("preset", TRAININGS)
+def test_it_ends_more_than_three_standard_errors_above_its_start(warmed, tmp_path, preset, monkeypatch):
+    monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
+    for name in ("data", "checkpoints"):
+        shutil.copytree(warmed / name, tmp_path / name)
+    found = []
+    with open_session(small(preset, *TRAININGS[preset]), Paths(tmp_path)) as session:
+        found.append(validate(session, 0))
+        while not session.finished:
+            number = session.iteration + 1
+            rollout_step(session, number)
+            credit_step(session, number)
+            train_step(session, number)
+        found.append(validate(session, session.iteration))
+    before, after = (row["eval/validation_accuracy"] for row in found)
+    error = sum(row["eval/validation_standard_error"] ** 2 for row in found) ** 0.5
+    assert after - before > 3 * error, (before, after, error)
