@@ -17,6 +17,8 @@ from tasks.records import RunSpec
 from tasks.training import publish_training
 from tests.invariants.test_training_runs import prepared, same_bits, small
 
+pytestmark = pytest.mark.slow
+
 EVERY = ("run.validate_every=1", "run.iterations=6", "data.validation=12", "learn.learning_rate=0.01")
 
 

@@ -28,6 +28,8 @@ from spo_core.train.steps import rollout_metrics
 from spo_core.tree import FinishReason, Node, RolloutTree, read_trees, write_trees
 from tests.observe.examples import decode, inputs
 
+pytestmark = pytest.mark.slow
+
 SEGMENTS = 5000
 LONGEST = 30.0  # seconds of CPU of any step; with the square of the depth each would take more
 CUTS = {"type": "cutpoints", "interval": 1}

@@ -26,6 +26,8 @@ from spo_core.train.steps import credit_step, keep_step, rollout_step, train_ste
 from tests.invariants.test_best_checkpoint import bests, check_bests, files, run_on, state
 from tests.invariants.test_training_runs import prepared, same_bits, small
 
+pytestmark = pytest.mark.slow
+
 CREATES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MILESTONES = ("run.iterations=6", "run.checkpoint_every=4", "run.keep_checkpoints=1", "run.validate_every=1")
 

@@ -24,6 +24,8 @@ from spo_core.tree import read_trees
 from spo_core.verify import Outcome, Verdict
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "run.threads=1",
     "run.iterations=4",
@@ -313,7 +315,6 @@ def test_a_budget_of_generated_tokens_ends_the_run_and_its_resume(project):
     assert train(params, project)[1] == rows
 
 
-@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 def test_a_run_on_two_ranks_resumes_to_the_same_bits(project):

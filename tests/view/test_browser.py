@@ -15,6 +15,8 @@ from spo_core.paths import Paths
 from spo_core.runs.directory import open_run
 from tests.view.conftest import HOSTILE, first_question, serving, trained
 
+pytestmark = pytest.mark.slow
+
 api = pytest.importorskip("playwright.sync_api", reason="playwright is missing; make test installs it")
 RUN = "/run/published/main"
 HOSTILE_RUN = f"/run/work/{quote('train-<b>hostile')}"
