@@ -81,18 +81,55 @@ class Params(Namespace):
             self._check_rejection(credit.advantage)
         if isinstance(credit.value, MonteCarlo) and credit.value.prover is not None:
             self._check_prover()
-        reach = self.verify.reward_range()
-        shares = self.verify.rewards_are_shares
+        reach, shares = self.reward_range, self.rewards_are_shares
         if (value == "adaptive_monte_carlo" or advantage == "best_of_k_progress") and not shares:
             there = "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
             raise ValueError(
                 f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
                 f"probabilities, so verify.rewards and verify.reward must lie in 0..1; {there}"
             )
+        if advantage == "best_of_k_progress" and credit.value.type == "critic" and credit.value.loss == "squared":
+            raise ValueError(
+                "credit.advantage best_of_k_progress takes values for probabilities, and those of credit.value.loss "
+                "squared may be anything; set it to auto or cross_entropy"
+            )
+        self._check_resample()
         if self.learn.loss.type in SEQUENCE_LOSSES:
             self._check_sequences()
         if value == "none" and depth != 1:
             raise ValueError(f"credit.value none needs whole responses; rollout.branch_factors has {depth} depths")
+
+    @property
+    def reward_range(self) -> tuple[float, float] | None:
+        """The smallest and largest reward that a response can get, whichever set of a mixture it answers; None where a
+        function of the project's own decides."""
+        own = self.verify.grader
+        return self.verify.reward_range({part.grader or own for part in self.data.mixture} or {own})
+
+    @property
+    def rewards_are_shares(self) -> bool:
+        """Whether every reward lies in 0..1, so that it may be taken for a probability."""
+        reach = self.reward_range
+        return reach is not None and reach[0] >= 0 and reach[1] <= 1
+
+    def _check_resample(self) -> None:
+        """Raise ValueError where trees of one reward, which resampling drops, have credit."""
+        value, advantage = self.credit.value.type, self.credit.advantage
+        bare = isinstance(advantage, BestOfKProgress) and advantage.own == "reward" and advantage.baseline == "none"
+        there = (
+            f"credit.advantage {advantage.type}"
+            if advantage.type in ("rejection", "custom") or bare
+            else f"credit.value {value}"
+            if value in ("critic", "custom")
+            else "learn.loss dvo"
+            if self.learn.loss.type == "dvo"
+            else None
+        )
+        if self.rollout.resample is not None and there:
+            raise ValueError(
+                f"rollout.resample drops questions whose responses all have one reward, and {there} learns from these "
+                "too: set rollout.resample to null"
+            )
 
     def _check_prover(self) -> None:
         advantage = self.credit.advantage
@@ -107,7 +144,7 @@ class Params(Namespace):
             )
 
     def _check_rejection(self, rejection: Rejection) -> None:
-        reach = self.verify.reward_range()
+        reach = self.reward_range
         if self.credit.partition.type in CUT_TYPES:
             raise ValueError(
                 "credit.advantage rejection keeps whole responses, so value rollouts of a response that is cut are of "
@@ -132,6 +169,12 @@ class Params(Namespace):
             raise ValueError(f"learn.loss {loss} is of whole sequences, so credit.mask must be all")
         if credit.advantage.type == "gae" and credit.advantage.over == "tokens":
             raise ValueError(f"learn.loss {loss} is of whole sequences, so credit.advantage.over must be segments")
+        reach = self.reward_range if credit.value.type in ("none", "tree_mean") else None
+        if self.learn.loss.type == "dpo_positive" and reach and self.learn.loss.margin > reach[1] - reach[0]:
+            raise ValueError(
+                f"learn.loss.margin {self.learn.loss.margin:g} exceeds the range of rewards, {reach[0]:g} to "
+                f"{reach[1]:g}: no two responses would be a pair"
+            )
         if loss == "dpo_positive" and max(self.rollout.branch_factors) == 1:
             raise ValueError(
                 "learn.loss dpo_positive compares siblings, and rollout.branch_factors "
@@ -157,7 +200,7 @@ class Params(Namespace):
                 "credit.value.network copy trains a second policy's whole weights, which policy.lora is to spare; "
                 "set it to head, or policy.lora to null"
             )
-        if critic.loss == "cross_entropy" and not self.verify.rewards_are_shares:
+        if critic.loss == "cross_entropy" and not self.rewards_are_shares:
             raise ValueError(
                 "credit.value.loss cross_entropy takes returns for probabilities, so verify.rewards and verify.reward "
                 "must lie in 0..1; set it to auto or squared"

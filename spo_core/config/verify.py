@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -101,19 +102,15 @@ class VerifyParams(Namespace):
     max_failed_share: Share = 0.5
     """Stop where more than this share of an iteration's graded responses was unparsable or timed out."""
 
-    @property
-    def rewards_are_shares(self) -> bool:
-        """Whether every reward lies in 0..1, so that it may be taken for a probability."""
-        reach = self.reward_range()
-        return reach is not None and reach[0] >= 0 and reach[1] <= 1
-
-    def reward_range(self) -> tuple[float, float] | None:
-        """Return the smallest and largest reward of a response; None where a function of the project's own decides."""
+    def reward_range(self, graders: Collection[GraderName]) -> tuple[float, float] | None:
+        """Return the smallest and largest reward of a response that one of ``graders`` grades; None where a function of
+        the project's own decides."""
         low = high = 0.0
         for term in self.reward:
             if isinstance(term, CustomParams):
                 return None
-            outcomes = self.rewards.possible(self.grader) if isinstance(term, OutcomeReward) else []
+            earned = isinstance(term, OutcomeReward)
+            outcomes = [reward for grader in graders for reward in self.rewards.possible(grader)] if earned else []
             bonus = term.bonus if isinstance(term, FormatReward) else 0.0
             low += min([-term.penalty if isinstance(term, OverlongReward) else 0.0, bonus, *outcomes])
             high += max([0.0, bonus, *outcomes])

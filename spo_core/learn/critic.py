@@ -203,7 +203,7 @@ def make_critic(params: Params, model: PreTrainedModel, policy: TreePolicy) -> C
     policy, with float32 weights."""
     chosen = params.credit.value
     assert chosen.type == "critic"
-    shares = params.verify.rewards_are_shares
+    shares = params.rewards_are_shares
     return Critic(model, policy, chosen, params.learn, probabilities=shares, seed=params.run.seed)
 
 

@@ -16,7 +16,10 @@ TRAINING = (
     "policy",
     "problems",
     "rollout",
-    *(f"train/{name}" for name in ("checkpoints", "opening", "questions", "sampling", "session", "shards", "steps")),
+    *(
+        f"train/{name}"
+        for name in ("checkpoints", "opening", "questions", "resampling", "sampling", "session", "shards", "steps")
+    ),
     "tree",
     "verify",
 )

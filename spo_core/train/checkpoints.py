@@ -23,7 +23,7 @@ UNREADABLE = (DataError, OSError, ValueError, SafetensorError, pa.ArrowException
 
 def keep_if_best(session: Session, accuracy: float) -> None:
     """Keep the present policy where its validation accuracy is higher than any before; count those that are not."""
-    session.unraised += 1
+    session.unraised += session.iteration > session.warmup_iterations  # before that the policy stays as it is
     if session.best is None or accuracy > session.best.accuracy:
         session.run.save_best(session.iteration, lambda folder: _write_policy(session, folder))
         session.best, session.unraised = Best(session.iteration, accuracy), 0

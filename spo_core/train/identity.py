@@ -49,6 +49,9 @@ def training_identity(params: Params, paths: Paths) -> dict[str, Any]:
     chosen = params.model_dump(mode="json", include={"rollout", "credit", "learn", "verify"})
     for key in ("workers", "max_failed_share"):  # how fast it grades and when it stops, not what it learns
         del chosen["verify"][key]
+    if params.credit.value.type == "critic":
+        del chosen["credit"]["value"]["min_explained_variance"]  # whether the run goes on
+        chosen["credit"]["value"]["probabilities"] = params.rewards_are_shares  # which loss auto is
     if isinstance(params.rollout.engine, VllmEngineParams):
         for key in RESOURCES:  # free to change when a run is resumed
             del chosen["rollout"]["engine"][key]

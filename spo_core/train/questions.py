@@ -4,7 +4,7 @@ seed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class QuestionOrder:
     solved: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By question: how often in a row it was solved up to now, and in which iteration it was asked last."""
 
-    def draw(self, count: int, iteration: int, without: Container[str] = ()) -> list[Question]:
+    def draw(self, count: int, iteration: int, without: Collection[str] = ()) -> list[Question]:
         """Draw the next questions. ``without`` those of the iteration that were asked already, fewer come where no
         others are there. Where solved ones are left out none comes twice, and some of them come where all others do."""
         drawn: list[Question] = []
@@ -90,20 +90,30 @@ class MixedOrder:
         self.orders, self.weights = dict(orders), dict(weights)
         self.asked = dict.fromkeys(self.orders, 0)
 
-    def draw(self, count: int, iteration: int, without: Container[str] = ()) -> list[Question]:
-        shares = dict.fromkeys(self.orders, 0)
-        turns = []
-        for _ in range(count):
-            name = min(self.orders, key=lambda n: (self.asked[n] + 1) / self.weights[n])
-            self.asked[name] += 1
-            shares[name] += 1
-            turns.append(name)
-        drawn = {
-            name: iter(self.orders[name].draw(share, iteration, without) if share else [])
-            for name, share in shares.items()
-        }
-        found = [next(drawn[name], None) for name in turns]
-        return [row for row in found if row is not None]
+    def draw(self, count: int, iteration: int, without: Collection[str] = ()) -> list[Question]:
+        """Draw as QuestionOrder does; where a set has too few, the others give more."""
+        found: list[Question] = []
+        orders = dict(self.orders)
+        while len(found) < count and orders:
+            turns = [self._turn(orders) for _ in range(count - len(found))]
+            taken = {*without, *(row.question_id for row in found)}
+            drawn = {
+                name: iter(orders[name].draw(turns.count(name), iteration, taken)) for name in dict.fromkeys(turns)
+            }
+            for name in turns:
+                row = next(drawn[name], None)
+                if row is not None:
+                    found.append(row)
+                    continue
+                self.asked[name] -= 1
+                orders.pop(name, None)
+        return found
+
+    def _turn(self, orders: Collection[str]) -> str:
+        """The set, among ``orders``, that is farthest behind its share; it is counted as asked."""
+        name = min(orders, key=lambda n: (self.asked[n] + 1) / self.weights[n])
+        self.asked[name] += 1
+        return name
 
     def left_out(self, question_id: str, iteration: int) -> bool:
         return any(order.left_out(question_id, iteration) for order in self.orders.values())
@@ -161,6 +171,11 @@ def fitting_questions(
     if most is not None:
         rows = _short_enough(rows, "train", params.rollout.questions, most, tokenizer)
         validation = _short_enough(validation, "validation", 1, most, tokenizer)
+    for part in parts_of(problem):
+        if validation and not any(set_of(problem, row.question_id) is part for row in validation):
+            raise DataError(
+                f"{part.name}: no question is left to validate on; see data.mixture and data.max_question_tokens"
+            )
     limit, known = params.rollout.shortest_context, model.config.get_text_config().vocab_size
     every = {row.question: row for row in [*rows, *validation]}
     asked = {question: row.question_id for question, row in every.items()}

@@ -110,7 +110,7 @@ class Session:
 
     def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take time and validations from the metrics of the iterations that are finished."""
-        since = 0 if self.best is None else self.best.iteration
+        since = max(self.warmup_iterations, 0 if self.best is None else self.best.iteration)
         self.unraised = sum("eval/validation_accuracy" in row and row["iteration"] > since for row in rows)
         times = [0.0, *(row["timing/run"] for row in rows)]
         self.seconds, self.last_seconds = times[-1], times[-1] - times[-2] if rows else 0.0

@@ -194,6 +194,7 @@ def test_the_exact_grader_may_still_be_called_by_its_old_name(caplog):
 CRITIC = "credit.value={type: critic}"
 TOKENS = "credit.advantage={type: gae, lambda: 1, over: tokens}"
 RANKS = "learn.backend={type: deepspeed}"
+RESAMPLE = "rollout.resample={max_tokens: 1000}"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,15 @@ RANKS = "learn.backend={type: deepspeed}"
             ("credit.value={type: critic, loss: cross_entropy}", "credit.advantage={type: gae}"),
             r"credit\.value\.loss cross_entropy .* verify\.rewards and verify\.reward",
         ),
+        ("ppo", (RESAMPLE,), r"rollout\.resample drops .* credit\.value critic learns"),
+        ("restem", (RESAMPLE,), r"rollout\.resample drops .* credit\.advantage rejection learns"),
+        ("dvo", (RESAMPLE,), r"rollout\.resample drops .* learn\.loss dvo learns"),
+        ("dpo-positive", ("learn.loss.margin=2.0",), r"learn\.loss\.margin 2 exceeds the range of rewards, 0 to 1"),
+        (
+            None,
+            ("credit.value={type: critic, loss: squared}", "credit.advantage={type: best_of_k_progress}"),
+            r"best_of_k_progress takes values for probabilities, .*credit\.value\.loss squared",
+        ),
         (None, ("learn.normalization=constant",), r"normalization constant and episode_tokens go together"),
         (None, ("learn.episode_tokens=9",), r"normalization constant and episode_tokens go together"),
         (None, ("credit.advantage={type: gae, lambda: 1.5}",), r"credit\.advantage\.lambda: .*less than or equal to 1"),
@@ -230,3 +240,15 @@ def test_learned_values_and_losses_that_do_not_fit_are_refused_by_key(preset, ov
 def test_a_critic_goes_with_trees_chains_and_whole_responses():
     for preset, advantage in ((None, "difference"), ("spo-chain", "gae"), ("grpo", "gae"), (None, "leave_one_out")):
         load_params(ROOT, preset, (CRITIC, f"credit.advantage={{type: {advantage}}}"))
+
+
+def test_rewards_are_those_of_every_set_s_own_grader():
+    """A published grader takes 2 from several answers; one set of a mixture that it grades is enough."""
+    part = "{data: {problem_set: gsm8k}}, {grader: GRADER, data: {problem_set: arithmetic}}"
+    for grader, shares in (("exact", True), ("minerva", False)):
+        mixed = f"data={{problem_set: both, mixture: [{part.replace('GRADER', grader)}]}}"
+        assert load_params(ROOT, "ppo", (mixed,)).rewards_are_shares == shares
+        value = "credit.value={type: critic, loss: cross_entropy}"
+        if not shares:
+            with pytest.raises(ConfigError, match=r"credit\.value\.loss cross_entropy takes returns"):
+                load_params(ROOT, "ppo", (mixed, value))

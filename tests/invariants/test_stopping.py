@@ -35,6 +35,21 @@ def bare_session(**limits: float) -> Session:
     return Session(params, run, *[nothing] * 10)
 
 
+def test_patience_counts_nothing_while_only_a_critic_is_trained():
+    session = bare_session(patience=2)
+    session.critic = SimpleNamespace(params=SimpleNamespace(warmup_iterations=4))
+    rows = []
+    for number in range(1, 8):
+        session.iteration = number
+        keep_if_best(session, 0.3)
+        rows.append({"iteration": number, "timing/run": 1.0, "eval/validation_accuracy": 0.3})
+        again = bare_session(patience=2)
+        again.critic, again.best, again.iteration = session.critic, session.best, number
+        again.recall(rows)
+        assert session.unraised == again.unraised == max(0, number - 4)
+        assert session.finished == (number >= 6)
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from([None, 0.1, 0.2, 0.3]), min_size=1, max_size=20),

@@ -121,6 +121,23 @@ def test_questions_come_in_the_proportion_of_weights_and_resume(weights, count, 
     assert last == drawn
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=4), st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_a_set_that_has_too_few_is_stood_in_for_by_the_others(sizes, counts):
+    """Within an iteration no question comes twice, and as many come as there are."""
+    orders = {
+        f"s{n}": QuestionOrder([Question(f"s{n}-train-{i}", f"{n} {i}", "1") for i in range(size)], 0)
+        for n, size in enumerate(sizes)
+    }
+    order, asked = MixedOrder(orders, dict.fromkeys(orders, 1.0)), {"none"}
+    for count in counts:
+        left = sum(sizes) - len(asked - {"none"})
+        drawn = order.draw(count, 1, asked)
+        assert len(drawn) == min(count, left)
+        asked |= {row.question_id for row in drawn}
+    assert sum(order.asked.values()) == len(asked - {"none"})
+
+
 def test_a_training_asks_grades_and_reports_by_set(project, tmp_path, monkeypatch):
     """Weights 3 to 1 in every iteration; each completion goes to the grader of its set; sums end at their stop string;
     validation is weighed; a run that was interrupted ends at the same metrics."""
