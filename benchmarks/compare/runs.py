@@ -125,7 +125,7 @@ def measured(plan: Plan, params: Params, rows: Sequence[dict[str, Any]]) -> Run:
         plan.budget,
         [0, *(row["generated_tokens"] for row in rows)],
         [0.0, *_running(sum(row[step] for step in STEPS) for row in rows)],
-        [*(row["rollout/reward"] for row in rows), rows[-1]["eval/validation_accuracy"]],
+        [*(row["rollout/accuracy"] for row in rows), rows[-1]["eval/validation_accuracy"]],
         [*(params.rollout.questions for _ in rows), QUESTIONS],
         sum(row["train/forwarded_tokens"] for row in rows),
     )

@@ -93,15 +93,15 @@ def tree_mean(tree: RolloutTree) -> np.ndarray:
     return values
 
 
-def response_means(tree: RolloutTree) -> np.ndarray:
-    """Mean reward of the responses that pass through each node, float64 [nodes]; value rollouts count nothing, and
-    continuations of a node weigh the same."""
-    rewards = [node.reward for node in tree.nodes]
+def response_means(tree: RolloutTree, of: Sequence[float] | None = None) -> np.ndarray:
+    """Mean reward of the responses that pass through each node, float64 [nodes], or mean of ``of`` [nodes] at their
+    ends; value rollouts count nothing, and continuations of a node weigh the same."""
+    means = [node.reward for node in tree.nodes] if of is None else list(of)
     for index in range(len(tree.nodes) - 1, -1, -1):
-        below = [rewards[c] for c in tree.children[index] if tree.nodes[c].trainable]
+        below = [means[c] for c in tree.children[index] if tree.nodes[c].trainable]
         if below:
-            rewards[index] = sum(below) / len(below)
-    return np.array(rewards, np.float64)
+            means[index] = sum(below) / len(below)
+    return np.array(means, np.float64)
 
 
 def monte_carlo(tree: RolloutTree) -> np.ndarray:

@@ -120,7 +120,8 @@ def adapted(shape: PolicyShape, lora: LoraParams) -> list[tuple[int, int]]:
     """Inputs and outputs of the linear layers of one layer that get an adapter. Raises ConfigError for a name that a
     policy of this shape does not have."""
     layers = linear_layers(shape)
-    names = list(layers) if isinstance(lora.targets, str) else lora.targets
+    given = layers if isinstance(lora.targets, str) else (name.rpartition(".")[2] for name in lora.targets)
+    names = list(dict.fromkeys(given))  # a path's end names the layers, and once is enough
     for name in names:
         if name not in layers:
             raise ConfigError(f"policy.lora.targets: {name} is no linear layer; there are: {', '.join(layers)}")

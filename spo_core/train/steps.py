@@ -187,7 +187,8 @@ def rollout_metrics(trees: list[RolloutTree]) -> dict[str, float]:
     leaves = [(t, i) for t in trees for i in t.leaves if t.nodes[i].trainable]
     outcomes = Counter(t.nodes[i].outcome for t, i in leaves)
     metrics: dict[str, float] = {
-        "rollout/reward": float(np.mean([expected_reward(t) for t in trees])),
+        "rollout/reward": float(np.mean([response_means(t)[0] for t in trees])),
+        "rollout/accuracy": float(np.mean([response_means(t, _right(t))[0] for t in trees])),
         "rollout/responses": len(leaves),
         "rollout/completion_tokens": float(np.mean([t.completion_lengths[i] for t, i in leaves])),
         "rollout/segments": sum(n.trainable for t in trees for n in t.nodes),
@@ -210,10 +211,8 @@ def metrics_by_set(session: Session, trees: list[RolloutTree]) -> dict[str, floa
     return found
 
 
-def expected_reward(tree: RolloutTree) -> float:
-    """Estimate the mean reward of a response: at every node continuations weigh the same, and value rollouts
-    nothing."""
-    return float(response_means(tree)[0])
+def _right(tree: RolloutTree) -> list[float]:
+    return [float(node.outcome == Outcome.CORRECT) for node in tree.nodes]
 
 
 def credit_step(session: Session, iteration: int) -> dict[str, float]:

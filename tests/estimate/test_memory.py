@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spo_core.config import LearnParams, LoraParams, PolicyShape, load_params
 from spo_core.errors import ConfigError
-from spo_core.estimate.memory import architecture, count_parameters, estimate_memory
+from spo_core.estimate.memory import adapted, architecture, count_parameters, estimate_memory
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.policy.adapter import add_adapter, trained_parameters
@@ -178,3 +178,12 @@ def test_adapters_fit_a_card_of_24_gb():
 def test_of_ranks(case, tmp_path):
     torch.multiprocessing.spawn(partial(rank, folder=str(tmp_path), options=CASES[case]), nprocs=RANKS)
     assert_foretold(CASES[case], json.loads((tmp_path / "found.json").read_text()))
+
+
+def test_a_layer_that_is_named_twice_or_by_its_path_has_one_adapter():
+    shape = load_params(ROOT, "rho1b-grpo").policy.init.shape
+    found = {
+        str(targets): adapted(shape, LoraParams(rank=4, targets=targets))
+        for targets in (("q_proj",), ("q_proj", "q_proj"), ("self_attn.q_proj",))
+    }
+    assert len({str(layers) for layers in found.values()}) == 1

@@ -73,3 +73,16 @@ def test_one_question_has_no_standard_error(tmp_path):
         trees = [graded((FinishReason.STOP, "correct"))] * count
         row = validate(session(tmp_path, trees=trees), 1)
         assert ("eval/validation_standard_error" in row) == known and row["eval/validation_accuracy"] == 1
+
+
+def test_accuracy_counts_right_responses_whatever_they_are_rewarded_with():
+    """Of two first segments one goes on to a right and a wrong response, the other ends right with a penalty."""
+    step = Node.sampled(0, [4], [-1], FinishReason.SEGMENT)
+    leaves = [
+        Node.sampled(1, [5], [-1], FinishReason.STOP, reward=1.0, outcome="correct"),
+        Node.sampled(1, [6], [-1], FinishReason.STOP, reward=0.0, outcome="wrong"),
+        Node.sampled(0, [7], [-1], FinishReason.STOP, reward=0.4, outcome="correct"),
+        Node.sampled(0, [8], [-1], FinishReason.STOP, reward=0.0, outcome="wrong", trainable=False),
+    ]
+    metrics = rollout_metrics([RolloutTree("q", (Node.prompt([1, 2]), step, *leaves))])
+    assert metrics["rollout/accuracy"] == (0.5 + 1) / 2 and metrics["rollout/reward"] == pytest.approx((0.5 + 0.4) / 2)
