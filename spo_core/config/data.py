@@ -141,10 +141,12 @@ class DataParams(Namespace):
             raise ValueError(f"mixture: problem_set and its sets need names of their own, not {', '.join(names)}")
         if any(part.data.mixture for part in self.mixture):
             raise ValueError("mixture: one of its sets is a mixture; write all sets in one list")
-        if self.mixture:
-            for key in ("source", "revision", "template", "chat", "train", "validation", "test", "jsonl"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"{key}: belongs to a set of data.mixture; write it below that set's data")
+        for name, part in zip(names, self.mixture, strict=True):
+            if part.data.max_question_tokens is not None:
+                raise ValueError(f"max_question_tokens: one for all sets; write it into data itself, not {name}'s")
+        for key, field in type(self).model_fields.items() if self.mixture else ():
+            if key not in ("problem_set", "max_question_tokens", "mixture") and getattr(self, key) != field.default:
+                raise ValueError(f"{key}: belongs to a set of data.mixture; write it below that set's data")
         return self
 
     @model_validator(mode="after")

@@ -201,11 +201,42 @@ def test_an_evaluation_has_the_cells_of_all_sets(project):
             },
             "one of its sets is a mixture",
         ),
+        (
+            {"problem_set": "m", "mixture": [{"data": {"problem_set": "a", "max_question_tokens": 9}}]},
+            "max_question_tokens: one for all sets",
+        ),
     ],
 )
 def test_mixtures_that_cannot_be_are_refused(data, says):
     with pytest.raises(ValidationError, match=says):
         DataParams.model_validate_json(json.dumps(data))
+
+
+OF_A_SET = {
+    "source": "folder",
+    "revision": "v1",
+    "template": "plain",
+    "chat": {},
+    "seed": 1,
+    "train": 3,
+    "validation": 3,
+    "test": 3,
+    "jsonl": {"test": "x.jsonl"},
+    "arithmetic": {"steps": [2, 3]},
+}
+
+
+@pytest.mark.parametrize("key", sorted(DataParams.model_fields.keys() - {"problem_set", "mixture"}))
+def test_nothing_that_stands_beside_a_mixture_is_ignored(key):
+    """Every key of ``data``, so that one that is added is thought of here."""
+    data = {"problem_set": "m", "mixture": [{"data": {"problem_set": "a"}}], "arithmetic": {"steps": [6, 8]}}
+    assert len(DataParams.model_validate_json(json.dumps(data)).mixture) == 1, "defaults may be written"
+    if key == "max_question_tokens":  # the mixture's own
+        assert DataParams.model_validate_json(json.dumps(data | {key: 9})).max_question_tokens == 9
+        return
+    DataParams.model_validate_json(json.dumps({key: OF_A_SET[key]}))
+    with pytest.raises(ValidationError, match=f"{key}: belongs to a set of data.mixture"):
+        DataParams.model_validate_json(json.dumps(data | {key: OF_A_SET[key]}))
 
 
 def test_sets_without_training_questions_and_names_of_ours_are_refused():
