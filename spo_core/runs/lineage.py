@@ -14,6 +14,7 @@ from typing import Any
 
 from spo_core.config import flatten, load_params
 from spo_core.config.data import ArithmeticParams
+from spo_core.config.policy import LoraParams
 from spo_core.errors import DataError, SPOError
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.runs.provenance import (
@@ -30,7 +31,10 @@ from spo_core.runs.provenance import (
 )
 from spo_core.system.files import file_digest, folder_digest, read_json
 
-INPUTS = ("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "template", "train")  # not params
+INPUTS = (  # parts of an identity that are no params
+    *("data", "code", "replay", "rollouts_only", "prompts", "pretrained", "template", "train", "prover", "custom"),
+)
+DERIVED = ("credit.value.probabilities",)  # follows from params
 RENAMED = {  # key in a run's identity -> key in params/
     "problem_set": "data.problem_set",
     "max_question_tokens": "data.max_question_tokens",
@@ -39,6 +43,7 @@ RENAMED = {  # key in a run's identity -> key in params/
     "threads": "run.threads",
     "run.parts": "run.task_runner.shards",
     **{f"arithmetic.{key}": f"data.arithmetic.{key}" for key in ArithmeticParams.model_fields},
+    **{f"lora.{key}": f"policy.lora.{key}" for key in LoraParams.model_fields},
 }
 MILESTONES = "outputs/milestones"
 NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only
@@ -193,7 +198,8 @@ def run_params(run: RunRecord) -> dict[str, Any]:
     flat = flatten(run.identity)
     if _trained(run):
         del flat["policy"]
-    return {RENAMED.get(key, key): value for key, value in flat.items() if key.split(".")[0] not in INPUTS}
+    params = {key: value for key, value in flat.items() if key not in DERIVED and key.split(".")[0] not in INPUTS}
+    return {RENAMED.get(key, key): value for key, value in params.items()}
 
 
 def _shown(attempt: Attempt, link: Callable[[str], str | None]) -> dict[str, Any]:

@@ -274,6 +274,42 @@ def test_params_that_differ_now_are_named_and_no_others(project):
     assert list(chain["first_policy"]["warmup"]["params_now"]) == ["policy.seed"]
 
 
+CUSTOM = "credit.advantage={type: custom, path: 'mine:advantage'}"
+MINE = """def advantage(tree, values):
+    return values
+
+
+def reward(completion, question, outcome, finish):
+    return 0.0
+"""
+RUNS = {  # preset and overrides
+    "plain": (None, ()),
+    "lora": (None, ("policy.lora={rank: 8}",)),
+    "lora of some layers": (None, ("policy.lora={rank: 4, alpha: 9, targets: [q_proj]}",)),
+    "a prover": ("pav", ()),
+    "a critic": ("ppo", ()),
+    "an advantage of its own": (None, (CUSTOM,)),
+    "a term of the reward of its own": ("grpo", ("verify.reward=[{type: custom, path: 'mine:reward'}]",)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_whose_params_are_as_they_were_has_no_differences(project, name):
+    """Whatever its identity holds beside them: adapters, a prover's digest, digests of modules of its own."""
+    preset, overrides = RUNS[name]
+    (project / "mine.py").write_text(MINE)
+    params = load_params(project, preset, overrides)
+    identity = training_identity(params, Paths(project))
+    with open_run(project / "work", "train", identity, project) as run:
+        record_attempt(run.path, project, 1, Caller(preset, overrides))
+        record_policy(run.path, "final", 6, new_policy(project / "checkpoints/final", project / "made", 0.7))
+    chain = traced(project, "made")
+    assert chain["run"]["directory"] == run.path.name and chain["params_now"] == {}
+    if params.policy.lora:
+        assert chain["params"]["policy.lora.rank"] == params.policy.lora.rank
+    assert not [key for key in chain["params"] if key.split(".")[0] in ("lora", "prover", "custom")]
+
+
 def test_changed_data_are_said_to_be_gone(project):
     with (project / "data/arithmetic/train.jsonl").open("a") as file:
         file.write("\n")
