@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from spo_core.config import load_params
+from spo_core.config import digest, load_params
 from spo_core.errors import DataError, SPOError
 from spo_core.observe.formatting import visible
 from spo_core.paths import Paths
@@ -22,7 +22,7 @@ from spo_core.system.files import folder_digest
 
 KINDS = ("train", "replay", "rollouts")  # stages that have iterations
 MAIN = "published/main"
-DIGESTS = ("data", "policy", "code")  # parts of an identity that are digests of files
+DIGESTS = ("data", "policy", "code", "replay", "prompts", "prover", "custom")  # parts of an identity shown as digests
 SEED = "run.seed"
 
 
@@ -53,9 +53,11 @@ class Run:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Params that decide its weights, flat, with the digests of data, first policy and code, shortened."""
-        digests = {key: str(self.record.identity.get(key, ""))[:12] for key in DIGESTS}
-        return run_params(self.record) | {f"digest of {key}": value for key, value in digests.items() if value}
+        """Params that decide its weights, flat, with digests, shortened, of all else that does: files, recorded
+        rollouts, and how the sets ask, with the weights of a mixture."""
+        own = self.record.identity
+        digests = {key: value if isinstance(value := own[key], str) else digest(value) for key in DIGESTS if key in own}
+        return run_params(self.record) | {f"digest of {key}": value[:12] for key, value in digests.items()}
 
     @property
     def caller(self) -> Caller:
@@ -199,10 +201,10 @@ def peculiar(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in their seed alone, together; the code may differ too."""
+    """Runs of one kind that differ in their seed alone, together; the code may differ too."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        same = {k: v for k, v in run.params.items() if k not in (SEED, "digest of code")}
+        same = {k: v for k, v in run.params.items() if k not in (SEED, "digest of code")} | {"kind": run.kind}
         groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
     return list(groups.values())
 

@@ -29,8 +29,8 @@ from tests.observe.examples import decode, inputs
 from tests.view.conftest import HOSTILE, first_question, serving, trained
 
 
-def make(paths: Paths, name: str, rows: list[dict] | None = None, **identity) -> Path:
-    run = paths.work / f"train-{name}"
+def make(paths: Paths, name: str, rows: list[dict] | None = None, kind: str = "train", **identity) -> Path:
+    run = paths.work / f"{kind}-{name}"
     run.mkdir(parents=True)
     write_json(run / "manifest.json", {"identity": identity, "provenance": {}})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or []))
@@ -83,6 +83,35 @@ def test_what_differs_and_seeds_that_belong_together(paths):
     assert peculiar(runs)["work/train-s5"] == {"learn.learning_rate": 1e-3, "run.seed": 2}
     assert "learn.learning_rate" not in peculiar(runs)["work/train-s0"]
     assert sorted(map(len, seed_groups(runs))) == [1, 5]
+
+
+def mixed(*weights: float) -> dict:
+    return {f"set{i}": {"template": "plain", "weight": weight, "grader": None} for i, weight in enumerate(weights)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"prompts": mixed(1, 2)}, {"prompts": mixed(1, 3)}),
+        ({"prompts": mixed(1, 2)}, {"prompts": mixed(1, 2) | {"set0": {"template": "boxed"}}}),
+        *(({}, {key: "0" * 64}) for key in ("replay", "prover", "policy")),
+        ({"custom": {"credit.value": "0" * 64}}, {"custom": {"credit.value": "1" * 64}}),
+        ({}, {"kind": "rollouts", "rollouts_only": True}),
+    ],
+)
+def test_runs_that_differ_in_more_than_their_seed_are_no_seeds(paths, one, other):
+    for seed, more in enumerate((one, other)):
+        for name in "ab":
+            make(paths, f"{name}{seed}", **{"run": {"seed": 2 * seed + (name == "a")}, "policy": "f" * 64} | more)
+    assert sorted(map(len, seed_groups(find_runs(paths)))) == [2, 2]
+
+
+def test_all_that_decides_the_weights_tells_runs_apart(project):
+    """Of a real run's identity, whatever changes but seed and code, makes it another group."""
+    run = find_run(project, "published/main")
+    for key in run.record.identity.keys() - {"run", "code"}:
+        other = replace(run, record=replace(run.record, identity=run.record.identity | {key: {"changed": "x"}}))
+        assert len(seed_groups([run, other])) == 2, key
 
 
 def test_bands_are_mean_and_standard_error():
