@@ -58,7 +58,7 @@ def cell_page(
     every = scored.samples(policy, cell)
     samples = chosen_samples(every, only, q)
     score = scored.score(policy, cell)
-    asked = questions_asked(paths, scored.key, score.protocol.problem_set) if score else {}
+    asked = questions_asked(paths, scored.key, score.protocol.problem_set, every) if score else {}
     if csv:
         columns = ("question_id", "question", "sample", "completion", "gold", "given", "outcome", "lighteval", "tokens")
         return table(f"{name}-{policy}-{cell}", columns, [_sample_cells(s, asked) for s in samples])
@@ -93,9 +93,10 @@ def flips_page(
 ) -> Response:
     """Two policies side by side on the questions that one of them answers correctly more often."""
     scored = find_one(paths, f"{place}/{name}")
-    found = flips(scored.samples(a, cell), scored.samples(b, cell))
+    every = scored.samples(a, cell)
+    found = flips(every, scored.samples(b, cell))
     score = scored.score(a, cell)
-    asked = questions_asked(paths, scored.key, score.protocol.problem_set) if score else {}
+    asked = questions_asked(paths, scored.key, score.protocol.problem_set, every) if score else {}
     if csv:
         rows = [(f.question_id, asked.get(f.question_id, ""), f.gold, f.before, f.after) for f in found]
         return table(f"{name}-{cell}-{a}-{b}", ("question_id", "question", "gold", a, b), rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -142,12 +142,16 @@ def _by_id(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return found
 
 
-def questions_asked(paths: Paths, key: str, problem_set: str) -> dict[str, str]:
-    """Texts of a problem set's test questions by id, where its prepared split is here."""
+def questions_asked(paths: Paths, key: str, problem_set: str, samples: Iterable[Sample]) -> dict[str, str]:
+    """Texts of test questions by id, from the prepared split that holds all that were asked, with the same answers: the
+    problem set's own or a mixture's, of this run or else of the main one. Empty where there is none: sets that are
+    generated from another seed have other questions under the same ids."""
+    golds = {sample.question_id: sample.gold for sample in samples}
     own = [p for p in (paths.root / "outputs" / "runs").glob("*") if f"outputs/{visible(p.name)}" == key]
     for output in [*own, paths.root]:
-        for folder in (output / "data").glob("*"):
-            if folder.name == problem_set:
-                with suppress(SPOError):
-                    return {row.question_id: row.question for row in read_split(folder, "test")}
+        for folder in sorted((output / "data").glob("*"), key=lambda folder: (folder.name != problem_set, folder.name)):
+            with suppress(SPOError):
+                found = {row.question_id: row for row in read_split(folder, "test")}
+                if all(i in found and found[i].answer == gold for i, gold in golds.items()):
+                    return {i: found[i].question for i in golds}
     return {}
