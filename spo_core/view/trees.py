@@ -23,6 +23,7 @@ from spo_core.view.texts import Texts
 ALL_OPEN = 60  # rows up to which a tree is shown unfolded
 PREVIEW = 48  # tokens of a segment that its row shows until they are there with their numbers
 MOST_MISTAKES = 1000  # wrong responses whose first wrong step is looked for
+NO_MEANS = ("critic", "custom")  # values that are no means over a state's continuations
 Z = 1.96  # of a 95 % interval
 
 
@@ -37,11 +38,13 @@ class TreeRow:
     visible: bool
     value: float
     interval: tuple[float, float] | None
-    """95 % interval of the value; None at a response's end, whose value is its reward, and where there is no value."""
+    """95 % interval of the value; None at a response's end, whose value is its reward, and where the value is no mean
+    of rewards, or there is none."""
     leaves: int
     correct: int
     continuations: int
-    """Independent continuations that the value is the mean of."""
+    """Independent continuations that the value is the mean of; 0 where it is no such mean, but a critic's or a
+    function's of the project's own."""
     advantage: float
     strength: float
     """Size of the advantage over the largest of the tree, 0 to 1."""
@@ -97,7 +100,8 @@ def tree_page(tree: RolloutTree, credit: Credit, texts: Texts, params: Mapping[s
     equal = equal_states(tree)
     fans = {i: Counter(nodes[c].outcome for c in tree.children[i] if not nodes[c].trainable) for i in [0, *order]}
     shared = {i: sum(fans[k].total() for k in (i, *equal.get(i, ()))) for i in fans}
-    counts = {i: shared[i] or len(followers[i]) for i in fans}
+    sampled = params.get("credit.value.type") not in NO_MEANS
+    counts = {i: (shared[i] or len(followers[i])) if sampled else 0 for i in fans}
     low, high = reward_range(tree, params)
     wrong = mistakes(tree, texts, params, question)
     levels, is_open = {0: 0}, {0: True}

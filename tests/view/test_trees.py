@@ -78,6 +78,16 @@ def test_intervals_are_wilsons(k, n):
     assert interval(float("nan"), n, 0, 1) is None and interval(0.5, 0, 0, 1) is None
 
 
+@pytest.mark.parametrize("kind", ["tree_mean", "monte_carlo", "adaptive_monte_carlo", "critic", "custom"])
+def test_only_means_of_continuations_have_intervals(kind):
+    for tree, credit, _ in (chain_tree(), full_tree(2, 3)):
+        page = tree_page(tree, credit, Texts(), {"credit.value.type": kind}, "")
+        valued = [row for row in page.rows if row.below and np.isfinite(row.value)]
+        assert {row.interval is not None for row in valued} == {kind not in ("critic", "custom")}
+        assert all(bool(row.continuations) == (row.interval is not None) for row in valued)
+        assert kind in ("tree_mean", "monte_carlo", "adaptive_monte_carlo") or page.interval is None
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_states_are_those_of_equal_tokens(seed):
     rng = np.random.default_rng(seed)
