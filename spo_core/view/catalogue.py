@@ -41,6 +41,8 @@ class Run:
     """Key under which it was published, where a working directory stands for it."""
     running: bool
     """Whether a process of this machine holds its lock."""
+    wanted: int | None = None
+    """Iterations that were asked for, of a run that only samples: it publishes no policy, which would tell its end."""
 
     @property
     def name(self) -> str:
@@ -61,12 +63,18 @@ class Run:
 
     @property
     def caller(self) -> Caller:
-        return self.record.attempts[-1].caller if self.record.attempts else Caller()
+        return _caller(self.record)
 
     @property
     def finished(self) -> bool:
-        """Whether its last policy was published, or it was read from what it published."""
-        return not self.key.startswith("work/") or any(policy.name == "final" for policy in self.record.policies)
+        """Whether the policy after its last iteration was published, or it was read from what it published; of one that
+        only samples, whether it has made all iterations."""
+        if not self.key.startswith("work/"):
+            return True
+        last = self.last_row().get("iteration", 0)
+        if self.kind == "rollouts":
+            return self.wanted is not None and last >= self.wanted
+        return any(policy.name == "final" and policy.iteration == last for policy in self.record.policies)
 
     @property
     def state(self) -> str:
@@ -122,7 +130,8 @@ def _working(
             continue
         shown = of_work.get(folder.name)
         output = published[shown][0] if shown else None
-        yield Run(key, folder, kind, record, output, shown, _is_held(folder / "lock", locks))
+        wanted = _asked_for(_caller(record), paths.root) if kind == "rollouts" else None
+        yield Run(key, folder, kind, record, output, shown, _is_held(folder / "lock", locks), wanted)
 
 
 def _read_only(key: str, output: Path, record: RunRecord) -> Run:
@@ -168,8 +177,16 @@ def written(run: Run) -> float:
 
 def planned_iterations(run: Run, root: Path) -> int | None:
     """Iterations that the command which started a run last asked for; None where params/ no longer says."""
+    return _asked_for(run.caller, root)
+
+
+def _caller(record: RunRecord) -> Caller:
+    return record.attempts[-1].caller if record.attempts else Caller()
+
+
+def _asked_for(caller: Caller, root: Path) -> int | None:
     changed = max((path.stat().st_mtime for path in (root / "params").rglob("*.yaml")), default=0.0)
-    return _planned(root, run.caller.preset, run.caller.overrides, changed)
+    return _planned(root, caller.preset, caller.overrides, changed)
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from fastapi import APIRouter
+from jinja2 import UndefinedError
 from markupsafe import Markup
 from starlette.responses import Response
 
@@ -19,6 +20,8 @@ from spo_core.view.run_pages import Csv, Project
 from spo_core.view.scored import WRONG, Scored, chosen_samples, find_one, find_scored, flips, questions_asked
 
 router = APIRouter()
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, UndefinedError)
+"""Errors that a file of another revision, or a damaged one, leads to."""
 PAGE = 50  # completions, or flipped questions, of one page
 
 
@@ -125,19 +128,17 @@ def analyses_page(paths: Project) -> Response:
     for name, file in _analyses(paths).items():
         try:
             result = read_json(file)
-            rows.append({key: result[key] for key in ("model", "recommendations", "candidates")} | {"name": name})
-        except (OSError, ValueError, KeyError):
-            rows.append({"name": name, "model": "", "recommendations": ["cannot be read"], "candidates": []})
+            row = {"model": str(result["model"]), "candidates": len(result["candidates"])}
+            rows.append(row | {"name": name, "recommendations": list(map(str, result["recommendations"]))})
+        except UNREADABLE:
+            rows.append({"name": name, "model": "", "recommendations": ["cannot be read"], "candidates": 0})
     return page("analyses.html", rows=rows)
 
 
 @router.get("/analysis/{name:path}/data.json")
 def analysis_data(paths: Project, name: str) -> Response:
     """All numbers of an analysis."""
-    files = _analyses(paths)
-    if name not in files:
-        raise DataError(f"{name}: no such analysis below reports/analysis")
-    return data(read_json(files[name]))
+    return data(_read_analysis(paths, name))
 
 
 @router.get("/analysis/{name:path}")
@@ -145,19 +146,33 @@ def analysis_page(paths: Project, name: str) -> Response:
     """One analysis, as the laboratory's own page has it."""
     from spo_core.observe.analysis_page import calibration, estimate  # here: it takes matplotlib a second to load
 
+    result = _read_analysis(paths, name)
+    try:
+        return page(
+            "analysis_view.html",
+            name=name,
+            result=result,
+            estimate=estimate,
+            calibration=Markup(calibration(result)),  # its text is escaped there
+            provenance=flatten(result["provenance"]),
+        )
+    except UNREADABLE:
+        raise _unreadable(name) from None
+
+
+def _read_analysis(paths: Project, name: str) -> Any:
+    """What an analysis wrote. Raises DataError where there is none of the name, or it is damaged."""
     files = _analyses(paths)
     if name not in files:
         raise DataError(f"{name}: no such analysis below reports/analysis")
-    result = read_json(files[name])
-    curves = Markup(calibration(result))  # its text is escaped there
-    return page(
-        "analysis_view.html",
-        name=name,
-        result=result,
-        estimate=estimate,
-        calibration=curves,
-        provenance=flatten(result["provenance"]),
-    )
+    try:
+        return read_json(files[name])
+    except (OSError, ValueError):
+        raise _unreadable(name) from None
+
+
+def _unreadable(name: str) -> DataError:
+    return DataError(f"{name}: damaged, or written by another revision; python -m flows.analyse writes it again")
 
 
 def _analyses(paths: Project) -> dict[str, Any]:

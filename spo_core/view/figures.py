@@ -20,6 +20,7 @@ SUBJECTS = {
     "eval": "Validation",
     "credit": "Credit",
     "train": "Update",
+    "critic": "Critic",
     "sync": "Engine and trainer",
     "replay": "Replay",
     "memory": "Memory",
@@ -61,9 +62,9 @@ def metrics_of(rows: Rows) -> list[str]:
 
 
 def run_figures(rows: Rows, x: str) -> dict[str, list[Figure]]:
-    """All curves of one run by subject."""
+    """All curves of one run by subject: those of SUBJECTS, then others by the first word of their metrics' names."""
     names, found = metrics_of(rows), {}
-    for prefix, subject in SUBJECTS.items():
+    for prefix in dict.fromkeys([*SUBJECTS, *(name.partition("/")[0] for name in names)]):
         own = [name for name in names if name.startswith(f"{prefix}/") and not name.endswith(ERROR)]
         figures = []
         while own:
@@ -73,7 +74,7 @@ def run_figures(rows: Rows, x: str) -> dict[str, list[Figure]]:
             curves = [_with_error(line(*points(rows, name, x), _short(name)), rows, name) for name in shown]
             figures.append(figure(curves, " · ".join(map(_short, shown)), AXES[x]))
         if figures:
-            found[subject] = figures
+            found[SUBJECTS.get(prefix, visible(prefix))] = figures
     return found
 
 

@@ -20,11 +20,13 @@ from spo_core.observe.report import write_report
 from spo_core.observe.view_link import announced, invitation, running_view
 from spo_core.paths import Paths
 from spo_core.runs.directory import open_run
+from spo_core.runs.provenance import Caller, record_attempt, record_policy
 from spo_core.system.files import write_json
 from spo_core.view.catalogue import differing, find_run, find_runs, named_run, peculiar, seed_groups
-from spo_core.view.figures import GRID, band, compared_figure, run_figures
+from spo_core.view.figures import GRID, SUBJECTS, TOGETHER, band, compared_figure, label, run_figures
 from spo_core.view.health import signs
 from spo_core.view.terminal import print_view
+from tests.conftest import ROOT
 from tests.observe.examples import decode, inputs
 from tests.view.conftest import HOSTILE, first_question, serving, trained
 
@@ -53,6 +55,31 @@ def test_a_run_is_listed_once_and_runs_while_its_lock_is_held(project):
     with open_run(project.work, "train", identity, project.root):
         assert find_run(project, run.key).state == "running"
     assert find_run(project, run.key).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "published", "state"),
+    [
+        ("train", 3, [3], "finished"),
+        ("train", 5, [3], "stopped"),  # extended, then killed
+        ("train", 5, [3, 5], "finished"),
+        ("train", 3, [], "stopped"),
+        ("train", 0, [], "stopped"),
+        ("replay", 3, [3], "finished"),
+        ("rollouts", 4, [], "finished"),
+        ("rollouts", 3, [], "stopped"),
+        ("rollouts", 0, [], "stopped"),
+    ],
+)
+def test_a_run_is_finished_once_all_that_was_asked_for_is_there(paths, kind, made, published, state):
+    shutil.copytree(ROOT / "params", paths.root / "params")
+    run = make(paths, "a", [{"iteration": i + 1} for i in range(made)], kind)
+    record_attempt(run, paths.root, 1, Caller(overrides=("run.iterations=4",)))
+    for iteration in published:
+        (folder := paths.root / f"policy{iteration}").mkdir()
+        (folder / "config.json").write_text(str(iteration))
+        record_policy(run, "final", iteration, folder)
+    assert find_run(paths, f"work/{kind}-a").state == state
 
 
 def test_a_clone_without_work_has_what_was_published(project, tmp_path):
@@ -137,6 +164,15 @@ def test_figures_are_plotlys_and_their_text_is_text(project):
                 go.Figure(figure)  # raises for what is no figure
     hostile = compared_figure([(HOSTILE[1], [rows])], "rollout/reward", "tokens")
     assert "<img" not in json.dumps(hostile) and "&lt;img" in json.dumps(hostile)
+
+
+def test_every_metric_has_a_figure():
+    names = [f"{prefix}/{name}" for prefix in (*SUBJECTS, "later", "<b>") for name in ("a_b", "mask_share", "<i>")]
+    names += [name for group in TOGETHER for name in group]
+    found = run_figures([{"iteration": i} | dict.fromkeys(names, 0.5 * i) for i in range(3)], "iteration")
+    drawn = [curve["name"] for figures in found.values() for figure in figures for curve in figure["data"]]
+    assert sorted(drawn) == sorted(label(name.partition("/")[2].replace("_", " ")) for name in dict.fromkeys(names))
+    assert list(found)[: len(SUBJECTS)] == list(SUBJECTS.values()) and len(found["Critic"]) == 3
 
 
 def test_signs_follow_their_thresholds():

@@ -8,12 +8,18 @@ import io
 import json
 import re
 import shutil
-from urllib.parse import quote, urlsplit
+from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
+from urllib.parse import quote, urljoin, urlsplit
 
+import numpy as np
 import pytest
 
+from spo_core.errors import DataError
 from spo_core.paths import Paths
 from spo_core.system.files import write_json
+from spo_core.view import evaluation_pages
 from tests.observe.test_analysis_models import found
 from tests.observe.test_analysis_page import analysis
 from tests.view.conftest import HOSTILE, first_question, serving, trained
@@ -139,9 +145,49 @@ def test_analyses_of_one_policy_and_of_several_are_listed_and_shown(origin, proj
         assert f'href="/analysis/{name}"' in listed
         status, _, body = get(origin, f"/analysis/{name}")
         assert status == 200 and "6-2-2" in body and "<script>alert" not in body
-        assert json.loads(get(origin, f"/analysis/{name}/data.json")[2])["candidates"]
+        (link,) = re.findall(r'href="([^"]*data\.json)"', body)
+        assert json.loads(get(origin, urljoin(f"/analysis/{name}", link))[2])["candidates"]
     assert "cannot be read" not in listed and get(origin, "/analysis/several")[0] == 404
     shutil.rmtree(root)
+
+
+def places(content: object, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in JSON-like content, as the keys that lead there."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def test_analyses_of_another_revision_are_refused_and_listed(tmp_path):
+    """Whatever is missing in one, or is of another kind."""
+    whole = analysis("6-2-2", "other")
+    file = tmp_path / "reports" / "analysis" / "old" / "analysis.json"
+    write_json(file, whole)
+    rng, refused = np.random.default_rng(0), 0
+    every = list(places(json.loads(file.read_text())))
+    for trial, number in enumerate(rng.permutation(len(every))[:20]):
+        *way, last = every[number]
+        broken = json.loads(json.dumps(whole))
+        parent, value = reduce(getitem, way, broken), (..., None, 7, "x", [])[trial % 5]
+        if value is ...:
+            del parent[last]
+        else:
+            parent[last] = value
+        write_json(file, broken)
+        try:
+            assert evaluation_pages.analysis_page(Paths(tmp_path), "old").status_code == 200
+        except DataError as error:
+            refused += "flows.analyse" in str(error)
+        assert evaluation_pages.analyses_page(Paths(tmp_path)).status_code == 200
+    assert refused > 3
+    for text in ("", "{", "[]", "7", '{"model": 1}', "\0", "[" * 10):
+        file.write_text(text)
+        with pytest.raises(DataError, match="another revision"):
+            evaluation_pages.analysis_page(Paths(tmp_path), "old")
+        assert b"cannot be read" in evaluation_pages.analyses_page(Paths(tmp_path)).body
+    with pytest.raises(DataError, match="another revision"):
+        evaluation_pages.analysis_data(Paths(tmp_path), "old")
 
 
 WRONG = (
