@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter
@@ -52,9 +53,9 @@ class QuestionRow:
     spread: float
     """Standard deviation of the values of the tree's other states; NaN where there are fewer than two."""
     signal: float
-    """Share of segments that change the policy."""
+    """Share of segments that change the policy; NaN before credit is computed."""
     strongest: float
-    """Advantage of the largest size, with its sign."""
+    """Advantage of the largest size, with its sign; NaN before credit is computed."""
     tokens: int
     truncated: float
     no_answer: float
@@ -76,8 +77,8 @@ FILTERS: dict[str, Callable[[QuestionRow], bool]] = {
 SORTS: dict[str, Callable[[QuestionRow], float]] = {
     "accuracy": lambda row: row.correct,
     "spread": lambda row: -_or_zero(row.spread),
-    "signal": lambda row: -row.signal,
-    "largest advantage": lambda row: -abs(row.strongest),
+    "signal": lambda row: -_or_zero(row.signal),
+    "largest advantage": lambda row: -abs(_or_zero(row.strongest)),
     "tokens": lambda row: -row.tokens,
     "truncated": lambda row: -row.truncated,
 }
@@ -85,10 +86,13 @@ SORTS: dict[str, Callable[[QuestionRow], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A response that holds the text looked for: its last node, and the text around the place."""
+    """A continuation that holds the text looked for, and the text around the place."""
 
     asked: Asked
-    leaf: int
+    segment: int
+    """Its last segment that the tree's page has; 0 where it has none."""
+    value_rollout: bool
+    """Whether it ends in a value rollout, which the page of the tree only counts."""
     outcome: str
     before: str
     match: str
@@ -153,13 +157,14 @@ def read_pair(folder: Path, question_id: str) -> CreditedTree:
 def question_rows(folder: Path) -> list[QuestionRow]:
     """A row for each tree, in the order of the iteration."""
     asked = {row.question_id: row for row in read_questions(folder)}
+    credited = (folder / CREDITS).is_file()  # asked before they are read: what is written meanwhile counts as missing
     return [
-        _row(tree, credit, asked.get(tree.question_id) or Asked(tree.question_id, "", ""))
+        _row(tree, credit, asked.get(tree.question_id) or Asked(tree.question_id, "", ""), credited)
         for tree, credit in read_pairs_so_far(folder)
     ]
 
 
-def _row(tree: RolloutTree, credit: Credit, asked: Asked) -> QuestionRow:
+def _row(tree: RolloutTree, credit: Credit, asked: Asked, credited: bool) -> QuestionRow:
     leaves = [tree.nodes[i] for i in tree.leaves if tree.nodes[i].trainable]
     outcomes, count = Counter(leaf.outcome for leaf in leaves), max(1, len(leaves))
     trainable = [i for i, node in enumerate(tree.nodes) if node.trainable]
@@ -171,8 +176,8 @@ def _row(tree: RolloutTree, credit: Credit, asked: Asked) -> QuestionRow:
         correct=outcomes[Outcome.CORRECT] / count,
         value=float(credit.values[0]),
         spread=float(values.std()) if len(values) > 1 else float("nan"),
-        signal=sum(map(credit.trains, trainable)) / max(1, len(trainable)),
-        strongest=max((credit.advantage(i) for i in trainable), key=abs, default=0.0),
+        signal=sum(map(credit.trains, trainable)) / max(1, len(trainable)) if credited else math.nan,
+        strongest=max((credit.advantage(i) for i in trainable), key=abs, default=0.0) if credited else math.nan,
         tokens=tree.generated_tokens,
         truncated=sum(leaf.finish is FinishReason.LENGTH for leaf in leaves) / count,
         no_answer=outcomes[Outcome.NO_ANSWER] / count,
@@ -182,8 +187,10 @@ def _row(tree: RolloutTree, credit: Credit, asked: Asked) -> QuestionRow:
 
 
 def silent_share(rows: Sequence[QuestionRow]) -> float | None:
-    """Share of questions that train nothing; None without any."""
-    return sum(row.signal == 0 for row in rows) / len(rows) if rows else None
+    """Share of questions that train nothing; None without any, and before credit is computed."""
+    if not rows or any(math.isnan(row.signal) for row in rows):
+        return None
+    return sum(row.signal == 0 for row in rows) / len(rows)
 
 
 def chosen(rows: Sequence[QuestionRow], only: str, sort: str) -> list[QuestionRow]:
@@ -193,7 +200,8 @@ def chosen(rows: Sequence[QuestionRow], only: str, sort: str) -> list[QuestionRo
 
 
 def search(folder: Path, text: str, decode: Decode, around: int = 60) -> Search:
-    """Responses that hold ``text``, whatever its case, trees in order, for SEARCH_SECONDS at most."""
+    """Continuations, responses and value rollouts, that hold ``text``, whatever its case, trees in order, for
+    SEARCH_SECONDS at most."""
     asked = {row.question_id: row for row in read_questions(folder)}
     pairs, wanted = read_pairs_so_far(folder), re.compile(re.escape(text), re.IGNORECASE)
     found: list[Found] = []
@@ -210,7 +218,8 @@ def search(folder: Path, text: str, decode: Decode, around: int = 60) -> Search:
                 found.append(
                     Found(
                         question,
-                        leaf,
+                        next((i for i in reversed(tree.path(leaf)) if tree.nodes[i].trainable), 0),
+                        not tree.nodes[leaf].trainable,
                         tree.nodes[leaf].outcome,
                         completion[max(0, at - around) : at],
                         match[0],

@@ -13,7 +13,7 @@ import numpy as np
 from spo_core.config import DataParams
 from spo_core.credit import Credit
 from spo_core.errors import SPOError
-from spo_core.problems import problem_set
+from spo_core.problems import PROBLEM_SETS, problem_set
 from spo_core.problems.base import ShowsMistakes
 from spo_core.rollout.token_texts import token_texts
 from spo_core.tree import RolloutTree
@@ -151,7 +151,7 @@ def tree_page(tree: RolloutTree, credit: Credit, texts: Texts, params: Mapping[s
         tokens=tree.generated_tokens,
         trained_tokens=sum(int((credit.masks[i] & (credit.advantages[i] != 0)).sum()) for i in order),
         value_rollouts=len(nodes) - 1 - len(order),
-        knows_mistakes=_shows_mistakes(params) is not None,
+        knows_mistakes=_shows_mistakes(params, tree.question_id) is not None,
     )
 
 
@@ -195,10 +195,12 @@ def equal_states(tree: RolloutTree) -> dict[int, tuple[int, ...]]:
     return {i: tuple(k for k in group if k != i) for group in several for i in group}
 
 
-def _shows_mistakes(params: Mapping[str, Any]) -> ShowsMistakes | None:
-    """The run's problem set, if it knows which step of a response is wrong."""
+def _shows_mistakes(params: Mapping[str, Any], question_id: str) -> ShowsMistakes | None:
+    """The problem set of a question, in a mixture the one with whose name its id begins, if it knows which step of a
+    response is wrong."""
+    name = params.get("data.problem_set") or ""
     try:
-        found = problem_set(DataParams(problem_set=params.get("data.problem_set") or ""))
+        found = problem_set(DataParams(problem_set=name if name in PROBLEM_SETS else question_id.partition("-")[0]))
     except (SPOError, ValueError):
         return None
     return found if isinstance(found, ShowsMistakes) else None
@@ -207,7 +209,7 @@ def _shows_mistakes(params: Mapping[str, Any]) -> ShowsMistakes | None:
 def mistakes(tree: RolloutTree, texts: Texts, params: Mapping[str, Any], question: str) -> dict[int, np.ndarray]:
     """Tokens of the first wrong step of each wrong response, bool [tokens], by node; empty where the problem set does
     not know it."""
-    problem = _shows_mistakes(params)
+    problem = _shows_mistakes(params, tree.question_id)
     if problem is None or texts.tokenizer is None:
         return {}
     found: dict[int, np.ndarray] = {}

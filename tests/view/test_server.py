@@ -233,5 +233,8 @@ def test_what_is_being_written_is_told_and_not_shown(project, tmp_path):
         (folder / "trees.parquet").write_bytes(whole)
         status, _, body = get(origin, at)  # without credit yet
         assert status == 200 and "6 questions" in body
+        assert "Groups without signal</span><b>–</b>" in body and "no signal (0)" in body
+        rows = list(csv.DictReader(io.StringIO(get(origin, f"{at}?format=csv")[2])))
+        assert {(row["signal"], row["strongest_advantage"], row["value"]) for row in rows} == {("", "", "")}
         (run / "metrics.jsonl").open("a").write('{"iteration": 4, "rollout/rew')
         assert get(origin, RUN)[0] == 200

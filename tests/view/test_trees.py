@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +12,18 @@ from scipy.stats import binomtest
 
 from spo_core.config import DataParams
 from spo_core.credit import assign_credit
+from spo_core.credit.pairs import write_pairs
 from spo_core.observe.formatting import visible
 from spo_core.policy.checkpoint import save_policy
 from spo_core.problems import problem_set
+from spo_core.system.files import write_json
 from spo_core.tree import FinishReason, Node, RolloutTree
+from spo_core.view.iterations import search
 from spo_core.view.measured import measure
 from spo_core.view.texts import Texts
 from spo_core.view.trees import equal_states, interval, mistakes, token_blocks, tree_page
 from tests.conftest import random_tree
-from tests.observe.examples import TREE, chain_tree, full_tree
-
-ARITHMETIC = {"data.problem_set": "arithmetic"}
+from tests.observe.examples import CHAIN, TREE, chain_tree, decode, full_tree
 
 
 def graded(rng: np.random.Generator, **shape: int) -> RolloutTree:
@@ -98,8 +100,12 @@ def test_equal_states_are_those_of_equal_tokens(seed):
         assert found.get(i, ()) == tuple(k for k in range(1, len(texts)) if k != i and texts[k] == texts[i])
 
 
-@pytest.mark.parametrize("cut", [1, 3, 7])
-def test_the_first_wrong_step_is_marked_wherever_segments_are_cut(tokenizer, cut):
+@pytest.mark.parametrize(
+    ("cut", "problem_set_name", "question_id"),
+    [(1, "arithmetic", "q"), (3, "mixed", "arithmetic-train-000001"), (7, "arithmetic", "q")],
+)
+def test_the_first_wrong_step_is_marked_wherever_segments_are_cut(tokenizer, cut, problem_set_name, question_id):
+    params = {"data.problem_set": problem_set_name}
     problem = problem_set(DataParams())
     question, wrong = "7+5*3-9", "7+5=12\n12*3=35\n35-9=26\n#### 26"
     ids = tokenizer(wrong)["input_ids"]
@@ -110,15 +116,19 @@ def test_the_first_wrong_step_is_marked_wherever_segments_are_cut(tokenizer, cut
             len(nodes) - 1, part, [-0.5] * len(part), FinishReason.STOP if last else FinishReason.SEGMENT
         )
         nodes.append(node.graded(0.0, "wrong") if last else node)
-    tree, texts = RolloutTree("q", tuple(nodes)), Texts(tokenizer.backend_tokenizer)
-    flags = mistakes(tree, texts, ARITHMETIC, question)
+    tree, texts = RolloutTree(question_id, tuple(nodes)), Texts(tokenizer.backend_tokenizer)
+    flags = mistakes(tree, texts, params, question)
     marked = [bool(flags.get(i, np.zeros(99))[k]) for i in range(1, len(nodes)) for k in range(len(nodes[i].token_ids))]
     pieces = texts.pieces([], ids)
     assert "".join(p for p, m in zip(pieces, marked, strict=True) if m) == "12*3=35\n"
-    page = tree_page(tree, assign_credit(tree, TREE), texts, ARITHMETIC, question)
+    page = tree_page(tree, assign_credit(tree, TREE), texts, params, question)
     assert sum(row.mistake for row in page.rows) == 1 and page.knows_mistakes
     blocks = token_blocks(tree, assign_credit(tree, TREE), texts, flags, range(1, len(nodes)))
     assert "".join(text for block in blocks.values() for text in block["text"]) == wrong
+    other = replace(tree, question_id="gsm8k-train-1")
+    assert not tree_page(
+        other, assign_credit(tree, TREE), texts, {"data.problem_set": "mixed"}, question
+    ).knows_mistakes
 
 
 def test_entropy_and_ratio_are_those_of_plain_sequences(policy, tokenizer, tmp_path):
@@ -151,6 +161,23 @@ def test_entropy_and_ratio_are_those_of_plain_sequences(policy, tokenizer, tmp_p
         np.testing.assert_allclose(found[i]["ratio"], ratio, rtol=2e-3, atol=2e-5)
     for block in measure(RolloutTree("q", tuple(nodes)), tmp_path, 0.7).values():
         np.testing.assert_allclose(block["ratio"], 1, atol=2e-4)
+
+
+def test_found_continuations_lead_to_segments_of_the_trees_page(tmp_path):
+    """Value rollouts have no row there; the state that they start from has, unless it is the prompt."""
+    chain, _, text = chain_tree()
+    nodes = [*chain.nodes, *(Node.sampled(0, [118, 48 + k], [-1, -1], FinishReason.STOP) for k in range(3))]
+    for i in range(len(chain.nodes), len(nodes)):
+        nodes[i] = replace(nodes[i], trainable=False, reward=0.0, outcome="wrong")
+    tree = replace(chain, nodes=tuple(nodes))
+    write_pairs(tmp_path, [(tree, credit := assign_credit(tree, CHAIN))])
+    write_json(tmp_path / "questions.json", [{"question_id": "chain-0", "question": text, "answer": "2"}])
+    listed = {row.index for row in tree_page(tree, credit, Texts(), {}, "").rows}
+    found = search(tmp_path, "v", decode).found
+    assert len(found) == 9 + 9 + 3 and all(hit.value_rollout for hit in found)
+    assert [hit.segment for hit in found] == [1] * 9 + [2] * 9 + [0] * 3
+    responses = [hit for hit in search(tmp_path, "1", decode).found if not hit.value_rollout]
+    assert [hit.segment for hit in responses] == [3] and {1, 2, 3} <= listed and 0 not in listed
 
 
 def test_what_would_be_obeyed_is_shown():
