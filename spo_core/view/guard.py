@@ -26,7 +26,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self.app = app
-        self.hosts = frozenset(f"{host}:{port}" for host in LOOPBACK)
+        self.port = port
+        bare = LOOPBACK if port == 80 else ()  # which clients leave out
+        self.hosts = frozenset([*(f"{host}:{port}" for host in LOOPBACK), *bare])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,10 +47,12 @@ class Guard:
 
     def refused(self, method: str, headers: Headers) -> str | None:
         """Why a request is refused; None for one that is answered."""
-        if method not in ("GET", "HEAD"):
-            return "only GET and HEAD: nothing is changed here"
+        if method != "GET":
+            return "only GET: nothing is changed here"
         if headers.getlist("host") != [headers.get("host")] or headers.get("host") not in self.hosts:
-            return "this server answers to 127.0.0.1 and localhost alone"
+            return (
+                f"this server answers to 127.0.0.1:{self.port} and localhost:{self.port} alone; forward the same port"
+            )
         origin = headers.get("origin")
         if origin is not None and (urlsplit(origin).scheme != "http" or urlsplit(origin).netloc not in self.hosts):
             return "pages of other sites may not read this server"

@@ -161,9 +161,9 @@ def _gradient(rows: Rows, params: Mapping[str, Any]) -> Sign:
         "tokens that decide the whole step, or a learning rate at which training comes apart." + clipped
     )
     if len(values) < 3:
-        return Sign("gradient norm", number(values[-1] if values else None), "", None, why, key)
-    most = 10 * median(values)
-    return Sign("gradient norm", number(values[-1]), f"at most {number(most)}", values[-1] <= most, why, key)
+        return Sign("gradient norm", number(_recent(rows, key)), "", None, why, key)
+    most, last = 10 * median(values), sum(values[-RECENT:]) / len(values[-RECENT:])
+    return Sign("gradient norm", number(last), f"at most {number(most)}", last <= most, why, key)
 
 
 def _speed(rows: Rows) -> Sign:
@@ -173,6 +173,6 @@ def _speed(rows: Rows) -> Sign:
         "machine, an engine restarts, or responses have become much longer."
     )
     if len(values) < 3:
-        return Sign("tokens per second", number(values[-1] if values else None, 0), "", None, why, key)
+        return Sign("tokens per second", number(_recent(rows, key), 0), "", None, why, key)
     least, last = median(values) / 2, sum(values[-RECENT:]) / len(values[-RECENT:])
     return Sign("tokens per second", number(last, 0), f"at least {number(least, 0)}", last >= least, why, key)

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from spo_core.errors import DataError
+from spo_core.observe import formatting
 from spo_core.observe.formatting import visible
 from spo_core.observe.report import write_report
 from spo_core.observe.view_link import announced, invitation, running_view
@@ -188,6 +189,23 @@ def test_signs_follow_their_thresholds():
     assert not any(ill[name].well for name in (*well, "log-prob gap") if ill[name].well is not None)
     assert all(len(sign.why) > 60 for sign in ill.values())
     assert {s.name: s.well for s in signs(rows, {"learn.max_logprob_gap": 1.0}, 0.9)}["log-prob gap"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("train/grad_norm", "gradient norm"),
+        ("train/entropy", "entropy"),
+        ("timing/generated_tokens_per_second", "tokens per second"),
+        ("train/clip_fraction", "clip fraction"),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_judged_is_the_mean_of_the_last_five_iterations(key, name, count):
+    values = np.random.default_rng(count).uniform(1, 900, count)
+    rows = [{"iteration": i, key: value} for i, value in enumerate(values)]
+    found = {sign.name: sign for sign in signs(rows, {}, None)}[name]
+    assert found.shown == formatting.number(float(np.mean(values[-5:])), 0 if name == "tokens per second" else 3)
 
 
 def test_the_terminal_shows_text_as_text(project):

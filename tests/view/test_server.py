@@ -15,11 +15,13 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 
 from spo_core.errors import DataError
 from spo_core.paths import Paths
 from spo_core.system.files import write_json
 from spo_core.view import evaluation_pages
+from spo_core.view.guard import Guard
 from tests.observe.test_analysis_models import found
 from tests.observe.test_analysis_page import analysis
 from tests.view.conftest import HOSTILE, first_question, serving, trained
@@ -112,7 +114,18 @@ def test_other_hosts_and_other_sites_are_refused(origin, headers, status):
     assert status == 200 or len(body) < 100
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_the_port_is_named_and_left_out_where_clients_leave_it_out(origin):
+    port = urlsplit(origin).port
+    assert f"127.0.0.1:{port}" in get(origin, "/", Host="127.0.0.1:1")[2]
+    for port in (80, 8421):
+        guard = Guard(None, port)
+        for host in ("127.0.0.1", "localhost", "[::1]"):
+            for form, own in ((host, port == 80), (f"{host}:{port}", True), (f"{host}:9000", False)):
+                for headers in ({"host": form}, {"host": f"{host}:{port}", "origin": f"http://{form}"}):
+                    assert (guard.refused("GET", Headers(headers)) is None) == own, headers
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_nothing_can_be_changed(origin, method):
     assert get(origin, "/", method)[0] == 403
 
