@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,8 @@ from prefect import flow
 from pydantic import Field
 
 from flows import cli
-from spo_core.analysis.candidates import DEFAULT
+from spo_core.analysis.candidates import DEFAULT, read_candidates
+from spo_core.errors import SPOError
 from tasks.analysis import (
     AnalysisSpec,
     check_analysis,
@@ -100,5 +103,18 @@ def command(
         analyse(chosen, grid, models, start, tokens, states, rollouts, tuple(set_ or ()), name)
 
 
+def with_preset(message: str) -> str:
+    """Complete the commands that a message advises by the first candidate's preset: its run is the one analysed."""
+    app = typer.Typer()
+    app.command()(command)
+    with suppress(SPOError):  # refused candidates: the message is about them
+        given = typer.main.get_command(app).make_context("analyse", sys.argv[1:]).params
+        grid = Path.cwd() / given["grid"] if given["grid"] else None
+        presets = given["presets"] or (() if grid else (DEFAULT,))
+        preset = read_candidates(Path.cwd(), presets, grid, given["set_"] or ())[0].preset
+        return cli.complete(message, ["--preset", preset] if preset else [])
+    return message
+
+
 if __name__ == "__main__":
-    cli.main(command)
+    cli.main(command, advised=with_preset)

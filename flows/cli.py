@@ -98,13 +98,17 @@ def with_options(message: str) -> str:
     for at, option in enumerate(given):
         if option.partition("=")[0] in ("--preset", "--set", "--name"):
             kept += given[at : at + 1 + ("=" not in option)]
-    if not kept:
-        return message
-    return _ADVISED.sub(lambda found: f"{found[1]} {shlex.join(kept)}", message)
+    return complete(message, kept)
 
 
-def main(command: Callable[..., Any]) -> None:
-    """Run a typer command. An SPOError is printed to standard error in one or two lines, with exit status 2."""
+def complete(message: str, options: list[str]) -> str:
+    """Put options behind every command that a message advises."""
+    return _ADVISED.sub(lambda found: f"{found[1]} {shlex.join(options)}", message) if options else message
+
+
+def main(command: Callable[..., Any], advised: Callable[[str], str] = with_options) -> None:
+    """Run a typer command. An SPOError is printed to standard error in one or two lines, with exit status 2;
+    ``advised`` completes the commands in it."""
     handler = Warnings()  # on the logger itself: Prefect stops extra loggers from propagating
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
@@ -115,7 +119,7 @@ def main(command: Callable[..., Any]) -> None:
             command,
             interrupted="interrupted; the same command goes on from what is finished",
             refusal=server_fault,
-            advised=with_options,
+            advised=advised,
         )
     except SystemExit as ended:
         if _undelivered:  # Python would wait for each, minutes in all

@@ -14,9 +14,10 @@ def begin_quietly() -> None:
     """From now until :func:`begin`, end at an interrupt, or where Prefect's settings are wrong, without a traceback.
 
     Nothing is under way yet. Imports are no place for an exception: libraries take it for a missing package, or lose
-    it in a callback.
+    it in a callback. An interrupt that is ignored, as of a command that a script starts with ``&``, stays so.
     """
-    signal.signal(signal.SIGINT, _interrupted)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupted)
     sys.excepthook = _failed
 
 
@@ -24,6 +25,7 @@ def begin() -> None:
     """Give interrupts and errors back to Python: the command itself begins."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.excepthook is _failed:
         sys.excepthook = sys.__excepthook__
 
 

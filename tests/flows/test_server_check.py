@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.analyse import with_preset
 from flows.cli import with_options
 from flows.server_check import check_server, server_fault
 from spo_core.errors import SPOError
@@ -124,13 +125,36 @@ threading.Timer({seconds}, os.kill, (os.getpid(), signal.SIGINT)).start()
 import time, numpy, yaml
 while True: time.sleep(0.01)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a background job
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_that_is_ignored_stays_so():
+    """As of a command that a script starts with ``&``."""
+    before = signal.getsignal(signal.SIGINT), sys.excepthook
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for step in (startup.begin_quietly, startup.begin):
+            step()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+        assert sys.excepthook is sys.__excepthook__
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        sys.excepthook = before[1]
 
 
 def test_a_command_that_has_begun_gets_its_interrupts_back():
     before = signal.getsignal(signal.SIGINT), sys.excepthook
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         startup.begin_quietly()
         startup.begin()
         with pytest.raises(KeyboardInterrupt):
@@ -165,4 +189,29 @@ def test_wrong_settings_of_prefect_are_a_line():
 def test_an_advised_command_is_about_the_run_that_was_asked_for(monkeypatch, given, kept):
     monkeypatch.setattr(sys, "argv", ["flows.warmup", *given])
     said = with_options("x: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
+    assert said == f"x: no such dataset; prepare it with python -m flows.prepare{kept}"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], " (or dvc repro prepare)"),
+        (["default", "grpo"], " (or dvc repro prepare)"),
+        (["grpo", "--name", "report", "--set", "run.seed=1", "--tokens=9"], " --preset grpo"),
+        (
+            ["--set=run.seed=1", "-q", "--model", "best", "--model", "final", "rloo", "default"],
+            " --preset rloo",
+        ),
+        (["--grid", "{grid}"], " --preset rloo"),
+        (["--grid={grid}", "grpo"], " --preset grpo"),
+        (["gpro", "--name", "report"], " (or dvc repro prepare)"),
+    ],
+)
+def test_what_an_analysis_advises_is_about_the_first_candidates_run(monkeypatch, tmp_path, given, kept):
+    """There ``--name`` names a report, overrides are the candidates' own, and presets have no option."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("first: {preset: rloo}\nsecond: {preset: vineppo}\n")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["flows.analyse", *(word.format(grid=grid) for word in given)])
+    said = with_preset("x: no such dataset; prepare it with python -m flows.prepare (or dvc repro prepare)")
     assert said == f"x: no such dataset; prepare it with python -m flows.prepare{kept}"
