@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,7 +39,7 @@ def announced(paths: Paths, port: int) -> Iterator[None]:
 
 def running_view(paths: Paths) -> str | None:
     """``http://127.0.0.1:<port>`` where this project's pages are served now; None where they are not."""
-    with suppress(OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
+    with suppress(OSError, ValueError, KeyError, TypeError, HTTPException):
         origin = f"http://{HOST}:{int(read_json(_file(paths))['port'])}"
         with _DIRECT.open(f"{origin}/health", timeout=2) as answer:
             if answer.read().decode() == str(paths.root):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socketserver
+import threading
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +234,37 @@ def test_links_lead_to_a_view_that_is_running(project, tmp_path):
         assert invitation(project, "/evaluation") == f"Look at it: {origin}/evaluation"
         assert running_view(Paths(tmp_path)) is None
     assert running_view(project) is None and not (project.work / "view.json").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x16\x03\x01\x00\xff\xfe",
+        b"220 mail ESMTP\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\n\r\n\xff\xfe",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300 + b"\r\n",
+        b"HTTP/1.1 " + b"2" * 70_000 + b"\r\n",
+        b"HTTP/1.1 500 No\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: http://[::1\r\n\r\n",
+        b"+OK\r\n",
+    ],
+)
+def test_another_program_at_the_port_is_no_view(paths, said):
+    """What took the port of a view that was killed may speak anything."""
+
+    class Speaks(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(said)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Speaks) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with announced(paths, server.server_address[1]):
+            assert running_view(paths) is None
+            assert (paths.work / "view.json").exists()
 
 
 def test_the_report_links_to_the_runs_page(tmp_path):
