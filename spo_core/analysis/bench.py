@@ -97,8 +97,6 @@ def opened(candidates: Sequence[Candidate], paths: Paths, policy: Path, folder: 
     device = find_device(params.run.device)
     use_device(device)
     problem = problem_set(params.data)
-    if params.data.mixture:
-        raise ConfigError("data.mixture: an analysis takes one problem set at a time; choose one of its sets")
     rows = read_split(paths.data(params.data.problem_set), "train")
     model, tokenizer = load_policy(policy)
     longest = getattr(model.config, "max_position_embeddings", params.rollout.context_length)

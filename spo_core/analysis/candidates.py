@@ -83,7 +83,7 @@ def read_candidates(
 
     A grid is a YAML mapping from names to ``preset`` and ``set``, a list of ``namespace.key=value``; ``overrides`` hold
     for all. Raises ConfigError for a grid of another form, for a name given twice or that names no folder, and where
-    candidates differ in what they must share (SHARED) or ask for a critic.
+    candidates differ in what they must share (SHARED), or ask for what an analysis has not, as a critic.
     """
     rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
     if len(rows) < len(presets):
@@ -103,6 +103,10 @@ def read_candidates(
             raise ConfigError(f"candidate {name!r} names a folder: letters, digits, dot, dash and underscore only")
         found.append(Candidate(name, load_params(root, row.preset, (*overrides, *row.set)), row.preset))
     for candidate in found:
+        if candidate.params.data.mixture:
+            raise ConfigError(
+                f"{candidate.name}: data.mixture: an analysis takes one problem set at a time; choose one of its sets"
+            )
         if candidate.params.credit.value.type == "critic":
             raise ConfigError(
                 f"{candidate.name}: credit.value critic has values only within a run that trains it, and here "

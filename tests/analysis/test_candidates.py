@@ -47,6 +47,7 @@ OWN = [
     "credit.mask={type: all}",
     "learn.zero_advantage=keep",
 ]
+MIXED = "data={problem_set: both, mixture: [{data: {problem_set: arithmetic}}, {data: {problem_set: point24}}]}"
 
 
 def candidate(*overrides: str, name: str = "c") -> Candidate:
@@ -92,6 +93,7 @@ def test_presets_then_a_grid_and_overrides_for_all(tmp_path):
         ((), {REFERENCE: {}}, "reference is taken"),
         (("pav",), None, r"^pav: credit\.value\.prover needs an engine of its own"),
         (("dvo",), None, r"^dvo: learn\.loss dvo is of whole sequences"),
+        ((), {"a": {"set": [MIXED]}}, r"^a: data\.mixture: an analysis takes one problem set at a time"),
         ((), {"../../elsewhere": {}}, "'../../elsewhere' names a folder"),
         ((), {"": {}}, "'' names a folder"),
         ((), {"a": {"preset": "gpro"}}, "no preset 'gpro'"),
