@@ -39,7 +39,7 @@ from spo_core.problems.base import Question, write_split
 from spo_core.rollout.engine import Completion, Request
 from spo_core.rollout.sampler import Sampler
 from spo_core.system.files import write_json
-from spo_core.train import sampling, steps
+from spo_core.train import steps
 from spo_core.train.opening import open_session
 from spo_core.train.sampling import RolloutWorker
 from spo_core.train.session import Session
@@ -197,18 +197,15 @@ def no_logprobs(backend: Any, batch: TreeBatch, *_: Any) -> tuple[torch.Tensor, 
 def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     """Have every step timed; returns a mapping that will hold the drawn ``pairs``."""
     kept: dict[str, Any] = {}
-    make_stop, draw = sampling.stop_at, ReplayBuffer.draw
-
-    def timed_stop(*arguments: Any) -> Any:
-        stop = make_stop(*arguments)
-        return None if stop is None else spans.timed("stop strings", stop)
+    draw, stops = ReplayBuffer.draw, session.rollouts.stops
+    for name, stop in stops.items():
+        stops[name] = None if stop is None else spans.timed("stop strings", stop)
 
     def keep_drawn(*arguments: Any) -> Any:
         kept["pairs"], counts = draw(*arguments)
         return kept["pairs"], counts
 
-    for owner, name, function in ((sampling, "stop_at", timed_stop), (ReplayBuffer, "draw", keep_drawn)):
-        spans.replace(owner, name, function)
+    spans.replace(ReplayBuffer, "draw", keep_drawn)
     spans.wrap("engine", InstantEngine, "step")
     spans.wrap("requests", Sampler, "grow")
     spans.wrap("model", RolloutWorker, "sync")

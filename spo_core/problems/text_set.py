@@ -34,7 +34,8 @@ def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
             text = ", ".join(str(i) for i in items)
             if text.strip():
                 return text
-    raise ValueError(f"no text in field {' or '.join(names)}; its fields are {', '.join(map(str, row)) or 'none'}")
+    there = ", ".join(name if name.isprintable() else repr(name) for name in map(str, row)) or "none"
+    raise ValueError(f"no text in field {' or '.join(names)}; its fields are {there}")
 
 
 def plain_fields(row: Mapping[str, Any]) -> Fields:

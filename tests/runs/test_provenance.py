@@ -274,7 +274,7 @@ def test_params_that_differ_now_are_named_and_no_others(project):
     assert list(chain["first_policy"]["warmup"]["params_now"]) == ["policy.seed"]
 
 
-CUSTOM = "credit.advantage={type: custom, path: 'mine:advantage'}"
+CUSTOM = "credit.advantage={type: custom, path: 'traced_own:advantage'}"
 MINE = """def advantage(tree, values):
     return values
 
@@ -289,7 +289,7 @@ RUNS = {  # preset and overrides
     "a prover": ("pav", ()),
     "a critic": ("ppo", ()),
     "an advantage of its own": (None, (CUSTOM,)),
-    "a term of the reward of its own": ("grpo", ("verify.reward=[{type: custom, path: 'mine:reward'}]",)),
+    "a term of the reward of its own": ("grpo", ("verify.reward=[{type: custom, path: 'traced_own:reward'}]",)),
 }
 
 
@@ -297,7 +297,7 @@ RUNS = {  # preset and overrides
 def test_a_run_whose_params_are_as_they_were_has_no_differences(project, name):
     """Whatever its identity holds beside them: adapters, a prover's digest, digests of modules of its own."""
     preset, overrides = RUNS[name]
-    (project / "mine.py").write_text(MINE)
+    (project / "traced_own.py").write_text(MINE)
     params = load_params(project, preset, overrides)
     identity = training_identity(params, Paths(project))
     with open_run(project / "work", "train", identity, project) as run:
