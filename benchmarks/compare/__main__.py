@@ -54,9 +54,7 @@ QUICK = Scale(60_000, (6e-4,), (100,), (0, 1))
 
 
 def command(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Ten minutes: fewer tokens and seeds, one learning rate.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and seeds, one learning rate.")] = False,
     every: Annotated[bool, typer.Option("--all", help="The other presets of the embedded problem too.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = os.cpu_count() or 1,
 ) -> None:

@@ -100,7 +100,7 @@ def make(plans: Sequence[Plan], title: str, jobs: int) -> list[Run]:
         started = {pool.submit(train, plan): index for index, plan in enumerate(plans)}
         for future in as_completed(started):
             runs[started[future]] = future.result()
-            progress.update()
+            progress.update(1)
     return [runs[index] for index in range(len(plans))]
 
 

@@ -16,7 +16,7 @@ from scipy.stats import ttest_rel
 from benchmarks.compare import runs as running
 from benchmarks.compare.__main__ import ALGORITHMS, BASELINE, FULL, MORE, QUICK
 from benchmarks.compare.outcome import best_rates, cost_to, difference, mean_curve, paired, quotient
-from benchmarks.compare.runs import Algorithm, Plan, Run, prepared
+from benchmarks.compare.runs import Algorithm, Plan, Run, make, prepared
 from benchmarks.compare.tables import costs, curves, ends
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=12)
@@ -122,14 +122,12 @@ def test_runs_are_made_once_and_start_from_one_policy(tmp_path, monkeypatch):
         "rollout.context_length=48",
     )
     (tmp_path / "params").symlink_to(running.Path.cwd() / "params")
-    monkeypatch.setattr(running, "COMMON", (*running.COMMON, *small))
-    monkeypatch.setattr(running, "QUESTIONS", 6)
     monkeypatch.chdir(tmp_path)
-    plans = [Plan(Algorithm("tree"), 1e-3, seed, 900) for seed in (0, 1)]
+    plans = [Plan(Algorithm("tree", None, small), 1e-3, seed, 900) for seed in (0, 1)]
     prepared(plans[0].params)
-    first = [running.train(plan) for plan in plans]
+    first = make(plans, "first", 2)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
-    assert first == [running.train(plan) for plan in plans]
+    assert [own.seed for own in first] == [0, 1] and first == make(plans, "again", 1)
     assert files == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     for own in first:
         assert own.tokens[0] == 0 and own.tokens[-2] < 900 <= own.tokens[-1]
