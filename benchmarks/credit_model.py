@@ -48,6 +48,9 @@ CANDIDATES = (
     tree(3, 3, 3, 3),
     tree(4, 4, 4, 4),
     tree(3, 3, 3, 3, 3),
+    tree(6, 6, 6, first=2),
+    tree(3, 3, 3, 3, first=2),
+    tree(4, 4, 4, 4, first=2),
     chain(2, 3),
     exact(4),
     exact(None),
@@ -73,15 +76,14 @@ class Efficiency(NamedTuple):
         return ratio, math.hypot(self.error, ratio * other.error) / other.per_million
 
 
-def efficiency(vectors: np.ndarray, tokens: int, logits: int) -> Efficiency:
-    """Efficiency from gradients [questions, repeats, width] of trees of ``tokens`` tokens.
+def efficiency(vectors: np.ndarray, tokens: np.ndarray, logits: int) -> Efficiency:
+    """Efficiency from gradients [questions, repeats, width] of trees that took ``tokens``, [questions].
 
     The gradient of the expected reward is the same at each of the first ``logits`` numbers, and 0 at the others; its
     cosine may exceed 1 by noise.
     """
-    count = len(vectors)
-    names, cost = tuple(map(str, range(count))), np.full(count, float(tokens))
-    found = analysis.efficiency(Gradients(names, vectors, cost, cost, np.ones(vectors.shape[:2], bool)))
+    names = tuple(map(str, range(len(vectors))))
+    found = analysis.efficiency(Gradients(names, vectors, tokens, tokens, np.ones(vectors.shape[:2], bool)))
     signal = found.mean_square.value
     along = float(vectors[:, :, :logits].mean(axis=(0, 1), dtype=np.float64).sum()) / math.sqrt(logits)
     cosine = along / math.sqrt(signal) if signal > 0 else math.nan
@@ -96,13 +98,15 @@ def measure(setting: Setting, candidate: Candidate, questions: int, rng: np.rand
     facts = None
     if setting.facts:
         facts = np.repeat(rng.integers(0, setting.facts, (count, setting.decisions)), REPEATS, axis=0)
-    parts, chunk = [], max(1, CHUNK // tokens)
+    parts, taken, chunk = [], [], max(1, CHUNK // tokens)
     for start in range(0, count * REPEATS, chunk):
         stop = min(start + chunk, count * REPEATS)
-        sample = draw(setting, shape, stop - start, rng)
+        sample = draw(setting, shape, stop - start, rng, candidate.first)
         advantages = batch_advantages(sample, batch_values(sample, params), params)
         parts.append(gradients(sample, advantages, None if facts is None else facts[start:stop]))
-    return efficiency(np.concatenate(parts).reshape(count, REPEATS, -1), tokens, setting.logits)
+        taken.append(sample.tokens())
+    per_question = np.concatenate(taken).reshape(count, REPEATS).mean(axis=1)
+    return efficiency(np.concatenate(parts).reshape(count, REPEATS, -1), per_question, setting.logits)
 
 
 def command(

@@ -61,11 +61,13 @@ Shape = list[Segment]  # nodes but the prompt: node i + 1 is shape[i]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An estimator of credit: the shape of its trees in a setting, and the params by which these get credit."""
+    """An estimator of credit: the shape of its trees in a setting, and the params by which these get credit; ``first``
+    is ``rollout.first_children``."""
 
     name: str
     shape: Callable[[Setting], Shape]
     credit: Callable[[Setting], CreditParams]
+    first: int | None = None
 
 
 def grown(branch_factors: tuple[int, ...], setting: Setting) -> Shape:
@@ -104,12 +106,13 @@ def group(size: int, advantage: str) -> Candidate:
     return Candidate(f"{name}-{size}", lambda setting: grown((size,), setting), lambda _: params)
 
 
-def tree(*branch_factors: int) -> Candidate:
+def tree(*branch_factors: int, first: int | None = None) -> Candidate:
     def params(setting: Setting) -> CreditParams:
         tokens = setting.decisions // len(branch_factors) * (1 + setting.coins)
         return credit({"type": "fixed_tokens", "tokens": tokens}, {"type": "tree_mean"}, "difference")
 
-    return Candidate("-".join(map(str, branch_factors)), lambda setting: grown(branch_factors, setting), params)
+    name = "-".join(map(str, branch_factors)) + (f", {first} first" if first else "")
+    return Candidate(name, lambda setting: grown(branch_factors, setting), params, first)
 
 
 def chain(cuts: int, rollouts: int) -> Candidate:
@@ -133,12 +136,14 @@ def exact(parts: int | None) -> Candidate:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """Trees of one shape: by segment, bool [trees, decisions] and [trees, decisions, coins] that came up."""
+    """Trees of one shape: by segment, bool [trees, decisions] and [trees, decisions, coins] that came up. Beyond
+    ``first`` children a node has others only in trees where its rewards differ."""
 
     setting: Setting
     shape: Shape
     right: list[np.ndarray]
     coins: list[np.ndarray]
+    first: int | None = None
 
     def all_right(self) -> np.ndarray:
         """Whether every decision up to the end of a node is right; bool [nodes, trees]."""
@@ -153,20 +158,46 @@ class Sample:
             lists[segment.parent].append(index)
         return lists
 
+    def asked(self) -> np.ndarray:
+        """Which nodes their parents ask for, if these are there themselves; bool [nodes, trees]."""
+        lowest = self.all_right()
+        highest, asked = lowest.copy(), np.ones_like(lowest)
+        for index, children in list(enumerate(self.children()))[::-1]:
+            begun = children[: self.first]
+            if begun:
+                lowest[index], highest[index] = lowest[begun].all(axis=0), highest[begun].any(axis=0)
+                asked[children[len(begun) :]] = highest[index] & ~lowest[index]
+        return asked
 
-def draw(setting: Setting, shape: Shape, trees: int, rng: np.random.Generator) -> Sample:
+    def sampled(self) -> np.ndarray:
+        """Which nodes are there; bool [nodes, trees]."""
+        there = self.asked()
+        for index, segment in enumerate(self.shape, start=1):
+            there[index] &= there[segment.parent]
+        return there
+
+    def tokens(self) -> np.ndarray:
+        """Generated tokens; int64 [trees]."""
+        lengths = np.array([segment.stop - segment.start for segment in self.shape]) * (1 + self.setting.coins)
+        return lengths @ self.sampled()[1:]
+
+
+def draw(setting: Setting, shape: Shape, trees: int, rng: np.random.Generator, first: int | None = None) -> Sample:
     lengths = [segment.stop - segment.start for segment in shape]
     right = [rng.random((trees, n), np.float32) >= setting.eps for n in lengths]
     coins = [rng.integers(0, 2, (trees, n, setting.coins), bool) for n in lengths]
-    return Sample(setting, shape, right, coins)
+    return Sample(setting, shape, right, coins, first)
 
 
 def rollout_trees(sample: Sample) -> Iterator[RolloutTree]:
     """The sample as the product's trees. A token's id is twice its place, and 1 more where it came up."""
-    setting, reached, children = sample.setting, sample.all_right(), sample.children()
+    setting, reached, children, there = sample.setting, sample.all_right(), sample.children(), sample.sampled()
     for number in range(reached.shape[1]):
         nodes = [Node.prompt([0])]
+        place = np.cumsum(there[:, number]) - 1
         for index, segment in enumerate(sample.shape, start=1):
+            if not there[index, number]:
+                continue
             decided, style = sample.right[index - 1][number], sample.coins[index - 1][number]
             came_up = np.column_stack([decided, style]).ravel()
             places = np.arange(segment.start * (1 + setting.coins), segment.stop * (1 + setting.coins))
@@ -175,7 +206,7 @@ def rollout_trees(sample: Sample) -> Iterator[RolloutTree]:
             ends = not children[index]
             nodes.append(
                 Node.sampled(
-                    segment.parent,
+                    int(place[segment.parent]),
                     2 * places + came_up,
                     logprobs,
                     FinishReason.STOP if ends else FinishReason.SEGMENT,
@@ -201,7 +232,7 @@ def batch_values(sample: Sample, params: CreditParams) -> np.ndarray:
 
     A tree has one response where value rollouts are used, so that no two of its valued states are equal.
     """
-    reached, children = sample.all_right(), sample.children()
+    reached, children, asked = sample.all_right(), sample.children(), sample.asked()
     if params.value.type == "custom":
         decided = (0, *(segment.stop for segment in sample.shape))
         return reached * np.array([[sample.setting.value(stop)] for stop in decided])
@@ -210,29 +241,29 @@ def batch_values(sample: Sample, params: CreditParams) -> np.ndarray:
     for index in np.flatnonzero(~leaves)[::-1].tolist():
         fan = [c for c in children[index] if not sample.shape[c - 1].trainable]
         if params.value.type == "tree_mean":
-            values[index] = values[children[index]].mean(axis=0)
+            values[index] = values[children[index]].mean(axis=0, where=asked[children[index]])
         elif fan:
             values[index] = reached[fan].mean(axis=0)
     return values
 
 
 def batch_advantages(sample: Sample, values: np.ndarray, params: CreditParams) -> np.ndarray:
-    """``credit.advantage.node_advantages`` of all trees; float64 [nodes, trees]."""
-    advantages = np.zeros_like(values)
+    """``credit.advantage.node_advantages`` of all trees; float64 [nodes, trees], 0 for nodes that are not there."""
+    advantages, asked = np.zeros_like(values), sample.asked()
     for parent, children in enumerate(sample.children()):
         trained = [c for c in children if sample.shape[c - 1].trainable]
         if not trained:
             continue
-        siblings = values[trained]
-        centred = siblings - siblings.mean(axis=0)
+        siblings, own = values[trained], asked[trained]
+        centred = siblings - siblings.mean(axis=0, where=own)
         match params.advantage.type:
             case "difference":
                 advantages[trained] = np.where(np.isnan(values[parent]), 0, siblings - values[parent])
             case "leave_one_out":
-                advantages[trained] = centred * len(trained) / (len(trained) - 1)
+                advantages[trained] = centred * own.sum(axis=0) / (own.sum(axis=0) - 1)
             case "group_normalized":
-                advantages[trained] = centred / (siblings.std(axis=0) + STD_EPSILON)
-    return advantages
+                advantages[trained] = centred / (siblings.std(axis=0, where=own) + STD_EPSILON)
+    return np.where(sample.sampled(), advantages, 0)
 
 
 def gradients(sample: Sample, advantages: np.ndarray, facts: np.ndarray | None) -> np.ndarray:

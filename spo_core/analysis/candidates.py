@@ -62,6 +62,8 @@ class Candidate:
         """One line of what decides its credit."""
         rollout, credit = self.params.rollout, self.params.credit
         size = "-".join(map(str, rollout.branch_factors))
+        if rollout.first_children is not None:
+            size += f", {rollout.first_children} first"
         parts = [credit.partition, credit.value, credit.advantage, credit.mask]
         return f"{size}; " + ", ".join(" ".join(map(str, part.model_dump().values())) for part in parts)
 
@@ -140,7 +142,7 @@ def reference_of(candidate: Candidate) -> Candidate:
     params = candidate.params
     plain = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "leave_one_out"}}
     credit = type(params.credit).model_validate(plain | {"mask": {"type": "all"}})
-    rollout = params.rollout.model_copy(update={"branch_factors": (GROUP,)})
+    rollout = params.rollout.model_copy(update={"branch_factors": (GROUP,), "first_children": None})
     return Candidate(REFERENCE, params.model_copy(update={"credit": credit, "rollout": rollout}))
 
 
@@ -158,6 +160,7 @@ def sampling(candidate: Candidate) -> dict[str, Any]:
     return {
         "questions": rollout.questions,
         "branch_factors": rollout.branch_factors,
+        "first_children": rollout.first_children,
         "partition": credit.partition.model_dump(mode="json"),
         "value": credit.value.model_dump(mode="json") if credit.value.type in SAMPLED_VALUES else None,
         "reference": candidate.name == REFERENCE,

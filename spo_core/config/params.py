@@ -49,6 +49,11 @@ class Params(Namespace):
             raise ValueError(
                 f"rollout.branch_factors has {depth} depths, but credit.partition.type {partition} takes one"
             )
+        if self.rollout.first_children is not None and value in ("monte_carlo", "adaptive_monte_carlo"):
+            raise ValueError(
+                f"rollout.first_children ends subtrees by their rewards, and credit.value {value} samples further "
+                "ones: set it to null, or credit.value to tree_mean or none"
+            )
         if partition == "entropy" and self.rollout.engine.type == "vllm":
             raise ValueError("credit.partition entropy needs entropies, which rollout.engine vllm does not give")
         rollouts = value in ("monte_carlo", "adaptive_monte_carlo")

@@ -49,6 +49,9 @@ class RolloutParams(Namespace):
     """Leave out questions that are solved; null: ask all."""
     branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Children of a node, by the node's depth; one number is the number of whole responses a question."""
+    first_children: int | None = Field(default=None, ge=2)
+    """Children that a node begins with: its others are sampled only where rewards below these differ. Null: all
+    children at once."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the logits wherever the policy is sampled or its log-probs are computed in training."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -69,6 +72,15 @@ class RolloutParams(Namespace):
         starts = [stage.from_iteration for stage in self.context_schedule]
         if starts != sorted(set(starts)):
             raise ValueError(f"context_schedule: from_iteration must rise from stage to stage, not {starts}")
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_at_first(self) -> RolloutParams:
+        if self.first_children is not None and self.first_children >= max(self.branch_factors):
+            raise ValueError(
+                f"first_children {self.first_children} leaves no child of branch_factors {list(self.branch_factors)} "
+                "for later; lower it, or set it to null"
+            )
         return self
 
     def context_at(self, iteration: int) -> int:

@@ -18,7 +18,8 @@ STEP = 20  # tokens from one delimiter to the next
 ASSUMPTIONS = (
     f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
     f"segment with an advantage, {CUTTABLE:.0%} of tokens below the probability or above the entropy threshold, a "
-    f"delimiter every {STEP} tokens, no two responses equal up to a cut"
+    f"delimiter every {STEP} tokens, no two responses equal up to a cut, no node left at its "
+    "rollout.first_children"
 )
 
 

@@ -19,6 +19,16 @@ class Prompt:
     """Where its responses end, if not where the sampler says for all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """A node that may get further children: its index, tokens and seed name, and the request that has them cached."""
+
+    node: int
+    prefix: np.ndarray
+    path: tuple[str, ...]
+    parent_request: int | None
+
+
 @dataclass(slots=True)
 class GrowingTree:
     """Nodes of one tree while it grows, in the order in which they finished; ``places`` are their numbers among
@@ -26,7 +36,8 @@ class GrowingTree:
 
     ``ends`` are the nodes that end in a state with one fan for all of them, by the state's tokens; the fan hangs off
     the first while the tree grows. ``ended`` are the responses not graded yet: their last node, how many tokens their
-    last request continued, and all their tokens (int32 [n]), the prompt included in both.
+    last request continued, and all their tokens (int32 [n]), the prompt included in both. ``undecided`` are the nodes
+    with first children alone.
     """
 
     prompt: Prompt
@@ -36,6 +47,7 @@ class GrowingTree:
     open: int = 0  # requests under way
     ends: dict[bytes, list[int]] = field(default_factory=dict)
     ended: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+    undecided: list[Branching] = field(default_factory=list)
     group: ValueGroup = field(default_factory=ValueGroup)
 
     def add(self, node: Node, place: int = 0) -> int:
@@ -55,6 +67,18 @@ class GrowingTree:
                 new.append(state)
             ends.append(state.node)
         return new
+
+    def decide(self) -> list[tuple[Branching, bool]]:
+        """Return every undecided node, and whether rewards below it differ. All responses are graded by now, so this
+        does not depend on how requests overlapped."""
+        lowest, highest = ([node.reward for node in self.nodes] for _ in range(2))  # NaN: the node has children
+        for index in range(len(self.nodes) - 1, 0, -1):  # children stand behind their parents
+            parent = self.nodes[index].parent
+            lowest[parent] = float(np.fmin(lowest[parent], lowest[index]))
+            highest[parent] = float(np.fmax(highest[parent], highest[index]))
+        found = [(branching, lowest[branching.node] < highest[branching.node]) for branching in self.undecided]
+        self.undecided.clear()
+        return found
 
     def ordered(self) -> tuple[Node, ...]:
         """Level by level, siblings by their numbers and value rollouts last: the same however requests overlapped.

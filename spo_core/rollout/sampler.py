@@ -14,7 +14,7 @@ from spo_core.config.credit import CutPartition
 from spo_core.credit.partition import cut, segment_bounds
 from spo_core.errors import ConfigError
 from spo_core.rollout.engine import Completion, Engine, Request
-from spo_core.rollout.growing import GrowingTree, OpenRequest, Prompt
+from spo_core.rollout.growing import Branching, GrowingTree, OpenRequest, Prompt
 from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State
@@ -55,6 +55,8 @@ class Sampler:
             raise ConfigError("credit.partition delimiter: the sampler was not told the text of tokens")
         if value == "adaptive_monte_carlo" and grade is None:
             raise ConfigError("credit.value adaptive_monte_carlo: the sampler was not told how to grade")
+        if rollout.first_children is not None and grade is None:
+            raise ConfigError("rollout.first_children: the sampler was not told how to grade")
         self._prover = isinstance(credit.value, MonteCarlo) and credit.value.prover is not None
         if self._prover and not getattr(engine, "proves", False):
             raise ConfigError("credit.value.prover: the engine serves the policy alone, no prover")
@@ -92,8 +94,9 @@ class Sampler:
                 if not request.tree.open:
                     settled.append(request.tree)
             self._grade(settled)
-            if isinstance(self._valued, AdaptiveMonteCarlo):
-                for tree in settled:
+            for tree in settled:
+                self._widen(tree)
+                if isinstance(self._valued, AdaptiveMonteCarlo):
                     self._next_round(tree, self._valued)
             if progress:
                 progress(responses, self.generated_tokens)
@@ -147,14 +150,34 @@ class Sampler:
     def _branch(
         self, tree: GrowingTree, index: int, prefix: np.ndarray, path: tuple[str, ...], *, parent_request: int | None
     ) -> None:
-        """Ask for all children of a node."""
-        depth, partition = len(path), self.credit.partition
-        room = self._room(tree, prefix)
-        last = depth + 1 == self._max_depth
+        """Ask for the children of a node, or for its first ones."""
+        branching = Branching(index, prefix, path, parent_request)
+        count = self.rollout.branch_factors[len(path)]
+        first = min(count, self.rollout.first_children or count)
+        if first < count:
+            tree.undecided.append(branching)
+            if parent_request is not None:
+                self._children[parent_request] += 1  # keeps its cache until it is known whether others follow
+        self._ask(tree, branching, range(first))
+
+    def _widen(self, tree: GrowingTree) -> None:
+        """Ask for the other children of nodes below whose first ones rewards differ."""
+        for branching, differ in tree.decide():
+            if differ:
+                assert self.rollout.first_children is not None
+                factor = self.rollout.branch_factors[len(branching.path)]
+                self._ask(tree, branching, range(self.rollout.first_children, factor))
+            self._let_go(branching.parent_request)
+
+    def _ask(self, tree: GrowingTree, at: Branching, numbers: range) -> None:
+        """Ask for these children of a node."""
+        partition = self.credit.partition
+        room = self._room(tree, at.prefix)
+        last = len(at.path) + 1 == self._max_depth
         limit = room if last or partition.type != "fixed_tokens" else min(room, partition.tokens)
         children = [
-            OpenRequest(tree, index, prefix, (*path, str(child)), child, limit, parent_request)
-            for child in range(self.rollout.branch_factors[depth])
+            OpenRequest(tree, at.node, at.prefix, (*at.path, str(child)), child, limit, at.parent_request)
+            for child in numbers
         ]
         self._submit(children, keep=not last or partition.type in CUT_TYPES)
 

@@ -22,7 +22,7 @@ from spo_core.tree import read_table
 
 FILES = ("questions.json", "trees.parquet")
 # Keys that must equal the recorded ones: they decide questions, sampling, cuts and grading.
-SAMPLED = ("temperature", "top_p", "branch_factors", "truncated", "max_completion_tokens")
+SAMPLED = ("temperature", "top_p", "branch_factors", "first_children", "truncated", "max_completion_tokens")
 GRADED = ("verify.grader", "verify.rewards", "verify.reward", "custom.verify")
 SHAPE = (
     "problem_set",

@@ -76,7 +76,7 @@ class RolloutWorker:
         rollout, credit = self.params.rollout, self.params.credit
         rollout = rollout.model_copy(update={"context_length": rollout.context_at(iteration)})
         if validation:
-            rollout, credit = rollout.model_copy(update={"branch_factors": (1,)}), VALIDATION
+            rollout, credit = rollout.model_copy(update={"branch_factors": (1,), "first_children": None}), VALIDATION
         by_id = {row.question_id: row for row in rows}
         sampler = Sampler(
             self.engine,

@@ -54,19 +54,20 @@ def naive_gradient(sampled: RolloutTree, candidate: Candidate, setting: Setting,
 def test_values_advantages_and_gradients_are_the_product_s(candidate):
     setting = Setting(decisions=8, eps=0.15, coins=2, facts=5)
     rng = np.random.default_rng(0)
-    sample = draw(setting, candidate.shape(setting), 12, rng)
+    sample = draw(setting, candidate.shape(setting), 12, rng, candidate.first)
     facts = rng.integers(0, 5, (12, 8))
     values, advantages = credited(sample, candidate)
     vectors = gradients(sample, advantages, facts)
     assert np.abs(advantages).max() > 0
+    assert (sample.tokens() < 3 * sum(s.stop - s.start for s in sample.shape)).any() == bool(candidate.first)
     for number, sampled in enumerate(rollout_trees(sample)):
         own_values, own_advantages = segment_credit(sampled, candidate.credit(setting))
-        assert values[:, number] == pytest.approx(own_values, abs=1e-12, nan_ok=True)
-        assert advantages[:, number] == pytest.approx(own_advantages, abs=1e-9)
+        there = sample.sampled()[:, number]
+        assert values[there, number] == pytest.approx(own_values, abs=1e-12, nan_ok=True)
+        assert advantages[there, number] == pytest.approx(own_advantages, abs=1e-9)
         naive = naive_gradient(sampled, candidate, setting, facts[number])
         assert vectors[number] == pytest.approx(naive, abs=1e-5)
-        tokens = sum(s.stop - s.start for s in sample.shape) * 3
-        assert sampled.generated_tokens == tokens
+        assert sampled.generated_tokens == sample.tokens()[number]
         assert all(sampled.completion_lengths[leaf] == setting.tokens for leaf in sampled.leaves)
 
 
@@ -89,20 +90,20 @@ def every_outcome(setting: Setting, candidate: Candidate) -> tuple[Sample, np.nd
     bits = np.array(list(product((False, True), repeat=sum(n * width for n, width in sizes))))
     parts = np.split(bits, np.cumsum([n * width for n, width in sizes])[:-1], axis=1)
     places = [part.reshape(-1, *size) for part, size in zip(parts, sizes, strict=True)]
-    sample = Sample(setting, shape, [p[..., 0] for p in places], [p[..., 1:] for p in places])
+    sample = Sample(setting, shape, [p[..., 0] for p in places], [p[..., 1:] for p in places], candidate.first)
     chances = np.ones(len(bits))
     for right in sample.right:
         chances *= np.where(right, 1 - setting.eps, setting.eps).prod(axis=1)
     return sample, chances * 0.5 ** sum(n * setting.coins for n, _ in sizes)
 
 
-def moments(setting: Setting, candidate: Candidate) -> tuple[np.ndarray, float]:
-    """E g and tr Cov(g) of one tree, exactly."""
+def moments(setting: Setting, candidate: Candidate) -> tuple[np.ndarray, float, float]:
+    """E g, tr Cov(g) and E T of one tree, exactly."""
     sample, chances = every_outcome(setting, candidate)
     assert chances.sum() == pytest.approx(1)
     vectors = gradients(sample, credited(sample, candidate)[1], None).astype(np.float64)
     mean = chances @ vectors
-    return mean, float(chances @ (vectors**2).sum(axis=1) - mean @ mean)
+    return mean, float(chances @ (vectors**2).sum(axis=1) - mean @ mean), float(chances @ sample.tokens())
 
 
 PAIR = Setting(decisions=2, eps=0.2, coins=0)
@@ -148,7 +149,7 @@ def test_style_costs_whole_responses_most_and_shorter_segments_less():
     found = {}
     for setting in (plain, styled):
         for candidate in (group(2, "leave_one_out"), exact(None), exact(2)):
-            mean, variance = moments(setting, candidate)
+            mean, variance, _ = moments(setting, candidate)
             found[setting.coins, candidate.name] = mean @ mean / variance
     losses = {name: found[0, name] / found[1, name] for _, name in found}
     assert losses["RLOO-2"] > losses["exact, 2 segments"] > losses["exact, every decision"] > 1
@@ -159,14 +160,14 @@ def test_style_costs_whole_responses_most_and_shorter_segments_less():
     [
         (PAIR, group(3, "group_normalized")),
         (STYLED, tree(2, 2)),
+        (PAIR, tree(3, 3, first=2)),
         (THREE, chain(2, 2)),
         (Setting(decisions=4, eps=0.1, coins=1), exact(2)),
     ],
     ids=lambda value: value.name if isinstance(value, Candidate) else None,
 )
 def test_measured_efficiency_is_that_of_the_enumeration(setting, candidate):
-    mean, variance = moments(setting, candidate)
-    tokens = sum(s.stop - s.start for s in candidate.shape(setting)) * (1 + setting.coins)
+    mean, variance, tokens = moments(setting, candidate)
     found = measure(setting, candidate, 20_000, np.random.default_rng(2))
     truth = 1e6 * (mean @ mean) / variance / tokens
     assert found.error < 0.1 * truth and abs(found.per_million - truth) < 4 * found.error
@@ -178,7 +179,7 @@ def test_efficiency_of_noise_is_zero_within_its_error_and_errors_are_those_of_re
     rng = np.random.default_rng(3)
     centre = np.array([0.3, 0.0, 0.1, 0.0])
     for shift in (np.zeros(4), centre):
-        runs = [efficiency(rng.normal(shift, 1.0, (200, 2, 4)), 1, 1) for _ in range(300)]
+        runs = [efficiency(rng.normal(shift, 1.0, (200, 2, 4)), np.ones(200), 1) for _ in range(300)]
         values = np.array([run.per_million for run in runs])
         truth = 1e6 * (shift @ shift) / 4
         assert values.mean() == pytest.approx(truth, abs=4 * values.std() / math.sqrt(300) + 0.03 * truth)
