@@ -253,22 +253,54 @@ def write_trees(path: Path, trees: Iterable[RolloutTree]) -> None:
     }
     schema = _SCHEMA.with_metadata({"spo.schema_version": SCHEMA_VERSION})
     arrays = [c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, type=f.type) for f in _SCHEMA]
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    pq.write_table(table, path, compression="zstd", use_dictionary=_REPEATED)
+    write_rows(path, pa.Table.from_arrays(arrays, schema=schema), trees, use_dictionary=_REPEATED)
 
 
-def read_table(path: Path) -> pa.Table:
+GROUP_TOKENS = 1 << 18
+"""Tokens of the trees that share a row group of their file; a tree of more has one of its own, and is read alone."""
+
+
+def write_rows(path: Path, table: pa.Table, trees: Sequence[RolloutTree], **options: Any) -> None:
+    """Write a table with a row for each node of ``trees`` to Parquet, in row groups of whole trees."""
+    bounds, rows, tokens = [0], 0, 0
+    for tree in trees:
+        own = int(tree.lengths.sum())
+        if tokens and tokens + own > GROUP_TOKENS:
+            bounds.append(rows)
+            tokens = 0
+        rows, tokens = rows + len(tree.nodes), tokens + own
+    with pq.ParquetWriter(path, table.schema, compression="zstd", **options) as writer:
+        for start, stop in pairwise([*bounds, rows]):
+            writer.write_table(table.slice(start, stop - start))
+
+
+def read_rows(path: Path, rows: range | None = None) -> pa.Table:
+    """Read what ``write_rows`` wrote, or of it some successive rows; then other row groups than theirs stay unread."""
+    if rows is None:
+        return pq.read_table(path)
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(sizes, dtype=np.int64)
+        first = int(np.searchsorted(ends, rows.start, side="right"))
+        last = int(np.searchsorted(ends, rows.stop, side="left"))
+        return file.read_row_groups(list(range(first, last + 1))).slice(
+            rows.start - int(ends[first]) + sizes[first], len(rows)
+        )
+
+
+def read_table(path: Path, rows: range | None = None) -> pa.Table:
     """Read the columns that ``write_trees`` wrote. Raises DataError for another schema version."""
-    table = pq.read_table(path)
+    table = read_rows(path, rows)
     found = (table.schema.metadata or {}).get(b"spo.schema_version", b"none").decode()
     if found != SCHEMA_VERSION:
         raise DataError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}; sample the trees again")
     return table
 
 
-def read_trees(path: Path) -> list[RolloutTree]:
-    """Read what ``write_trees`` wrote, bit for bit. Raises DataError as ``read_table``."""
-    table = read_table(path)
+def read_trees(path: Path, rows: range | None = None) -> list[RolloutTree]:
+    """Read what ``write_trees`` wrote, bit for bit, or those trees that have ``rows``. Raises DataError as
+    ``read_table``."""
+    table = read_table(path, rows)
     rewards = table["reward"].to_numpy()  # NaN for null
     columns = (
         table["parent"].to_pylist(),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from spo_core.config import GAE, CreditParams
 from spo_core.credit.advantage import ROUNDING, node_advantages
@@ -17,7 +16,7 @@ from spo_core.credit.gae import token_gae
 from spo_core.credit.mask import is_certain, is_low, token_mask
 from spo_core.credit.value import check_values, node_values
 from spo_core.errors import DataError
-from spo_core.tree import RolloutTree, parts, pruned, ragged
+from spo_core.tree import RolloutTree, parts, pruned, ragged, read_rows, write_rows
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,12 +104,13 @@ def write_credits(path: Path, trees: Iterable[RolloutTree], credits: Iterable[Cr
         "advantages": ragged([a for credit in credits for a in credit.advantages], np.float32),
         "mask": ragged([m for credit in credits for m in credit.masks], bool),
     }
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    write_rows(path, pa.table(columns), trees)
 
 
-def read_credits(path: Path, trees: Iterable[RolloutTree]) -> list[Credit]:
-    """Read what ``write_credits`` wrote. Raises DataError where the rows are not the nodes of ``trees``."""
-    table = pq.read_table(path)
+def read_credits(path: Path, trees: Iterable[RolloutTree], rows: range | None = None) -> list[Credit]:
+    """Read what ``write_credits`` wrote, or those ``rows`` of it that are of ``trees``. Raises DataError where the rows
+    are not their nodes."""
+    table = read_rows(path, rows)
     questions, values = table["question_id"].to_pylist(), table["value"].to_numpy()
     advantages, masks = parts(table["advantages"]), parts(table["mask"])
     credits, start = [], 0
