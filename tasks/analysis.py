@@ -24,12 +24,14 @@ from spo_core.evaluate.models import Model, Reference, refer
 from spo_core.observe.analysis_models import print_checkpoints, write_checkpoints
 from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.bars import bar
+from spo_core.observe.view_link import analysis_address
 from spo_core.problems.base import read_split
 from spo_core.runs.directory import check_run, open_run, provenance
 from spo_core.runs.fingerprint import ANALYSIS, code_digest
 from spo_core.system.files import folder_digest, write_json
 from spo_core.system.plugins import open_project
 from spo_core.train.doors import sources
+from tasks.links import link_view
 from tasks.records import RunSpec
 
 
@@ -206,6 +208,8 @@ def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
     write_json(target / "analysis.json", result)
     write_analysis(result, target)
     print_analysis(result)
+    address = analysis_address(spec.name)
+    link_view(spec.run.paths, address, f"analysis-{spec.name}", f"Which credit pays at {spec.model.label}")
     return result
 
 

@@ -13,7 +13,9 @@ from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell
 from spo_core.observe.bars import bar
+from spo_core.observe.view_link import cell_address
 from tasks.limits import concurrency_slot
+from tasks.links import link_view
 from tasks.records import RunSpec
 
 
@@ -39,6 +41,10 @@ def publish_score(spec: RunSpec, model: Model, evaluated: Evaluated) -> Path:
     """Publish a score; returns its file."""
     target = score_file(spec, model, evaluated.score)
     publish_cell(evaluated, target)
+    if spec.owns(model.name):
+        name, cell = spec.run_name or "main", evaluated.score.cell
+        address = cell_address(spec.run_name, model.name, cell)
+        link_view(spec.paths, address, f"{name}-{model.name}-{cell}", f"Every completion of {model.name} in {cell}")
     return target
 
 

@@ -21,6 +21,8 @@ from prefect.events import emit_event
 from spo_core.evaluate.nightly import nightly_report as nightly
 from spo_core.evaluate.nightly.nightly_report import NightlyReport
 from spo_core.observe.trackers.wandb import log_evaluation
+from spo_core.observe.view_link import work_address
+from tasks.links import seen_at
 from tasks.records import RunSpec
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ def publish_night(spec: RunSpec, report: NightlyReport, run_directory: Path, pat
     description = f"Iteration {report.iteration} of {report.run}, suite {report.suite}; report {path}"
     if report.compared_with is not None:
         description += f"; differences to report {report.compared_with}"
+    description += seen_at(spec.paths, work_address(run_directory))
     create_table_artifact(nightly.table(report), key=key, description=description)
     log_evaluation(spec.params, run_directory, spec.paths.root, nightly.metrics(report))
     if report.fell:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,11 +24,13 @@ from spo_core.credit.pairs import read_pairs
 from spo_core.observe.bars import iterations as shown_iterations
 from spo_core.observe.trackers import Trackers
 from spo_core.observe.tree_table import Rows, asked, tree_rows
+from spo_core.observe.view_link import work_address
 from spo_core.policy.device import device_name
 from spo_core.runs.directory import step_seconds
 from spo_core.runs.provenance import record_attempt
 from spo_core.train.identity import training_device
 from spo_core.train.session import Session
+from tasks.links import artifact_key, seen_at
 from tasks.provenance import caller
 from tasks.records import RunSpec
 
@@ -41,6 +43,7 @@ ANSWER_LIMIT = 5.0  # seconds that the server has to answer
 def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Start progress bar, trackers and pages; yields a function to call with the metrics of each iteration."""
     rows, iterations = session.run.read_metrics(), spec.params.run.iterations
+    address = work_address(session.run.path)
 
     def trees(iteration: int) -> Rows:
         folder, now = session.run.iteration(iteration), session.under_way
@@ -50,7 +53,7 @@ def training_trackers(spec: RunSpec, session: Session) -> Iterator[Callable[[Map
 
     with (
         Trackers(spec.params, session.run.path, spec.paths.root, spec.run_name or "main", rows, trees) as tracker,
-        Pages(spec.run_name or "main", iterations, rows) as pages,
+        Pages(spec.run_name or "main", iterations, rows, partial(seen_at, spec.paths, address)) as pages,
         shown_iterations(iterations, session.iteration) as show,
     ):
         device = device_name(training_device(spec.params))
@@ -75,10 +78,17 @@ class Pages:
 
     Both are created once and then replaced, at most every INTERVAL seconds and at the end, so that a server's database
     does not grow with the iterations. An error is logged once; outside a flow run nothing is written.
+    ``seen_at`` gives the end of their descriptions, asked at each write: where the run's page is then.
     """
 
-    def __init__(self, name: str, iterations: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._name, self._iterations = name, iterations
+    def __init__(
+        self,
+        name: str,
+        iterations: int,
+        rows: Sequence[Mapping[str, Any]],
+        seen_at: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._name, self._iterations, self._seen_at = name, iterations, seen_at
         self._rows = [table_row(row) for row in rows]
         self._made: dict[str, UUID] = {}
         self._failed = self._over = False
@@ -125,9 +135,10 @@ class Pages:
         rows = self._rows
         done = rows[-1]["iteration"] if rows else 0
         percent = 100.0 if self._over else round(100 * done / max(done, self._iterations), 1)
+        where = self._seen_at()
         with get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT}) as client:
-            self._put(client, "progress", percent, f"Iterations of {self._name}")
-            self._put(client, "table", json.dumps(rows[::-1]), f"Iterations of {self._name}, the last one first")
+            self._put(client, "progress", percent, f"Iterations of {self._name}{where}")
+            self._put(client, "table", json.dumps(rows[::-1]), f"Iterations of {self._name}, the last one first{where}")
 
     def _put(self, client: SyncPrefectClient, kind: str, data: float | str, description: str) -> None:
         if kind not in self._made:
@@ -138,12 +149,8 @@ class Pages:
             self._made[kind] = client.create_artifact(artifact).id
             return
         # not update_artifact: that also sends the data as an event, which the server would keep for days
-        client.request("PATCH", "/artifacts/{id}", json={"data": data}, path_params={"id": self._made[kind]})
-
-
-def artifact_key(kind: str, name: str) -> str:
-    """A key that Prefect accepts (small letters, digits, dashes), as ``iterations-my-run``."""
-    return f"{kind}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run")
+        content = {"data": data, "description": description}
+        client.request("PATCH", "/artifacts/{id}", json=content, path_params={"id": self._made[kind]})
 
 
 def table_row(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from spo_core.paths import Paths
 from spo_core.system.files import read_json, write_text
@@ -22,6 +22,21 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopba
 def run_address(name: str | None) -> str:
     """Path of a published run's page; None is the main run."""
     return "/run/published/main" if name is None else f"/run/outputs/{quote(name, safe='')}"
+
+
+def work_address(directory: Path) -> str:
+    """Path of the page of a run under way, by its working directory."""
+    return f"/run/work/{quote(directory.name, safe='')}"
+
+
+def cell_address(name: str | None, policy: str, cell: str) -> str:
+    """Path of the page of a run's policy in an evaluated cell; the run as ``run_address`` has it."""
+    run = run_address(name).removeprefix("/run")
+    return f"/evaluation{run}?{urlencode({'cell': cell, 'policy': policy})}"
+
+
+def analysis_address(name: str) -> str:
+    return f"/analysis/{quote(name)}"
 
 
 @contextmanager

@@ -114,6 +114,7 @@ PLUMBING = {
     "flows/cli.py",
     "tasks/cluster.py",
     "tasks/limits.py",
+    "tasks/links.py",
     "tasks/tracking.py",
     "tasks/provenance.py",
     "tasks/records.py",

@@ -13,7 +13,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import tracking
-from tasks.tracking import Pages, artifact_key
+from tasks.links import artifact_key
+from tasks.tracking import Pages
 from tests.local_http import JSONHandler, http_server
 
 NOW = "2026-01-01T00:00:00Z"
@@ -50,8 +51,8 @@ def row(iteration: int) -> dict:
     return {"iteration": iteration, "rollout/reward": 0.5, "generated_tokens": 100 * iteration, "timing/rollout": 1.5}
 
 
-def pages(monkeypatch, iterations: int = 8, rows: tuple = ()) -> Pages:
-    made = Pages("My run", iterations, rows)
+def pages(monkeypatch, iterations: int = 8, rows: tuple = (), **more) -> Pages:
+    made = Pages("My run", iterations, rows, **more)
     monkeypatch.setattr(made, "_flow_run", FLOW_RUN)
     return made
 
@@ -69,6 +70,19 @@ def test_two_artifacts_are_made_once_and_then_replaced(monkeypatch):
         replaced = [content["data"] for method, _, content in seen if method == "PATCH"]
     assert 2 <= len(replaced) <= 10  # of eight iterations, at an interval
     assert replaced[-2] == 100 and [one["iteration"] for one in json.loads(replaced[-1])] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_both_link_to_the_run_s_page_once_it_is_served_and_no_longer_than_it_is(monkeypatch):
+    monkeypatch.setattr(tracking, "INTERVAL", 0.0)
+    served = ""
+    with prefect_server("ok") as seen, pages(monkeypatch, seen_at=lambda: served) as shown:
+        for iteration, served in enumerate(("", ". [Look at it](http://127.0.0.1:8421/run/work/a)", ""), start=1):
+            before = len(seen)
+            shown.show(row(iteration))
+            while len(seen) < before + 2:
+                time.sleep(0.01)
+            told = [content["description"] for _, _, content in seen[before:]]
+            assert told == [f"Iterations of My run{served}", f"Iterations of My run, the last one first{served}"]
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs", "errors"])

@@ -106,7 +106,7 @@ def test_prefect_s_pages_have_the_run_s_iterations_and_progress(project, environ
 
 def test_the_report_is_linked_from_its_flow_run_and_from_nowhere_else(project, environment):
     code = (
-        "import sys; from pathlib import Path; from prefect import flow; from tasks.reporting import link_report\n"
+        "import sys; from pathlib import Path; from prefect import flow; from tasks.links import link_report\n"
         "page = Path(sys.argv[1])\n"
         "link_report(page, 'outside')\n"
         "flow(name='linked')(lambda: link_report(page, 'My run'))()"
