@@ -40,7 +40,8 @@ class Completion:
     """``token_ids`` int32 [n], ``logprobs`` float32 [n] (temperature-scaled, full vocabulary); whether it stopped.
 
     ``entropies`` float32 [n], in nats, are of the same distributions; None from an engine that was not asked for them.
-    ``cached_tokens`` of the request's prefix were not computed again.
+    ``cached_tokens`` of the request's prefix were not computed again. ``began``: when the engine took the request up,
+    by ``time.perf_counter``; None from an engine that does not know.
     """
 
     request_id: int
@@ -49,6 +50,7 @@ class Completion:
     stopped: bool
     entropies: np.ndarray | None = None
     cached_tokens: int = 0
+    began: float | None = None
 
     def cut(self, count: int) -> Completion:
         """Keep the first ``count`` tokens, as if the completion had stopped there."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from spo_core.rollout.seconds import Watch
 from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State, ValueGroup
 from spo_core.tree import Node
@@ -49,6 +51,7 @@ class GrowingTree:
     ended: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
     undecided: list[Branching] = field(default_factory=list)
     group: ValueGroup = field(default_factory=ValueGroup)
+    watch: Watch = field(default_factory=Watch)
 
     def add(self, node: Node, place: int = 0) -> int:
         self.nodes.append(node)
@@ -108,7 +111,7 @@ class GrowingTree:
 class OpenRequest:
     """A request under way: the tree and node it hangs from, the prefix it continues, its place among the samples.
 
-    ``path`` is the seed name of the node it will become.
+    ``path`` is the seed name of the node it will become, ``asked`` when the engine was asked.
     """
 
     tree: GrowingTree
@@ -119,3 +122,4 @@ class OpenRequest:
     max_tokens: int
     parent_request: int | None = None
     trainable: bool = True
+    asked: float = field(default_factory=lambda: time.perf_counter())

@@ -15,6 +15,7 @@ from spo_core.credit.partition import cut, segment_bounds
 from spo_core.errors import ConfigError
 from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.rollout.growing import Branching, GrowingTree, OpenRequest, Prompt
+from spo_core.rollout.seconds import QuestionSeconds
 from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.stops import Stop
 from spo_core.rollout.value_rollouts import State
@@ -70,6 +71,7 @@ class Sampler:
         self.prefix_tokens = 0  # in the prefixes of all requests
         self.cached_tokens = 0  # prefix tokens that came from the engine's cache
         self.grading_seconds = 0.0
+        self.seconds: list[QuestionSeconds] = []  # of each tree that ``grow`` returned last
 
     def grow(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[RolloutTree]:
         """Grow one tree a prompt; returns them in the order of the prompts."""
@@ -86,8 +88,10 @@ class Sampler:
         responses = 0
         while self.engine.busy:
             settled = []
-            for completion in self.engine.step():
+            completions, ended = self.engine.step(), time.perf_counter()
+            for completion in completions:
                 request = self._open.pop(completion.request_id)
+                request.tree.watch.request(request.asked if completion.began is None else completion.began, ended)
                 self.generated_tokens += len(completion.token_ids)
                 self.cached_tokens += completion.cached_tokens
                 responses += self._finished(request, completion)
@@ -100,6 +104,7 @@ class Sampler:
                     self._next_round(tree, self._valued)
             if progress:
                 progress(responses, self.generated_tokens)
+        self.seconds = [tree.watch.seconds(tree.prompt.question_id) for tree in trees]
         return [
             RolloutTree(t.prompt.question_id, t.ordered(), policy_version=self.version, iteration=self.iteration)
             for t in trees
@@ -235,9 +240,11 @@ class Sampler:
         for (tree, index, start, path), (reward, outcome) in zip(ended, found, strict=True):
             tree.nodes[index] = tree.nodes[index].graded(reward, outcome)
             tree.group.record(start, path, reward)
+        passed = time.perf_counter() - started
         for tree in trees:
             tree.ended.clear()
-        self.grading_seconds += time.perf_counter() - started
+            tree.watch.grading += passed
+        self.grading_seconds += passed
 
     def _next_round(self, tree: GrowingTree, value: AdaptiveMonteCarlo) -> None:
         for state in tree.group.share():

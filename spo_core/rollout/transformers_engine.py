@@ -9,6 +9,7 @@ rows and requests stay packed at the front.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ Stored = list[Tensor]  # one request's cache: (tensors, heads, tokens, dim) of e
 class _Open:
     request: Request
     cached_tokens: int
+    began: float
     sampled: int = 0
 
 
@@ -207,7 +209,9 @@ class TransformersEngine:
             self._kept[request.request_id] = (tokens, [store[:, row, :, :cached].clone() for store in self.kv])
         entropies = self._entropies[index, :count].copy() if self.gives_entropies else None
         logprobs = self._logprobs[index, :count].copy()
-        completion = Completion(request.request_id, sampled, logprobs, stopped, entropies, item.cached_tokens)
+        completion = Completion(
+            request.request_id, sampled, logprobs, stopped, entropies, item.cached_tokens, item.began
+        )
         last = len(self._open) - 1
         if index != last:
             for values in (self._row_of, self._noise, self._tokens, self._logprobs, self._entropies):
@@ -243,7 +247,7 @@ class TransformersEngine:
         return torch.from_numpy(values).to(self.device)
 
     def _admit(self) -> None:
-        count = min(len(self._queue), self.capacity - len(self._open))
+        count, began = min(len(self._queue), self.capacity - len(self._open)), time.perf_counter()
         admitted = [self._queue.popleft() for _ in range(count)]
         computed = self._prefill([r for r in admitted if r.parent is None or r.parent not in self._kept])
         equal: dict[bytes, list[Request]] = {}
@@ -264,7 +268,7 @@ class TransformersEngine:
                 self._noise[index, : request.max_tokens] = generator.random(request.max_tokens)
                 self._row_of[index] = row
                 fresh = request.parent not in self._kept and prefix in computed  # the first of equals counts
-                self._open.append(_Open(request, 0 if fresh else cached))
+                self._open.append(_Open(request, 0 if fresh else cached, began))
                 computed.discard(prefix)
                 self._forget(prefix)
 

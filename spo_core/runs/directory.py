@@ -35,6 +35,7 @@ COMPLETE = "COMPLETE"
 NOT_CODE = (":!dvc.lock", ":!metrics", ":!plots", ":!outputs")  # git pathspecs: tracked, but written by stages
 MILESTONE = "MILESTONE"
 ROLLOUTS = ("credits.parquet", "trees.parquet")  # the large files of an iteration
+SECONDS = "seconds.json"  # of an iteration: how long each of its questions took; a replay has none
 VERSIONED = "VERSIONED"
 
 
@@ -59,10 +60,12 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def records(self, last_iteration: int) -> list[Path]:
-        """Files that a run publishes: manifest, metrics, and questions, trees and credits of the last iteration."""
+        """Files that a run publishes: manifest, metrics, and of the last iteration questions, trees, credits and, where
+        they are known, the questions' seconds."""
         folder = self.iteration(last_iteration)
         files = [self.path / "manifest.json", self.metrics_file]
-        return files + [folder / name for name in ("questions.json", "trees.parquet", "credits.parquet")]
+        files += [folder / name for name in ("questions.json", "trees.parquet", "credits.parquet")]
+        return files + [path for path in [folder / SECONDS] if path.is_file()]
 
     def start_iteration(self, number: int) -> Path:
         """Make an empty folder for an iteration, removing whatever an interrupted one left there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from spo_core.problems.base import Question
+from spo_core.rollout.seconds import QuestionSeconds
 from spo_core.system.progress import Progress
 from spo_core.train.questions import uniform
 from spo_core.train.sampling import Counts, Sampled, merge_counts
@@ -14,10 +15,12 @@ from spo_core.tree import RolloutTree
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An iteration's questions and trees. ``sampled`` holds all trees, those that gave way too, and their counts."""
+    """An iteration's questions, trees and how long each took. ``sampled`` holds all trees, those that gave way too, and
+    their counts."""
 
     rows: list[Question]
     trees: list[RolloutTree]
+    seconds: list[QuestionSeconds]
     sampled: Sampled
     metrics: dict[str, float]
 
@@ -32,9 +35,9 @@ def ask(session: Session, iteration: int, progress: Progress | None = None) -> A
     rounds = [_round(session, session.order.draw(params.questions, iteration), iteration, [], progress)]
     kept, spare = _divided(rounds[0])
     while params.resample is not None and len(kept) < params.questions:
-        asked = {row.question_id for pairs, _ in rounds for row, _ in pairs}
+        asked = {one.row.question_id for every, _ in rounds for one in every}
         tokens = _tokens(rounds)
-        affordable = (params.resample.max_tokens - tokens) * sum(len(pairs) for pairs, _ in rounds) // max(tokens, 1)
+        affordable = (params.resample.max_tokens - tokens) * sum(len(every) for every, _ in rounds) // max(tokens, 1)
         count = min(params.questions - len(kept), affordable)
         rows = session.order.draw(count, iteration, without=asked) if count > 0 else []
         if not rows:
@@ -42,9 +45,10 @@ def ask(session: Session, iteration: int, progress: Progress | None = None) -> A
         rounds.append(_round(session, rows, iteration, rounds, progress))
         more, less = _divided(rounds[-1])
         kept, spare = kept + more, spare + less
-    pairs = kept + spare if params.resample is not None else rounds[0][0]
-    pairs = pairs[: params.questions]
-    trees = [tree for pairs_of, _ in rounds for _, tree in pairs_of]
+    chosen = kept + spare if params.resample is not None else rounds[0][0]
+    chosen = chosen[: params.questions]
+    sampled = [one for every, _ in rounds for one in every]
+    trees = [one.tree for one in sampled]
     session.order.learn(trees, iteration)
     metrics = {}
     if params.resample is not None:
@@ -54,20 +58,30 @@ def ask(session: Session, iteration: int, progress: Progress | None = None) -> A
         ids = {row.question_id for row in session.rows}
         metrics["rollout/left_out_share"] = sum(session.order.left_out(i, iteration + 1) for i in ids) / len(ids)
     return Asked(
-        [row for row, _ in pairs],
-        [tree for _, tree in pairs],
-        Sampled(trees, _one_after_another([counts for _, counts in rounds])),
+        [one.row for one in chosen],
+        [one.tree for one in chosen],
+        [one.seconds for one in chosen],
+        Sampled(trees, _one_after_another([counts for _, counts in rounds]), [one.seconds for one in sampled]),
         metrics,
     )
 
 
-Round = tuple[list[tuple[Question, RolloutTree]], Counts]
+@dataclass(frozen=True, slots=True)
+class _One:
+    """A question that was sampled."""
+
+    row: Question
+    tree: RolloutTree
+    seconds: QuestionSeconds
+
+
+Round = tuple[list[_One], Counts]
 
 
 def _round(
     session: Session, rows: list[Question], iteration: int, before: list[Round], progress: Progress | None
 ) -> Round:
-    responses = sum(len(tree.leaves) for pairs, _ in before for _, tree in pairs)
+    responses = sum(len(one.tree.leaves) for every, _ in before for one in every)
     tokens = _tokens(before)
 
     def further(done: int, generated: int) -> None:
@@ -75,15 +89,15 @@ def _round(
             progress(responses + done, tokens + generated)
 
     sampled = session.sample(rows, iteration, progress=further)
-    return list(zip(rows, sampled.trees, strict=True)), sampled.counts
+    return list(map(_One, rows, sampled.trees, sampled.seconds)), sampled.counts
 
 
-def _divided(asked: Round) -> tuple[list[tuple[Question, RolloutTree]], list[tuple[Question, RolloutTree]]]:
-    return [pair for pair in asked[0] if not uniform(pair[1])], [pair for pair in asked[0] if uniform(pair[1])]
+def _divided(asked: Round) -> tuple[list[_One], list[_One]]:
+    return [one for one in asked[0] if not uniform(one.tree)], [one for one in asked[0] if uniform(one.tree)]
 
 
 def _tokens(rounds: list[Round]) -> int:
-    return sum(tree.generated_tokens for pairs, _ in rounds for _, tree in pairs)
+    return sum(one.tree.generated_tokens for every, _ in rounds for one in every)
 
 
 def _one_after_another(counts: list[Counts]) -> Counts:

@@ -19,6 +19,7 @@ from spo_core.rollout.engine import Engine
 from spo_core.rollout.gap import gap_limit
 from spo_core.rollout.probe import LogprobGap, check_gap, probe
 from spo_core.rollout.sampler import Prompt, Sampler
+from spo_core.rollout.seconds import QuestionSeconds
 from spo_core.rollout.stops import Stop, stop_at
 from spo_core.rollout.token_texts import token_texts
 from spo_core.system.progress import Progress
@@ -102,7 +103,7 @@ class RolloutWorker:
             probe_seconds,
             sampler.grading_seconds,
         )
-        return Sampled(trees, counts)
+        return Sampled(trees, counts, sampler.seconds)
 
     def sync(self, prompts: Sequence[Prompt], version: int) -> tuple[LogprobGap, float, float]:
         """Have the engine serve the present weights, and probe it; returns the probe's gap, and the seconds of both.
@@ -183,10 +184,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Graded trees in the order of the questions."""
+    """Graded trees in the order of the questions, and how long each took."""
 
     trees: list[RolloutTree]
     counts: Counts
+    seconds: list[QuestionSeconds]
 
 
 def merge_counts(counts: Sequence[Counts]) -> Counts:

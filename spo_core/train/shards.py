@@ -3,7 +3,8 @@
 work/<run>/cluster/
   worker.json                params, the folders of tokenizer and architecture and of the project, digests of the code
   weights-<digest>.safetensors   of the policy, float32; the newest alone
-  <random>/0.json, 0/      one shard: its questions, and what its worker writes: trees.parquet, sampled.json
+  <random>/0.json, 0/      one shard: its questions, and what its worker writes: trees.parquet,
+                           sampled.json, seconds.json
 
 The flow's side is ``Shards``, a worker's is ``sample_shard``. Seeds are derived from question and node, so that
 trees do not depend on the division beyond the rounding of batches of other sizes.
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -35,6 +35,8 @@ from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
 from spo_core.rollout.engines import make_engine
+from spo_core.rollout.seconds import QuestionSeconds
+from spo_core.runs.directory import SECONDS
 from spo_core.runs.fingerprint import TRAINING, code_digest
 from spo_core.system.files import atomic_directory, file_digest, read_json, write_json
 from spo_core.system.plugins import open_project, project
@@ -42,7 +44,7 @@ from spo_core.system.progress import Progress
 from spo_core.train.doors import sources
 from spo_core.train.identity import policy_device
 from spo_core.train.sampling import Counts, RolloutWorker, Sampled, merge_counts
-from spo_core.tree import read_trees, write_trees
+from spo_core.tree import RolloutTree, read_trees, write_trees
 from spo_core.verify.verifier import Verifier
 
 
@@ -122,16 +124,18 @@ class Shards:
             responses, tokens = responses + done.responses, tokens + done.tokens
             if progress:
                 progress(responses, tokens)
-        trees: dict[int, Any] = {}
+        trees: dict[int, tuple[RolloutTree, QuestionSeconds]] = {}
         for shard, chosen in zip(shards, indices, strict=True):
             path = Path(shard.folder, "trees.parquet")
             read = read_trees(path)
             if [tree.question_id for tree in read] != [rows[i].question_id for i in chosen]:
                 raise RunError(f"{path}: holds other questions than were asked; run the same command again")
-            trees |= dict(zip(chosen, read, strict=True))
+            seconds = [QuestionSeconds(**own) for own in read_json(path.with_name(SECONDS))]
+            trees |= dict(zip(chosen, zip(read, seconds, strict=True), strict=True))
         counts = merge_counts([Counts(**read_json(Path(shard.folder, "sampled.json"))) for shard in shards])
         shutil.rmtree(folder)
-        return Sampled([trees[i] for i in range(len(rows))], counts)
+        ordered = [trees[i] for i in range(len(rows))]
+        return Sampled([tree for tree, _ in ordered], counts, [seconds for _, seconds in ordered])
 
     def _hand_over(self, version: int) -> tuple[Path, str]:
         """Write the weights once for each version; returns their file and its digest."""
@@ -181,7 +185,7 @@ _open: _Open | None = None
 
 
 def sample_shard(shard: QuestionShard) -> ShardDone:
-    """Sample and grade a shard; writes trees.parquet and sampled.json into its folder, both or neither.
+    """Sample and grade a shard; writes trees.parquet, sampled.json and seconds.json into its folder, all or none.
 
     The policy stays loaded for the next shard of the run. Raises RunError where this process does not see the run's
     directory, has other code than the flow, or reads other weights than were written.
@@ -197,6 +201,7 @@ def sample_shard(shard: QuestionShard) -> ShardDone:
         with atomic_directory(folder) as target:
             write_trees(target / "trees.parquet", sampled.trees)
             write_json(target / "sampled.json", asdict(sampled.counts))
+            write_json(target / SECONDS, [asdict(own) for own in sampled.seconds])
         responses = sum(tree.nodes[leaf].trainable for tree in sampled.trees for leaf in tree.leaves)
         return ShardDone(responses, sampled.counts.generated_tokens)
 

@@ -23,7 +23,7 @@ from spo_core.policy.device import peak_bytes
 from spo_core.problems.mixture import Mixture, parts_of, set_of, weights_of
 from spo_core.rollout.gap import WARNING
 from spo_core.rollout.seeds import derive_seed
-from spo_core.runs.directory import COMPLETE
+from spo_core.runs.directory import COMPLETE, SECONDS
 from spo_core.system.files import write_json, write_text
 from spo_core.system.progress import Progress
 from spo_core.train.checkpoints import keep_if_best, save
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def rollout_step(session: Session, iteration: int, progress: Progress | None = None) -> dict[str, float]:
-    """Sample and grade one tree a question; writes questions.json and trees.parquet. Metrics are of all that was
-    sampled, trees that gave way to others too."""
+    """Sample and grade one tree a question; writes questions.json, trees.parquet and seconds.json. Metrics are of all
+    that was sampled, trees that gave way to others too."""
     started = time.perf_counter()
     params = session.params
     folder = session.run.start_iteration(iteration)
@@ -46,6 +46,7 @@ def rollout_step(session: Session, iteration: int, progress: Progress | None = N
     trees, sampled, counts = asked.trees, asked.sampled.trees, asked.sampled.counts
     write_trees(folder / "trees.parquet", trees)
     write_json(folder / "questions.json", [asdict(row) for row in asked.rows])
+    write_json(folder / SECONDS, [asdict(own) for own in asked.seconds])
     failed = check_graded(session, iteration, sampled)
     seconds = time.perf_counter() - started
     metrics = (

@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from spo_core.credit import Credit, read_credits
-from spo_core.credit.pairs import CreditedTree
+from spo_core.credit.pairs import CreditedTree, read_places
 from spo_core.errors import DataError
 from spo_core.observe.formatting import visible
 from spo_core.observe.tree_view import Decode
+from spo_core.rollout.seconds import QuestionSeconds
+from spo_core.runs.directory import SECONDS
 from spo_core.system.files import read_json
 from spo_core.tree import FinishReason, RolloutTree, read_trees
 from spo_core.verify import Outcome
 
 SEARCH_SECONDS = 5.0  # decoding a large iteration takes minutes; a search says how far it came
+Read = TypeVar("Read")
+Stamps = tuple[int | None, ...]  # when trees and credits were written; None for what is not there
 TREES, CREDITS, QUESTIONS = "trees.parquet", "credits.parquet", "questions.json"
 
 
@@ -61,6 +66,8 @@ class QuestionRow:
     no_answer: float
     unparsable: float
     timeout: float
+    seconds: QuestionSeconds | None
+    """How long it took; None where that is in no file, as of a replay."""
 
 
 FILTERS: dict[str, Callable[[QuestionRow], bool]] = {
@@ -81,6 +88,7 @@ SORTS: dict[str, Callable[[QuestionRow], float]] = {
     "largest advantage": lambda row: -abs(_or_zero(row.strongest)),
     "tokens": lambda row: -row.tokens,
     "truncated": lambda row: -row.truncated,
+    "seconds": lambda row: -(row.seconds.sampling + row.seconds.grading) if row.seconds else 0.0,
 }
 
 
@@ -113,11 +121,21 @@ def read_questions(folder: Path) -> list[Asked]:
     return [Asked(row["question_id"], row["question"], row["answer"]) for row in rows]
 
 
+def read_seconds(folder: Path) -> list[QuestionSeconds]:
+    """How long each question of an iteration took, in the order of its trees; empty where that is in no file."""
+    file = folder / SECONDS
+    return [QuestionSeconds(**own) for own in read_json(file)] if file.is_file() else []
+
+
 def read_pairs_so_far(folder: Path) -> list[CreditedTree]:
     """Trees of an iteration with their credit; where that is not there yet, with values of NaN and no advantage.
 
     Raises DataError where the iteration keeps no trees, or they are being written.
     """
+    return _read(folder, _read_pairs)
+
+
+def _read(folder: Path, reader: Callable[..., Read], *further: str) -> Read:
     trees, credits = folder / TREES, folder / CREDITS
     if not trees.is_file():
         raise DataError(
@@ -125,17 +143,30 @@ def read_pairs_so_far(folder: Path) -> list[CreditedTree]:
         )
     stamps = tuple(p.stat().st_mtime_ns if p.is_file() else None for p in (trees, credits))
     try:
-        return _read_pairs(folder, stamps)
+        return reader(folder, stamps, *further)
     except (pa.ArrowInvalid, OSError):
         raise DataError(f"{folder.name}: its trees are being written; ask again in a moment") from None
 
 
 @lru_cache(maxsize=4)
-def _read_pairs(folder: Path, stamps: tuple[int | None, ...]) -> list[CreditedTree]:
-    trees = read_trees(folder / TREES)
+def _read_pairs(folder: Path, stamps: Stamps) -> list[CreditedTree]:
+    return _pairs(folder, stamps)
+
+
+@lru_cache(maxsize=16)
+def _read_pair(folder: Path, stamps: Stamps, question_id: str) -> CreditedTree | None:
+    """The tree of one question, read alone."""
+    for question, rows in read_places(folder / TREES):
+        if visible(question) == question_id:
+            return _pairs(folder, stamps, rows)[0]
+    return None
+
+
+def _pairs(folder: Path, stamps: Stamps, rows: range | None = None) -> list[CreditedTree]:
+    trees = read_trees(folder / TREES, rows)
     if stamps[1] is None:
         return [(tree, _no_credit(tree)) for tree in trees]
-    return list(zip(trees, read_credits(folder / CREDITS, trees), strict=True))
+    return list(zip(trees, read_credits(folder / CREDITS, trees, rows), strict=True))
 
 
 def _no_credit(tree: RolloutTree) -> Credit:
@@ -148,23 +179,27 @@ def _no_credit(tree: RolloutTree) -> Credit:
 
 def read_pair(folder: Path, question_id: str) -> CreditedTree:
     """The tree of one question, by its id as pages show it. Raises DataError for a question that was not asked."""
-    for tree, credit in read_pairs_so_far(folder):
-        if visible(tree.question_id) == question_id:
-            return tree, credit
-    raise DataError(f"{folder.name}: no tree of question {question_id!r}")
+    pair = _read(folder, _read_pair, question_id)
+    if pair is None:
+        raise DataError(f"{folder.name}: no tree of question {question_id!r}")
+    return pair
 
 
 def question_rows(folder: Path) -> list[QuestionRow]:
     """A row for each tree, in the order of the iteration."""
     asked = {row.question_id: row for row in read_questions(folder)}
     credited = (folder / CREDITS).is_file()  # asked before they are read: what is written meanwhile counts as missing
+    pairs, seconds = read_pairs_so_far(folder), read_seconds(folder)
+    known = [own.question_id for own in seconds] == [tree.question_id for tree, _ in pairs]
     return [
-        _row(tree, credit, asked.get(tree.question_id) or Asked(tree.question_id, "", ""), credited)
-        for tree, credit in read_pairs_so_far(folder)
+        _row(tree, credit, asked.get(tree.question_id) or Asked(tree.question_id, "", ""), credited, own)
+        for (tree, credit), own in zip(pairs, seconds if known else [None] * len(pairs), strict=True)
     ]
 
 
-def _row(tree: RolloutTree, credit: Credit, asked: Asked, credited: bool) -> QuestionRow:
+def _row(
+    tree: RolloutTree, credit: Credit, asked: Asked, credited: bool, seconds: QuestionSeconds | None
+) -> QuestionRow:
     leaves = [tree.nodes[i] for i in tree.leaves if tree.nodes[i].trainable]
     outcomes, count = Counter(leaf.outcome for leaf in leaves), max(1, len(leaves))
     trainable = [i for i, node in enumerate(tree.nodes) if node.trainable]
@@ -183,6 +218,7 @@ def _row(tree: RolloutTree, credit: Credit, asked: Asked, credited: bool) -> Que
         no_answer=outcomes[Outcome.NO_ANSWER] / count,
         unparsable=outcomes[Outcome.UNPARSABLE] / count,
         timeout=outcomes[Outcome.TIMEOUT] / count,
+        seconds=seconds,
     )
 
 

@@ -83,7 +83,7 @@ def _folder(run: Run, number: int) -> tuple[int, dict]:
 def _iteration(run: Run, number_: int) -> Iterator[RenderableType]:
     number_, folders = _folder(run, number_)
     yield Text(f"{visible(run.title)}, iteration {number_}")
-    table = _table("id", "question", "right", "V", "spread", "signal", "largest A", "tokens", "cut off")
+    table = _table("id", "question", "right", "V", "spread", "signal", "largest A", "tokens", "cut off", "seconds")
     for row in iterations.question_rows(folders[number_]):
         table.add_row(
             Text(row.asked.shown_id),
@@ -95,6 +95,7 @@ def _iteration(run: Run, number_: int) -> Iterator[RenderableType]:
             signed(row.strongest, 2),
             number(row.tokens, 0),
             percent(row.truncated),
+            number(row.seconds.sampling + row.seconds.grading if row.seconds else None, 2),
         )
     yield table
 

@@ -84,7 +84,7 @@ def iteration_page(
 
 _COLUMNS = (
     *("question_id", "question", "answer", "responses", "correct", "value", "spread", "signal", "strongest_advantage"),
-    *("tokens", "truncated", "no_answer", "unparsable", "timeout"),
+    *("tokens", "truncated", "no_answer", "unparsable", "timeout", "sampling_seconds", "grading_seconds"),
 )
 
 
@@ -92,7 +92,8 @@ def _cells(row: iterations.QuestionRow) -> list[Any]:
     asked = row.asked
     shares = (row.truncated, row.no_answer, row.unparsable, row.timeout)
     numbers = (row.responses, row.correct, row.value, row.spread, row.signal, row.strongest, row.tokens)
-    return [asked.question_id, asked.question, asked.answer, *numbers, *shares]
+    seconds = (row.seconds.sampling, row.seconds.grading) if row.seconds else (None, None)
+    return [asked.question_id, asked.question, asked.answer, *numbers, *shares, *seconds]
 
 
 @router.get("/tree")
@@ -104,10 +105,15 @@ def tree_page(
     question: str,
     colour: str = "advantage",
     beside: Annotated[str, Query(pattern=r"^\d*$")] = "",
+    csv: Csv = "",
 ) -> Response:
     """The tree of a question, alone or beside that of another iteration."""
     at = find_place(paths, place, name, number)
     texts, question = texts_of(at.run, paths), visible(question)
+    if csv:
+        (tree, credit), _ = at.pair(question)
+        title = f"{at.run.title}-iteration-{number}-{question}"
+        return table(title, trees.NODE_COLUMNS, trees.node_cells(tree, credit, texts))
     panels = [_panel(at, question, texts)]
     if beside:
         panels.append(_panel(find_place(paths, place, name, int(beside)), question, texts))
@@ -133,6 +139,7 @@ def _panel(at: Place, question: str, texts: Texts) -> dict[str, Any]:
         "tree": trees.tree_page(tree, credit, texts, at.run.params, asked.question),
         "asked": asked,
         "policy_version": tree.policy_version,
+        "seconds": next((s for s in iterations.read_seconds(at.folder) if s.question_id == tree.question_id), None),
     }
 
 

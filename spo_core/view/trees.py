@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,6 +228,27 @@ def mistakes(tree: RolloutTree, texts: Texts, params: Mapping[str, Any], questio
             if own.any():
                 found[node] = found.get(node, np.zeros(len(own), bool)) | own
     return found
+
+
+NODE_COLUMNS = (
+    *("question_id", "node", "parent", "depth", "text", "tokens", "finish", "trainable", "value", "advantage"),
+    *("tokens_in_mask", "reward", "outcome", "log_probability", "mean_token_probability"),
+)
+
+
+def node_cells(tree: RolloutTree, credit: Credit, texts: Texts) -> Iterator[list[Any]]:
+    """A row of NODE_COLUMNS for each node, value rollouts too. The log-probability is of the whole segment, the mean
+    that of its tokens' geometric mean; the prompt was not sampled and has none."""
+    for index, (node, depth) in enumerate(zip(tree.nodes, tree.depths, strict=True)):
+        total = float(node.logprobs.astype(np.float64).sum()) if index else math.nan
+        yield [
+            *(tree.question_id, index, node.parent if index else None, depth),
+            texts.decode(node.token_ids.tolist()),
+            *(len(node.token_ids), str(node.finish), node.trainable, float(credit.values[index])),
+            credit.advantage(index) if node.trainable else math.nan,
+            *(int(credit.masks[index].sum()), node.reward, node.outcome),
+            *(total, math.exp(total / len(node.token_ids))),
+        ]
 
 
 def token_blocks(

@@ -7,6 +7,7 @@ import torch
 from spo_core.config import CreditParams, RolloutParams
 from spo_core.credit.partition import cutpoints, delimiter, entropy_cuts, equal_parts
 from spo_core.errors import ConfigError
+from spo_core.rollout.engine import Completion
 from spo_core.rollout.sampler import Prompt, Sampler
 from spo_core.rollout.seeds import derive_seed
 from spo_core.rollout.transformers_engine import TransformersEngine
@@ -15,6 +16,9 @@ from spo_core.tree import FinishReason
 PROMPTS = [Prompt("a", (3, 4, 5)), Prompt("b", (6, 7))]
 CHAIN = {"partition": {"type": "cutpoints", "interval": 2}, "value": {"type": "monte_carlo", "rollouts": 3}}
 TREE = {"partition": {"type": "fixed_tokens", "tokens": 4}, "value": {"type": "tree_mean"}}
+ADAPTIVE = CHAIN | {
+    "value": {"type": "adaptive_monte_carlo", "min_rollouts": 2, "max_rollouts": 4, "tolerance": 0.2, "prompt": "cut"}
+}
 GRPO = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "group_normalized"}}
 
 
@@ -224,3 +228,83 @@ def test_entropy_cuts_before_undecided_tokens(policy):
 def test_what_the_sampler_lacks_is_refused_at_once(policy, credit, message):
     with pytest.raises(ConfigError, match=message):
         grow(policy, credit, (2,))
+
+
+class Scripted:
+    """Serves requests in any order, several a step, by a clock that only it and grading move; notes when it took each
+    up and when each ended. Where it does not tell, that is when it was asked."""
+
+    gives_entropies, version, restarts = False, 0, 0
+
+    def __init__(self, seed, tells):
+        self.rng, self.tells, self.now = np.random.default_rng(seed), tells, 0.0
+        self.waiting, self.began, self.spans = [], {}, {}
+
+    def pass_time(self):
+        seconds = float(self.rng.exponential())
+        self.now += seconds
+        return seconds
+
+    @property
+    def busy(self):
+        return bool(self.waiting)
+
+    def submit(self, requests):
+        for request in requests:
+            self.waiting.append(request)
+            self.began[request.request_id] = self.now
+
+    def step(self):
+        self.pass_time()
+        if self.tells:  # it takes requests up late
+            for request in self.waiting:
+                if self.began[request.request_id] < self.now and self.rng.random() < 0.3:
+                    self.began[request.request_id] = self.now
+        self.pass_time()
+        self.rng.shuffle(self.waiting)
+        count = int(self.rng.integers(0, len(self.waiting) + 1))
+        ended, self.waiting = self.waiting[:count], self.waiting[count:]
+        done = []
+        for request in ended:
+            began = self.began[request.request_id]
+            self.spans.setdefault(request.tree, []).append((began, self.now))
+            ids = self.rng.integers(3, 9, self.rng.integers(1, request.max_tokens + 1)).astype(np.int32)
+            stopped = bool(self.rng.random() < 0.5) or len(ids) < request.max_tokens
+            told = began if self.tells else None
+            done.append(Completion(request.request_id, ids, np.full(len(ids), -1, np.float32), stopped, began=told))
+        return done
+
+    def release(self, request_id):
+        pass
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("credit", [TREE, GRPO, CHAIN, ADAPTIVE])
+def test_a_question_s_seconds_are_from_its_first_request_to_its_last_end_and_those_of_its_grading(
+    credit, tells, monkeypatch
+):
+    for seed in range(10):
+        engine = Scripted(seed, tells)
+        monkeypatch.setattr("time.perf_counter", lambda engine=engine: engine.now)
+        graded = {"a": [], "b": []}
+
+        def grade(ended, engine=engine, graded=graded):
+            began, seconds = engine.now, engine.pass_time()
+            for question in {question for question, _, _ in ended}:
+                graded[question].append((began, seconds))
+            return [(float(engine.rng.integers(0, 2)), "wrong") for _ in ended]
+
+        branches = (3, 2, 2) if credit is TREE else (4,)
+        params = RolloutParams(questions=2, branch_factors=branches, context_length=24)
+        whole = {"advantage": {"type": "difference"}, "mask": {"type": "all"}} | credit
+        sampler = Sampler(
+            engine, params, CreditParams.model_validate(whole), seed=1, iteration=1, version=0, grade=grade
+        )
+        trees = sampler.grow(PROMPTS)
+        assert [own.question_id for own in sampler.seconds] == [tree.question_id for tree in trees]
+        for own in sampler.seconds:
+            spans = engine.spans[own.question_id]
+            last = max(ended for _, ended in spans)
+            between = sum(seconds for began, seconds in graded[own.question_id] if began < last)
+            assert own.sampling == pytest.approx(last - min(began for began, _ in spans) - between, abs=1e-4)
+            assert own.grading == pytest.approx(sum(seconds for _, seconds in graded[own.question_id]), abs=1e-4)

@@ -10,6 +10,7 @@ import pytest
 from spo_core.config import load_params
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question
+from spo_core.rollout.seconds import QuestionSeconds
 from spo_core.train.questions import QuestionOrder
 from spo_core.train.sampling import Counts, Sampled
 from spo_core.train.steps import caches_prefixes, rollout_metrics, rollout_step, validate
@@ -36,7 +37,7 @@ def session(tmp_path, *overrides: str, trees: list[RolloutTree]) -> SimpleNamesp
         order=QuestionOrder(rows, seed=0),
         validation=rows,
         run=SimpleNamespace(start_iteration=lambda number: tmp_path, iteration=lambda number: tmp_path),
-        sample=lambda *_, **__: Sampled(trees, counts),
+        sample=lambda *_, **__: Sampled(trees, counts, [QuestionSeconds(tree.question_id, 0.5, 0.1) for tree in trees]),
     )
 
 

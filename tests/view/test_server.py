@@ -15,9 +15,12 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 import pytest
+from scipy.stats import gmean
 from starlette.datastructures import Headers
 
+from spo_core.credit.pairs import read_pairs
 from spo_core.errors import DataError
+from spo_core.observe.view_link import analysis_address, cell_address, run_address, work_address
 from spo_core.paths import Paths
 from spo_core.system.files import write_json
 from spo_core.view import evaluation_pages
@@ -28,6 +31,7 @@ from tests.view.conftest import HOSTILE, first_question, serving, trained
 
 RUN = "/run/published/main"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f\ufeff\u2028]")
+NUMBER = re.compile(r"-?[0-9.]+(e-?[0-9]+)?")
 CELL = "/evaluation/published/main?cell=arithmetic-long"
 
 
@@ -56,7 +60,7 @@ def addresses(project: Paths) -> list[str]:
         *(tree, f"{tree}&beside=1&colour=value", f"{RUN}/iteration/1/tokens.json?question={question}&nodes=0,1,2"),
         *("/evaluation", "/evaluation?format=csv", f"{CELL}&policy=final", f"{CELL}&policy=final&only=wrong&q=a"),
         *(f"{CELL}&policy=final&format=csv", f"{CELL}&a=warmup&b=final".replace("main?", "main/flips?"), "/analysis"),
-        *(f"/run/work/{hostile}", f"/run/work/{hostile}/iteration/1?q=script"),
+        *(f"/run/work/{hostile}", f"/run/work/{hostile}/iteration/1?q=script", f"{tree}&format=csv"),
         *(f"/run/work/{hostile}/iteration/1/tree?question={quote(f'{t}-{i}')}" for i, t in enumerate(HOSTILE)),
         *(
             "/static/view.js",
@@ -227,6 +231,61 @@ def test_tables_come_as_csv_that_no_spreadsheet_obeys(origin, project):
     metrics = list(csv.DictReader(io.StringIO(get(origin, f"{RUN}?format=csv")[2])))
     own = [json.loads(line) for line in (project.training / "metrics.jsonl").read_text().splitlines()]
     assert [float(row["rollout/reward"]) for row in metrics] == [row["rollout/reward"] for row in own]
+
+
+def test_a_tree_s_nodes_come_as_csv(origin, project):
+    """A row for each node, with the numbers of the files and the texts of none that a spreadsheet obeys."""
+    folder = trained(project) / "iterations" / "000001"
+    for tree, credit in read_pairs(folder):
+        address = f"{RUN}/iteration/1/tree?question={quote(tree.question_id)}&format=csv"
+        rows = list(csv.DictReader(io.StringIO(get(origin, address)[2])))
+        assert [int(row["node"]) for row in rows] == list(range(len(tree.nodes)))
+        for index, (row, node) in enumerate(zip(rows, tree.nodes, strict=True)):
+            assert row["parent"] == ("" if index == 0 else str(node.parent))
+            assert (int(row["depth"]), int(row["tokens"])) == (len(tree.path(index)) - 1, len(node.token_ids))
+            assert row["reward"] == ("" if np.isnan(node.reward) else str(node.reward)) and row["finish"] == node.finish
+            assert row["outcome"] == node.outcome and float(row["value"]) == credit.values[index]
+            if index:
+                assert float(row["advantage"]) == credit.advantage(index)
+                probabilities = np.exp(node.logprobs.astype(np.float64))
+                assert float(row["log_probability"]) == pytest.approx(np.log(np.prod(probabilities)), abs=1e-9)
+                assert float(row["mean_token_probability"]) == pytest.approx(gmean(probabilities))
+    hostile = quote("train-<b>hostile")
+    for number, text in enumerate(HOSTILE):
+        address = f"/run/work/{hostile}/iteration/1/tree?question={quote(f'{text}-{number}')}&format=csv"
+        status, headers, body = get(origin, address)
+        assert status == 200 and headers["content-type"].startswith("text/csv") and not OBEYED.search(body)
+        cells = [cell for row in csv.reader(io.StringIO(body)) for cell in row if not NUMBER.fullmatch(cell)]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+
+
+def test_questions_have_their_seconds_and_a_run_of_before_a_dash(origin, project, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(get(origin, f"{RUN}/iteration/1?format=csv&sort=seconds")[2])))
+    took = [float(row["sampling_seconds"]) + float(row["grading_seconds"]) for row in rows]
+    assert len(took) == 6 and took == sorted(took, reverse=True) and min(took) > 0
+    row = json.loads((trained(project) / "metrics.jsonl").read_text().splitlines()[0])
+    assert max(float(r["sampling_seconds"]) for r in rows) <= row["timing/rollout"]
+    paths = Paths(tmp_path / "copy")
+    shutil.copytree(project.root, paths.root)
+    for file in paths.root.rglob("seconds.json"):
+        file.unlink()
+    with serving(paths) as other:
+        for address in (f"{RUN}/iteration/1", f"{RUN}/iteration/1?sort=seconds"):
+            status, _, body = get(other, address)
+            assert status == 200 and body.count('<td class="n" data-sort="-1">–</td>') == 2 * 6
+        bare = csv.DictReader(io.StringIO(get(other, f"{RUN}/iteration/1?format=csv")[2]))
+        assert {row["sampling_seconds"] for row in bare} == {""}
+
+
+def test_addresses_that_others_link_to_are_pages(origin, project):
+    for address in (run_address(None), work_address(trained(project)), cell_address(None, "final", "arithmetic-long")):
+        assert get(origin, address)[0] == 200
+    name = "warmup-to-final/odd name%#"
+    write_json(project.analysis(name) / "analysis.json", {"name": name})
+    try:
+        assert "by another revision" in get(origin, analysis_address(name))[2] != get(origin, "/analysis/x")[2]
+    finally:
+        shutil.rmtree(project.analysis("warmup-to-final"))
 
 
 def test_what_is_being_written_is_told_and_not_shown(project, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from spo_core.errors import EngineError
@@ -75,7 +77,8 @@ class Replicas:
     async def _serve(self, request: Request, server: VllmServer) -> None:
         try:
             async with server.slots:
-                self.done(await self._answer(request, server))
+                began = time.perf_counter()
+                self.done(replace(await self._answer(request, server), began=began))
         except Exception as error:  # of any kind: it ends the run, not only this task
             self.done(error)
         finally:
