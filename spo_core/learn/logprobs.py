@@ -1,4 +1,4 @@
-"""Log-probs of an iteration's trees without gradient, summed over the ranks that each compute a share of them."""
+"""Log-probs of trained tokens of an iteration's trees, or other numbers of them, without gradient; ranks share them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from spo_core.learn.splits import ForwardBatch, divide, smallest
 from spo_core.learn.tree_batch import TreeBatch, layout
 
 Compute = Callable[[TreeBatch], Tensor]
-"""From a batch to the log-probs of its trained tokens, [tokens]."""
+"""From a batch to a float32 number for each of its trained tokens, [tokens]: log-probs, or a critic's values."""
 
 
-def token_logprobs(backend: Backend, trees: Sequence[WeightedTree], compute: Compute, budget: int) -> list[np.ndarray]:
-    """Log-probs of every trained token, float32 [trained tokens of the node] for each node of each tree, in one list.
+def token_numbers(backend: Backend, trees: Sequence[WeightedTree], compute: Compute, budget: int) -> list[np.ndarray]:
+    """What ``compute`` gives for every trained token, float32 [trained tokens of the node] for each node of each tree,
+    in one list.
 
     ``budget``: most tokens of a forward pass. All ranks make the same call, and get the same numbers.
     """
@@ -28,11 +29,11 @@ def token_logprobs(backend: Backend, trees: Sequence[WeightedTree], compute: Com
     first = np.cumsum([0, *(len(tree.masks) for tree in trees)])  # number of each tree's first node
     places = {tree.pair: int(start) for tree, start in zip(trees, first, strict=False)}
     flat = torch.zeros(int(offsets[-1]), dtype=torch.float64, device=backend.device)
-    for batch, tree_batch, logprobs in _passes(backend, trees, compute, budget):
+    for batch, tree_batch, numbers in _passes(backend, trees, compute, budget):
         at = 0
         for i, node in tree_batch.order:
             number = places[batch[i].pair] + node
-            flat[offsets[number] : offsets[number + 1]] = logprobs[at : at + counts[number]].double()
+            flat[offsets[number] : offsets[number + 1]] = numbers[at : at + counts[number]].double()
             at += counts[number]
     values = backend.total(flat).float().cpu().numpy()
     return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
@@ -43,7 +44,7 @@ def sequence_logprobs(
 ) -> dict[tuple[int, int], float]:
     """Log-probs of trained nodes, each the sum over its trained tokens, by number of the pair and node.
 
-    ``budget`` and ranks as in ``token_logprobs``.
+    ``budget`` and ranks as in ``token_numbers``.
     """
     keys = [(tree.pair, node) for tree in trees for node, mask in enumerate(tree.masks) if mask.any()]
     places = {key: number for number, key in enumerate(keys)}
@@ -65,6 +66,6 @@ def _passes(
     for batch in shares[backend.rank]:
         tree_batch = layout([tree.segments for tree in (batch or smallest(shares))], backend.device)
         with torch.no_grad():
-            logprobs = compute(tree_batch)
+            numbers = compute(tree_batch)
         if batch:
-            yield batch, tree_batch, logprobs
+            yield batch, tree_batch, numbers

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from spo_core.config import SEQUENCE_LOSSES, LearnParams
 from spo_core.credit.pairs import CreditedTree
 from spo_core.errors import TrainingError
 from spo_core.learn.backend import Backend
-from spo_core.learn.logprobs import sequence_logprobs, token_logprobs
+from spo_core.learn.logprobs import sequence_logprobs, token_numbers
 from spo_core.learn.loss import (
     COUNTS,
     LOSS_MEANS,
@@ -30,6 +30,7 @@ from spo_core.learn.loss import (
     likelihood_ratio,
 )
 from spo_core.learn.objective import WeightedTree, counted_masks, plan_epoch, unweighted
+from spo_core.learn.pass_tokens import measured_gaps, pass_tokens, per_token, segments_beyond
 from spo_core.learn.schedule import learning_rate
 from spo_core.learn.sequences import SequenceLoss, Sums
 from spo_core.learn.splits import ForwardBatch, divide, smallest
@@ -38,18 +39,6 @@ from spo_core.rollout.gap import trainer_limit
 from spo_core.rollout.seeds import derive_seed
 from spo_core.system.files import read_json, write_json
 from spo_core.system.progress import Progress
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Tokens:
-    """Tensors of one forward pass, each [trained tokens] in the batch's order."""
-
-    old: Tensor
-    advantages: Tensor
-    policy_weights: Tensor
-    kl_weights: Tensor
-    fresh: Tensor  # bool: sampled by the policy that this iteration began with
-    segment: Tensor  # number of the token's segment within the pass
 
 
 class Trainer:
@@ -123,7 +112,7 @@ class Trainer:
                     self.restart_learning_rate()
                 trees = sequences.weigh(step, self._sequence_logprobs) if sequences else step
                 more |= {"learning_rate": self.learning_rate}
-                step_sums, gap, norm = self._optimizer_step(pairs, trees, old, sampler)
+                step_sums, gap, norm = self._optimizer_step(trees, old, sampler)
                 for name in sums:
                     sums[name] += step_sums[name]
                 more["grad_norm"] += norm
@@ -163,17 +152,16 @@ class Trainer:
         """
         trees = [unweighted(i, *pair, self.params) for i, pair in enumerate(pairs)]
         trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
-        return int(self._accumulate(pairs, trees, None, self.step)[0]["trained_tokens"]) if trees else 0
+        return int(self._accumulate(trees, None, self.step)[0]["trained_tokens"]) if trees else 0
 
     def _optimizer_step(
         self,
-        pairs: Sequence[CreditedTree],
         trees: list[WeightedTree],
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
     ) -> tuple[dict[str, float], float | None, float]:
         """Make one optimizer step; returns what ``_accumulate`` does, and the gradient's norm."""
-        sums, gap = self._accumulate(pairs, trees, old, began)
+        sums, gap = self._accumulate(trees, old, began)
         norm = self.backend.step(self.learning_rate)
         if not math.isfinite(norm):
             raise TrainingError(f"gradient norm is {norm} at optimizer step {self.step}; lower learn.learning_rate")
@@ -182,7 +170,6 @@ class Trainer:
 
     def _accumulate(
         self,
-        pairs: Sequence[CreditedTree],
         trees: list[WeightedTree],
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
@@ -198,9 +185,7 @@ class Trainer:
         names = (*self.means, *COUNTS, *PASS_SUMS)
         total = torch.zeros(len(names), dtype=torch.float64, device=self.backend.device)
         for number, forward_batch in enumerate(batches, start=1):
-            found = self._pass(
-                pairs, forward_batch or spare, old, began, last=number == len(batches), empty=not forward_batch
-            )
+            found = self._pass(forward_batch or spare, old, began, last=number == len(batches), empty=not forward_batch)
             total += torch.stack([found[name] for name in names])
         sums = dict(zip(names, self.backend.total(total).tolist(), strict=True))
         if not math.isfinite(sums["loss"]):
@@ -219,7 +204,6 @@ class Trainer:
 
     def _pass(
         self,
-        pairs: Sequence[CreditedTree],
         forward_batch: ForwardBatch,
         old: list[tuple[np.ndarray, ...]] | None,
         began: int,
@@ -234,7 +218,7 @@ class Trainer:
         """
         params, kl_params = self.params, self.params.kl
         tree_batch = layout([tree.segments for tree in forward_batch], self.backend.device, measure=self.step == began)
-        tokens = self._tokens(pairs, tree_batch, forward_batch, began)
+        tokens = pass_tokens(tree_batch, forward_batch, began)
         reference = None
         if kl_params.type == "penalty":
             reference = self.backend.reference_logprobs(replace(tree_batch, measured=None), self.temperature)
@@ -246,7 +230,7 @@ class Trainer:
         weights = torch.ones_like(before)
         if old is not None:
             assert params.importance_cap is not None
-            before = _per_token(tree_batch, forward_batch, lambda tree, i: old[tree.pair][i]).to(before.device)
+            before = per_token(tree_batch, forward_batch, lambda tree, i: old[tree.pair][i]).to(before.device)
             weights = importance_weights(before, tokens.old, params.importance_cap)
         kl = torch.zeros_like(before)
         if reference is not None and kl_params.type == "penalty":
@@ -255,7 +239,7 @@ class Trainer:
                 kl = kl_estimate(before, reference, kl_params)
                 advantages = advantages - self.kl_coefficient * kl
         outputs = self.loss(LossInputs(logprobs, before, advantages, tokens.segment))
-        guarded = _segments_beyond(likelihood_ratio(logprobs.detach(), before), tokens.segment, params.max_ratio)
+        guarded = segments_beyond(likelihood_ratio(logprobs.detach(), before), tokens.segment, params.max_ratio)
         kept = ~guarded[tokens.segment]
         policy = torch.where(kept, tokens.policy_weights * weights * outputs.loss, 0.0)
         summed = policy.sum()
@@ -266,7 +250,7 @@ class Trainer:
             gaps = torch.cat(
                 [
                     (logprobs - tokens.old).abs()[tokens.fresh],
-                    _measured_gaps(tree_batch, forward_batch, measured, began),
+                    measured_gaps(tree_batch, forward_batch, measured, began),
                 ]
             )
             sums = {
@@ -285,25 +269,6 @@ class Trainer:
             }
             found = {name: value.detach().double().to(self.backend.device) for name, value in sums.items()}
             return {name: torch.zeros_like(value) for name, value in found.items()} if empty else found
-
-    def _tokens(
-        self, pairs: Sequence[CreditedTree], tree_batch: TreeBatch, forward_batch: ForwardBatch, began: int
-    ) -> _Tokens:
-        device = self.backend.device
-        counts = torch.tensor(
-            [int(forward_batch[i].masks[node].sum()) for i, node in tree_batch.order], dtype=torch.long
-        )
-        fresh = torch.tensor(
-            [forward_batch[i].tree.policy_version == began for i, _ in tree_batch.order], dtype=torch.bool
-        )
-        return _Tokens(
-            _per_token(tree_batch, forward_batch, lambda tree, i: tree.tree.nodes[i].logprobs).to(device),
-            _per_token(tree_batch, forward_batch, lambda tree, i: tree.advantages[i]).to(device),
-            _per_token(tree_batch, forward_batch, lambda tree, i: tree.policy_weights[i]).to(device),
-            _per_token(tree_batch, forward_batch, lambda tree, i: tree.kl_weights[i]).to(device),
-            fresh.repeat_interleave(counts).to(device),
-            torch.arange(len(counts)).repeat_interleave(counts).to(device),
-        )
 
     def _sequence_logprobs(self, trees: Sequence[WeightedTree]) -> Sums:
         """Log-probs of the trees' trained nodes under the present policy."""
@@ -325,36 +290,9 @@ class Trainer:
         masks = [counted_masks(credit, self.params) for _, credit in pairs]
         trees = [WeightedTree(i, tree, masks[i], (), (), ()) for i, (tree, _) in enumerate(pairs)]
         trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
-        found = iter(token_logprobs(self.backend, trees, self._present, self.params.max_tokens_per_forward))
+        found = iter(token_numbers(self.backend, trees, self._present, self.params.max_tokens_per_forward))
         result = [tuple(np.zeros(len(m), np.float32) for m in own) for own in masks]
         for tree in trees:
             for values, mask in zip(result[tree.pair], tree.masks, strict=True):
                 values[mask] = next(found)
         return result
-
-
-def _per_token(
-    tree_batch: TreeBatch, forward_batch: ForwardBatch, values: Callable[[WeightedTree, int], np.ndarray]
-) -> Tensor:
-    """A per-token quantity of all trained tokens, in the batch's order; float32."""
-    chosen = [values(forward_batch[i], node)[forward_batch[i].masks[node]] for i, node in tree_batch.order]
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *chosen]).astype(np.float32))
-
-
-def _measured_gaps(tree_batch: TreeBatch, forward_batch: ForwardBatch, logprobs: Tensor, began: int) -> Tensor:
-    """|trainer's - engine's log-prob| of measured tokens in fresh trees; ``logprobs`` [measured tokens]: trainer's."""
-    places = tree_batch.measured.places if tree_batch.measured is not None else ()
-    fresh = [np.full(len(tokens), forward_batch[i].tree.policy_version == began) for i, _, tokens in places]
-    old = [forward_batch[i].tree.nodes[node].logprobs[tokens] for i, node, tokens in places]
-    sampled = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *old])).to(logprobs.device)
-    return (logprobs - sampled).abs()[torch.from_numpy(np.concatenate([np.zeros(0, bool), *fresh])).to(logprobs.device)]
-
-
-def _segments_beyond(ratio: Tensor, segment: Tensor, limit: float | None) -> Tensor:
-    """Bool [segments]: whether a segment's mean ratio over its trained tokens exceeds the limit."""
-    count = int(segment[-1]) + 1 if len(segment) else 0
-    if limit is None:
-        return torch.zeros(count, dtype=torch.bool, device=ratio.device)
-    totals = torch.zeros(count, device=ratio.device).index_add_(0, segment, ratio)
-    sizes = torch.zeros(count, device=ratio.device).index_add_(0, segment, torch.ones_like(ratio))
-    return totals / sizes > limit
