@@ -195,11 +195,6 @@ class Params(Namespace):
                 f"credit.advantage {self.credit.advantage.type} of whole responses compares rewards and no value, so "
                 "credit.value critic would be trained for nothing: choose credit.value none, or credit.advantage gae"
             )
-        if self.learn.backend.type != "torch":
-            raise ValueError(
-                f"credit.value critic is trained in the flow's process: set learn.backend to torch, not "
-                f"{self.learn.backend.type}, or credit.value to tree_mean, monte_carlo or none"
-            )
         if critic.network == "copy" and self.policy.lora is not None:
             raise ValueError(
                 "credit.value.network copy trains a second policy's whole weights, which policy.lora is to spare; "

@@ -38,6 +38,10 @@ class Backend(Protocol):
         """Log-probs of the reference policy, without gradient. Raises ValueError where there is no reference policy."""
         ...
 
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """Last hidden states of the trained policy at every token of the row, without gradient; (tokens, size)."""
+        ...
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``, summed over calls and ranks; ``last`` marks an optimizer step's last call."""
         ...
@@ -146,6 +150,11 @@ class TorchBackend:
             with torch.no_grad(), adapter_off(self.working):
                 return self.logprobs(batch, temperature)[0]
         return without_gradient(self.reference, batch, temperature)
+
+    @torch.no_grad()
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        self.working.eval()
+        return self.policy.hidden(batch)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

@@ -2,6 +2,9 @@
 
 It reads trees as the update does, packed with each prefix once. Its value of a state is that before the state's next
 token; a return is the mean reward of the leaves below, branches weighing the same (``credit.value.tree_mean``).
+
+On several ranks each holds the whole critic and computes a share of the trees; gradients are summed, so that all make
+the same steps.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,13 +23,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel
 
 from spo_core.config import Critic as CriticParams
-from spo_core.config import LearnParams, Params
+from spo_core.config import LearnParams
 from spo_core.credit.value import tree_mean
 from spo_core.errors import RunError, TrainingError
+from spo_core.learn.backend import Backend
 from spo_core.learn.head import trunk
+from spo_core.learn.logprobs import token_numbers
 from spo_core.learn.objective import WeightedTree
-from spo_core.learn.precision import MasterWeights, working_copy
-from spo_core.learn.splits import divide
+from spo_core.learn.precision import MasterWeights, rounded_copy
+from spo_core.learn.splits import divide, smallest
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.learn.tree_forward import TreePolicy
@@ -37,17 +43,33 @@ QUARTERS = 4
 StateValues = tuple[np.ndarray, ...]  # per node, float64 [tokens]: the state before each token
 
 
-class Critic:
-    """Values and trains. Its hidden states are those of a copy of ``model`` that is trained too or, for ``network:
-    head``, those of ``policy``, which get no gradient.
+class CriticHandle(Protocol):
+    """A critic as a run holds it: a Critic in this process, or a RankedCritic whose ranks are other processes. Critic
+    documents its members."""
 
+    params: CriticParams
+
+    def values(self, trees: Sequence[RolloutTree]) -> list[StateValues]: ...
+
+    def update(self, trees: Sequence[RolloutTree], iteration: int) -> dict[str, float]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class Critic:
+    """Values and trains, in step with the ranks of ``backend``, which holds the policy. Its hidden states are those of
+    ``model``, which is its own and trained too, or, for ``network: head``, those of the policy, which get no gradient.
+
+    ``model``: the first policy, with float32 weights on the backend's device; of a head it gives the size alone.
     ``probabilities``: all rewards lie in 0..1, so that values are learnt as probabilities.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        policy: TreePolicy,
+        backend: Backend,
         params: CriticParams,
         learn: LearnParams,
         *,
@@ -56,24 +78,23 @@ class Critic:
     ) -> None:
         self.params, self.learn, self.seed = params, learn, seed
         self.by_entropy = params.loss == "cross_entropy" or (params.loss == "auto" and probabilities)
-        own, device, size = params.network == "copy", model.device, model.config.get_text_config().hidden_size
-        self.policy, master = policy, None
-        if own:
-            master = copy.deepcopy(model)
-            working = working_copy(master, learn)
-            self.policy = TreePolicy(working, learn.attention, checkpointing=learn.gradient_checkpointing)
-            self.masters = MasterWeights(master, working)
+        self.backend, size = backend, model.config.get_text_config().hidden_size
+        self.own: TreePolicy | None = None
+        if params.network == "copy":
+            working = rounded_copy(model, learn)
+            self.own = TreePolicy(working, learn.attention, checkpointing=learn.gradient_checkpointing)
+            self.masters = MasterWeights(model, working)
         last = nn.Linear(size, 1)
         nn.init.zeros_(last.weight)  # the first values are all equal, whatever the seed
         nn.init.zeros_(last.bias)
         head = nn.Sequential(last)
-        if not own:  # a line through hidden states that are not its own says too little
+        if self.own is None:  # a line through hidden states that are not its own says too little
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(seed, "critic"))
                 head = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, size), nn.GELU(), last)
-        self.trained = nn.ModuleDict({"head": head.to(device)})
-        if master is not None:
-            self.trained["trunk"] = trunk(master)
+        self.trained = nn.ModuleDict({"head": head.to(backend.device)})
+        if self.own is not None:
+            self.trained["trunk"] = trunk(model)
         self.optimizer = torch.optim.AdamW(
             self.trained.parameters(),
             lr=params.learning_rate,
@@ -83,28 +104,18 @@ class Critic:
         )
         self.trees: list[RolloutTree] = []
 
-    @property
-    def device(self) -> torch.device:
-        return self.policy.model.device
-
-    @torch.no_grad()
     def values(self, trees: Sequence[RolloutTree]) -> list[StateValues]:
         """Values of the states before every token of trees. Raises TrainingError where one is not finite."""
-        self.policy.eval()
-        found = [tuple(np.zeros(len(node.token_ids)) for node in tree.nodes) for tree in trees]
+        if self.own is not None:
+            self.own.eval()
         weighted = [_weighted(i, tree, _unknown(tree), 0.0) for i, tree in enumerate(trees)]
-        (passes,) = divide(weighted, self.learn.max_tokens_per_forward) if weighted else [[]]
-        for forward_batch in passes:
-            batch = layout([tree.segments for tree in forward_batch], self.device)
-            values = self._bounded(self._outputs(batch)).double().cpu().numpy()
-            if not np.isfinite(values).all():
-                raise TrainingError("the critic gives values that are not finite; lower credit.value.learning_rate")
-            start = 0
-            for item, node in batch.order:
-                own = found[forward_batch[item].pair][node]
-                own[:] = values[start : start + len(own)]
-                start += len(own)
-        return found
+        budget = self.learn.max_tokens_per_forward
+        found = iter(token_numbers(self.backend, weighted, lambda batch: self._bounded(self._outputs(batch)), budget))
+        values = [tuple(next(found).astype(np.float64) for _ in tree.nodes) for tree in trees]
+        if not all(np.isfinite(own).all() for tree in values for own in tree):
+            raise TrainingError("the critic gives values that are not finite; lower credit.value.learning_rate")
+        prompts = [np.zeros(len(tree.nodes[0].token_ids)) for tree in trees]
+        return [(prompt, *own[1:]) for prompt, own in zip(prompts, values, strict=True)]
 
     def update(self, trees: Sequence[RolloutTree], iteration: int) -> dict[str, float]:
         """Train on these trees and those of the iterations before that ``replay`` keeps; returns the mean loss of a
@@ -121,35 +132,42 @@ class Critic:
                 loss, norm = self._step([int(i) for i in chosen], old)
                 losses.append(loss)
                 norms.append(norm)
-        self.policy.eval()
+        if self.own is not None:
+            self.own.eval()
         return {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
 
     def _step(self, chosen: Sequence[int], old: list[StateValues] | None) -> tuple[float, float]:
         """Make one optimizer step, the mean over all tokens of the chosen trees; returns loss and gradient norm."""
         tokens = sum(self.trees[i].generated_tokens for i in chosen)
         weighted = [_weighted(i, self.trees[i], state_returns(self.trees[i]), 1 / tokens) for i in sorted(chosen)]
-        (passes,) = divide(weighted, self.learn.max_tokens_per_forward)
-        self.policy.train(self.params.network == "copy")
-        total = 0.0
-        for forward_batch in passes:
-            batch = layout([tree.segments for tree in forward_batch], self.device)
+        shares = divide(weighted, self.learn.max_tokens_per_forward, self.backend.ranks)
+        if self.own is not None:
+            self.own.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.backend.device)
+        for share in shares[self.backend.rank]:
+            forward_batch = share or smallest(shares)  # one times 0 keeps a rank in step with the others
+            batch = layout([tree.segments for tree in forward_batch], self.backend.device)
             outputs = self._outputs(batch)
             returns = self._flat([forward_batch[i].advantages[node] for i, node in batch.order])
             weights = self._flat([forward_batch[i].policy_weights[node] for i, node in batch.order])
             before = None
             if old is not None:
                 before = self._flat([old[forward_batch[i].pair][node] for i, node in batch.order])
-            loss = (weights * self.token_losses(outputs, returns, before)).sum()
+            loss = (weights * self.token_losses(outputs, returns, before)).sum() * bool(share)
             loss.backward()
-            total += float(loss.detach())
+            total += loss.detach()
+        for parameter in self.trained.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.backend.total(parameter.grad)
+        mean = float(self.backend.total(total))
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.learn.max_grad_norm))
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise TrainingError(f"the critic's loss is {total}, its gradient {norm}; lower credit.value.learning_rate")
+        if not math.isfinite(mean) or not math.isfinite(norm):
+            raise TrainingError(f"the critic's loss is {mean}, its gradient {norm}; lower credit.value.learning_rate")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.params.network == "copy":
+        if self.own is not None:
             self.masters.round()
-        return total, norm
+        return mean, norm
 
     def token_losses(self, outputs: Tensor, returns: Tensor, before: Tensor | None = None) -> Tensor:
         """Cross-entropy of returns, or half the squared error; [tokens].
@@ -167,7 +185,9 @@ class Critic:
         return errors / 2
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and the trees that are replayed."""
+        """Write weights, optimizer and the trees that are replayed; rank 0 writes, as all hold the same."""
+        if self.backend.rank:
+            return
         weights = {name: p.detach().cpu().contiguous() for name, p in self.trained.named_parameters()}
         save_file(weights, folder / "critic.safetensors")
         save_optimizer(folder / "optimizer.safetensors", self.trained, self.optimizer)
@@ -181,30 +201,26 @@ class Critic:
                 raise RunError(f"{folder}: {name} does not fit the critic; this checkpoint is of another one")
             parameter.data.copy_(weights[name])
         load_optimizer(folder / "optimizer.safetensors", self.trained, self.optimizer)
-        if self.params.network == "copy":
+        if self.own is not None:
             self.masters.round()
         self.trees = read_trees(folder / "trees.parquet")
 
     def _outputs(self, batch: TreeBatch) -> Tensor:
         """What the head gives for the state before each token of the batch; float32 [tokens]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.network == "copy"):
-            hidden = self.policy.hidden(batch)[batch.sources]
-        return self.trained["head"](hidden.float())[:, 0]
+        hidden = self.backend.hidden(batch) if self.own is None else self.own.hidden(batch)
+        return self.trained["head"](hidden[batch.sources].float())[:, 0]
 
     def _bounded(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid() if self.by_entropy else outputs
 
     def _flat(self, parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.device)
+        return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.backend.device)
 
 
-def make_critic(params: Params, model: PreTrainedModel, policy: TreePolicy) -> Critic:
-    """The critic that ``credit.value`` describes, as it is before it has learnt anything; ``model`` is the first
-    policy, with float32 weights."""
-    chosen = params.credit.value
-    assert chosen.type == "critic"
-    shares = params.rewards_are_shares
-    return Critic(model, policy, chosen, params.learn, probabilities=shares, seed=params.run.seed)
+def own_model(model: PreTrainedModel, params: CriticParams) -> PreTrainedModel:
+    """What a Critic is made with, of the first policy: a copy, which must be taken before ZeRO divides the policy, or
+    for a head the policy itself."""
+    return copy.deepcopy(model) if params.network == "copy" else model
 
 
 def state_returns(tree: RolloutTree) -> StateValues:

@@ -19,7 +19,12 @@ def working_copy(model: PreTrainedModel, params: LearnParams) -> PreTrainedModel
     """The model that this process computes with: ``model`` itself where it is trained in float32 or by DeepSpeed's
     ranks, else a copy with bfloat16 parameters. Buffers stay float32, as rotary positions need the digits. Weights that
     are bfloat16 already, as the frozen ones beside adapters, are shared with the copy."""
-    if params.dtype == "float32" or params.backend.type != "torch":
+    return model if params.backend.type != "torch" else rounded_copy(model, params)
+
+
+def rounded_copy(model: PreTrainedModel, params: LearnParams) -> PreTrainedModel:
+    """What ``working_copy`` gives without DeepSpeed, whatever trains the policy."""
+    if params.dtype == "float32":
         return model
     rounded = {id(p): nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, rounded)  # the memo: these count as parameters that are copied already

@@ -23,6 +23,8 @@ from spo_core.errors import TrainingError
 from spo_core.learn.objective import WeightedTree
 from spo_core.tree import RolloutTree
 
+TIE = 1e-4
+"""Nats by which two log-probs of a sequence may differ and be equal: packed otherwise they round otherwise."""
 Unit = tuple[int, tuple[int, ...]]
 """What the loss is a mean over: index of a (tree, credit), and its (accepted, rejected) nodes or its single node."""
 Sums = dict[tuple[int, int], float]
@@ -118,10 +120,11 @@ def dpo_positive(policy: Tensor, reference: Tensor, params: DPOPositive) -> tupl
     equation 3, docs/reference.md 1.4).
 
     Metrics: whether the accepted one gained on the rejected one, and by how many nats. Where the accepted sequence is
-    exactly as likely as under the reference policy, as in the first step, half the penalty's slope counts (as torch's
-    maximum has it, and so the published code).
+    as likely as under the reference policy (within TIE), as in the first step, half the penalty's slope counts (as
+    torch's maximum has it, and so the published code).
     """
     ratio = policy - reference
+    ratio = ratio - torch.where(ratio.abs() < TIE, ratio, 0.0).detach()
     margin = ratio[:, 0] - ratio[:, 1]
     lost = torch.maximum(torch.zeros_like(margin), -ratio[:, 0])
     loss = -logsigmoid(params.beta * (margin - params.penalty * lost))

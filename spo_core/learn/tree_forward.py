@@ -30,11 +30,16 @@ class TreePolicy(nn.Module):
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def forward(self, batch: TreeBatch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, batch: TreeBatch, temperature: float, entropy: bool = False, *, states: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probs under logits / temperature and, where asked for, entropies in nats; float32 [trained tokens].
 
         Log-probs of ``batch.measured`` follow those of the trained tokens, without gradient, and change none of them.
+        ``states`` gives what ``hidden`` does in their place: DeepSpeed's engine has this one way in.
         """
+        if states:
+            return self.hidden(batch), None
         if not batch.forwarded_tokens:
             nothing = torch.zeros(0, device=batch.input_ids.device)
             return nothing, nothing if entropy else None

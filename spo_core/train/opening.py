@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from spo_core.config import LearnParams, Params
 from spo_core.errors import ConfigError, RunError
 from spo_core.learn.backend import TorchBackend, TrainerHandle
-from spo_core.learn.critic import make_critic
+from spo_core.learn.critic import Critic, CriticHandle, own_model
+from spo_core.learn.deepspeed.critic import RankedCritic
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
 from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
@@ -114,10 +115,6 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     except BaseException:
         rollouts.close()
         raise
-    critic = None
-    if params.credit.value.type == "critic":
-        assert isinstance(trainer, Trainer) and isinstance(trainer.backend, TorchBackend)
-        critic = make_critic(params, model, trainer.backend.policy)
     return Session(
         params,
         run,
@@ -131,8 +128,22 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
         trainer,
         ReplayBuffer(params.learn),
         question_order(params, problem, rows),
-        critic,
+        _critic(params, model, trainer),
     )
+
+
+def _critic(params: Params, model: PreTrainedModel, trainer: TrainerHandle) -> CriticHandle | None:
+    """Make the critic that ``credit.value`` describes, as it is before it has learnt anything; ``model`` is the first
+    policy."""
+    chosen = params.credit.value
+    if chosen.type != "critic":
+        return None
+    if isinstance(trainer, DeepSpeedTrainer):
+        return RankedCritic(trainer, chosen)
+    assert isinstance(trainer, Trainer)
+    shares = params.rewards_are_shares
+    first = own_model(model, chosen)
+    return Critic(first, trainer.backend, chosen, params.learn, probabilities=shares, seed=params.run.seed)
 
 
 def _learner(
@@ -143,13 +154,14 @@ def _learner(
     loads_reference = params.learn.needs_reference and params.policy.lora is None  # it is the policy without them
     if params.learn.backend.type == "deepspeed":
         reference = policy if loads_reference else None
-        log_file = run.path / "deepspeed.log"
+        log_file, value = run.path / "deepspeed.log", params.credit.value
         return DeepSpeedTrainer(
             model,
             params.learn,
             policy=policy,
             reference=reference,
             lora=params.policy.lora,
+            critic=(value, params.rewards_are_shares) if value.type == "critic" else None,
             context_length=longest,
             temperature=temperature,
             seed=seed,

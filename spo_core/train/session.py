@@ -14,7 +14,7 @@ from spo_core.config import Params
 from spo_core.credit import Credit
 from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.backend import TrainerHandle
-from spo_core.learn.critic import Critic
+from spo_core.learn.critic import CriticHandle
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
@@ -70,7 +70,7 @@ class Session:
     trainer: TrainerHandle
     replay: ReplayBuffer
     order: QuestionOrder | MixedOrder
-    critic: Critic | None = None
+    critic: CriticHandle | None = None
     """Values states where ``credit.value`` is critic."""
     iteration: int = 0
     generated_tokens: int = 0

@@ -193,7 +193,6 @@ def test_the_exact_grader_may_still_be_called_by_its_old_name(caplog):
 
 CRITIC = "credit.value={type: critic}"
 TOKENS = "credit.advantage={type: gae, lambda: 1, over: tokens}"
-RANKS = "learn.backend={type: deepspeed}"
 RESAMPLE = "rollout.resample={max_tokens: 1000}"
 
 
@@ -204,7 +203,6 @@ RESAMPLE = "rollout.resample={max_tokens: 1000}"
         ("grpo", ("credit.advantage={type: gae}",), r"credit\.advantage gae needs values: credit\.value"),
         (None, (TOKENS,), r"credit\.advantage gae over tokens needs credit\.value critic, not tree_mean"),
         ("spo-chain", (CRITIC, TOKENS), r"nothing of the cuts of credit\.partition cutpoints"),
-        (None, (CRITIC, RANKS), r"credit\.value critic .* set learn\.backend to torch, not deepspeed"),
         (None, (CRITIC, "policy.lora={rank: 4}"), r"credit\.value\.network copy .* which policy\.lora is to spare"),
         (None, (CRITIC, "run.iterations=4"), r"run\.iterations 4 ends before .*credit\.value\.warmup_iterations"),
         (

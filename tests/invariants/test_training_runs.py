@@ -365,7 +365,15 @@ CRITICS = {
 }
 
 
-@pytest.mark.parametrize("name", CRITICS)
+CRITICS["ranks"] = (*CRITICS["tokens"], "learn.backend={type: deepspeed, ranks: 2, zero_stage: 3}")
+ON_RANKS = [
+    pytest.mark.slow,
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed"),
+]
+
+
+@pytest.mark.parametrize("name", ["tokens", "tree", pytest.param("ranks", marks=ON_RANKS)])
 def test_resumed_is_straight_with_a_critic_and_its_warm_up_leaves_the_policy_alone(
     project, tmp_path, name, monkeypatch
 ):

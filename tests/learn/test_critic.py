@@ -14,9 +14,9 @@ from spo_core.config import Critic as CriticParams
 from spo_core.config import LearnParams
 from spo_core.credit.value import tree_mean
 from spo_core.errors import TrainingError
-from spo_core.learn.critic import Critic, quality, state_returns
+from spo_core.learn.backend import TorchBackend
+from spo_core.learn.critic import Critic, own_model, quality, state_returns
 from spo_core.learn.head import trunk
-from spo_core.learn.tree_forward import TreePolicy
 from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import random_tree
 
@@ -26,8 +26,8 @@ LEARN = {"learning_rate": 1e-3, "max_tokens_per_forward": 60}
 def make(policy, probabilities: bool = True, learn: dict | None = None, **options) -> Critic:
     params = CriticParams.model_validate({"type": "critic", "learning_rate": 3e-3} | options)
     chosen = LearnParams.model_validate(LEARN | (learn or {}))
-    tree_policy = TreePolicy(policy)
-    return Critic(policy, tree_policy, params, chosen, probabilities=probabilities, seed=0)
+    backend = TorchBackend(policy, None, chosen)
+    return Critic(own_model(policy, params), backend, params, chosen, probabilities=probabilities, seed=0)
 
 
 def trees_of(seed: int, count: int = 6, iteration: int = 1):
@@ -50,13 +50,13 @@ def randomised(critic: Critic) -> Critic:
 def test_values_are_those_of_plain_sequences(policy, network):
     """One forward pass of the trunk a leaf's path; a token's value is read at the position before it."""
     critic = randomised(make(policy, network=network))
-    trees = trees_of(1)
+    trees, states = trees_of(1), critic.own or critic.backend.policy
     for tree, found in zip(trees, critic.values(trees), strict=True):
         for leaf in tree.leaves:
             path = tree.path(leaf)
             ids = torch.from_numpy(np.concatenate([tree.nodes[i].token_ids for i in path]).astype(np.int64))
             with torch.no_grad():
-                hidden = trunk(critic.policy.model)(input_ids=ids[None]).last_hidden_state[0]
+                hidden = trunk(states.model)(input_ids=ids[None]).last_hidden_state[0]
                 plain = critic.trained["head"](hidden)[:, 0].sigmoid().double().numpy()
             ours = np.concatenate([found[i] for i in path[1:]])
             prompt = len(tree.nodes[0].token_ids)

@@ -66,6 +66,19 @@ def test_a_pair_by_hand():
     assert float(metrics["preference_margin"]) == pytest.approx(math.log(2))
 
 
+def test_what_rounding_says_of_an_accepted_sequence_changes_no_slope():
+    """A policy that is the reference policy has the gradient of one step, however its sequences were packed."""
+    rng = np.random.default_rng(0)
+    reference = torch.from_numpy(-rng.exponential(20, (50, 2)))
+    slopes = []
+    for noise in (0.0, 1e-6, -1e-5):
+        policy = (reference + noise * torch.from_numpy(rng.random((50, 2)))).requires_grad_()
+        dpo_positive(policy, reference, DPOPositive(type="dpo_positive", beta=0.3, penalty=50.0))[0].sum().backward()
+        slopes.append(policy.grad)
+    assert torch.equal(slopes[0], torch.tensor([[-0.15 * 26, 0.15]], dtype=torch.float64).expand(50, 2))
+    assert torch.equal(slopes[0], slopes[1]) and torch.equal(slopes[0], slopes[2])
+
+
 def test_a_value_by_hand():
     """log(policy / reference) = 0.5, beta times it 0.05, 0.45 short of A = 0.5; the weight is e^0.2."""
     policy = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)

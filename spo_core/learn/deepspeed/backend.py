@@ -108,6 +108,11 @@ class DeepSpeedBackend:
                 return self.logprobs(batch, temperature)[0]
         return without_gradient(self.reference, batch, temperature)
 
+    @torch.no_grad()
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        self.engine.eval()
+        return self.engine(batch, 1.0, states=True)[0]
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.ranks)  # DeepSpeed takes the mean over ranks; stage 3 knows no sum

@@ -63,9 +63,12 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     """Make this rank's trainer and obey commands for ever."""
     import torch
 
+    from spo_core.config import Critic as CriticParams
     from spo_core.config import LearnParams, LoraParams
     from spo_core.credit.pairs import read_pairs
+    from spo_core.learn.critic import Critic, own_model
     from spo_core.learn.deepspeed.backend import DeepSpeedBackend, join_ranks
+    from spo_core.learn.deepspeed.critic import obey_critic
     from spo_core.learn.trainer import Trainer
     from spo_core.learn.tree_check import check_policy
     from spo_core.policy.checkpoint import load_policy, trained_policy
@@ -79,9 +82,16 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     reference = None
     if settings["reference"] is not None:
         reference = load_policy(settings["reference"])[0].eval().requires_grad_(False)
+    chosen, critic, first = None, None, model
+    if settings["critic"] is not None:
+        chosen = CriticParams.model_validate_json(settings["critic"][0])
+        first = own_model(model, chosen)
     backend = DeepSpeedBackend(model, reference, params)
     check_policy(backend.engine.module, settings["context_length"])  # sharded and rounded as it is trained
     trainer = Trainer(backend, params, temperature=settings["temperature"], seed=settings["seed"])
+    if chosen is not None:
+        first.to(backend.device)  # type: ignore[arg-type]
+        critic = Critic(first, backend, chosen, params, probabilities=settings["critic"][1], seed=settings["seed"])
 
     def progress(done: int, total: int) -> None:
         channel.send(progress=[done, total])
@@ -94,9 +104,9 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
                 progress=progress if rank == 0 else None,
             )
             backend.save_weights(Path(command["weights"]))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # the rollout engine may share the device, and wakes next
             return metrics
+        if command["do"].startswith("critic_") and critic is not None:
+            return obey_critic(critic, command)
         if command["do"] == "save":
             return trainer.save(Path(command["folder"]))
         if command["do"] == "load":
@@ -109,6 +119,8 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     command: dict[str, Any] | None = None
     while True:
         result = obey(command) if command else None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the rollout engine may share the device, and wakes next
         channel.send(rank=rank, answer=result, step=trainer.step, learning_rate=trainer.learning_rate)
         command = channel.commands.get()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spo_core.config import Critic as CriticParams
 from spo_core.config import LearnParams, LoraParams
 from spo_core.credit.pairs import CreditedTree, write_pairs
 from spo_core.errors import ConfigError
@@ -19,6 +20,7 @@ from spo_core.policy.checkpoint import read_weights, write_weights
 from spo_core.system.files import room_at
 from spo_core.system.plugins import project
 from spo_core.system.progress import Progress
+from spo_core.tree import RolloutTree, write_trees
 
 PREFIX = "spo-"  # of the folder in which trainer and ranks exchange files
 
@@ -27,7 +29,8 @@ class DeepSpeedTrainer:
     """A TrainerHandle. ``model`` gets the new weights after every iteration, so that an engine can sample with them.
 
     ``policy`` and ``reference`` are folders; ``model`` must hold the policy's weights, and adapters where ``lora`` is
-    given. ``log`` gets the ranks' output.
+    given. ``critic``: params of a critic that the ranks hold beside the policy (``critic.RankedCritic``), and whether
+    all rewards lie in 0..1. ``log`` gets the ranks' output.
     Files for the ranks lie beside it, in the run's directory, which this process must have locked.
     """
 
@@ -39,6 +42,7 @@ class DeepSpeedTrainer:
         policy: Path,
         reference: Path | None,
         lora: LoraParams | None = None,
+        critic: tuple[CriticParams, bool] | None = None,
         context_length: int,
         temperature: float,
         seed: int,
@@ -60,6 +64,7 @@ class DeepSpeedTrainer:
             "policy": str(policy.resolve()),
             "reference": None if reference is None else str(reference.resolve()),
             "lora": None if lora is None else lora.model_dump_json(),
+            "critic": None if critic is None else [critic[0].model_dump_json(), critic[1]],
             "context_length": context_length,
             "temperature": temperature,
             "seed": seed,
@@ -82,31 +87,31 @@ class DeepSpeedTrainer:
         return self._state["learning_rate"]
 
     def restart_learning_rate(self) -> None:
-        self._ask("restart_learning_rate")
+        self.ask("restart_learning_rate")
 
     def train_iteration(
         self, pairs: Sequence[CreditedTree], *, iteration: int, progress: Progress | None = None
     ) -> dict[str, float]:
         """Do what ``Trainer.train_iteration`` does, in the ranks."""
-        weights = self._new_weights()
+        weights = self.new_file("weights.safetensors")
         more = {"iteration": iteration, "folder": str(self._folder), "weights": str(weights)}
         with room_at(self._folder):
             write_pairs(self._folder, pairs)
-            metrics = self._ask("train", progress, **more)
+            metrics = self.ask("train", progress, **more)
         read_weights(weights, self.model)
         weights.unlink()
         return metrics
 
     def save(self, folder: Path) -> None:
         """Write all that the next iteration depends on but the weights, in Trainer's files."""
-        self._ask("save", folder=str(folder.resolve()))
+        self.ask("save", folder=str(folder.resolve()))
 
     def load(self, folder: Path) -> None:
         """Read what any TrainerHandle saved; the ranks take over the weights of ``model``."""
-        weights = self._new_weights()
+        weights = self.new_file("weights.safetensors")
         with room_at(self._folder):
             write_weights(weights, self.model)
-        self._ask("load", folder=str(folder.resolve()), weights=str(weights))
+        self.ask("load", folder=str(folder.resolve()), weights=str(weights))
         weights.unlink()
 
     def close(self) -> None:
@@ -114,11 +119,19 @@ class DeepSpeedTrainer:
         self._ranks.close()
         self._temporary.cleanup()
 
-    def _new_weights(self) -> Path:
-        """Path for weights, never used before: a network file system may remember that an old name was gone."""
+    def new_file(self, name: str) -> Path:
+        """Path between flow and ranks, never used before: a network file system may remember that an old name was
+        gone."""
         self._files += 1
-        return self._folder / f"weights-{self._files}.safetensors"
+        return self._folder / f"{self._files}-{name}"
 
-    def _ask(self, name: str, progress: Progress | None = None, **more: Any) -> Any:
+    def hand_over(self, name: str, trees: Sequence[RolloutTree], **more: Any) -> Any:
+        """Give the ranks trees and a command about them; returns rank 0's answer."""
+        with room_at(self._folder):
+            write_trees(self._folder / "trees.parquet", trees)
+            return self.ask(name, trees=str(self._folder / "trees.parquet"), **more)
+
+    def ask(self, name: str, progress: Progress | None = None, **more: Any) -> Any:
+        """Give the ranks a command; returns rank 0's answer."""
         self._state = self._ranks.ask({"do": name} | more, progress)
         return self._state["answer"]

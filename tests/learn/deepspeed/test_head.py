@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.learn.deepspeed.started import on_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,26 +17,7 @@ pytestmark = [
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_stage_gives_the_gradient_of_plain_torch(tmp_path, ranks):
     """The head called once a chunk would end in a collective that the other rank does not join."""
-    processes = []
-    for rank in range(ranks):
-        command = [
-            sys.executable,
-            "-m",
-            "tests.learn.deepspeed.head_on_ranks",
-            str(tmp_path / "store"),
-            str(tmp_path / str(rank)),
-        ]
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "PYTHONPATH": str(ROOT)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # ranks meet in the store: no port is opened
-        log = (tmp_path / f"log{rank}").open("w")
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | env, stdout=log, stderr=log))
-    try:
-        for rank, process in enumerate(processes):
-            assert process.wait(timeout=300) == 0, (tmp_path / f"log{rank}").read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    results = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(ranks)]
+    results = on_ranks("tests.learn.deepspeed.head_on_ranks", ranks, tmp_path)
     assert len(results[0]) == 16
     for rank, result in enumerate(results):
         for case, found in result.items():

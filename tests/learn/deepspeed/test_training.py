@@ -78,7 +78,7 @@ print("ready", flush=True); sys.stdin.read()
 
 
 @contextmanager
-def ranks_of(folder, params, lora=None):
+def ranks_of(folder, params, lora=None, critic=None):
     """A trainer with its own copy of the policy; afterwards all of its processes are gone."""
     where = folder / "policy"
     reference = where if params.kl.type == "penalty" and lora is None else None
@@ -88,6 +88,7 @@ def ranks_of(folder, params, lora=None):
         policy=where,
         reference=reference,
         lora=lora,
+        critic=critic,
         context_length=64,
         temperature=1.0,
         seed=0,
