@@ -78,7 +78,8 @@ class MonteCarlo(Namespace):
     """Value the prompt always, or only where a cutpoint lies right behind it (SPO-chain)."""
     prover: str | None = None
     """Policy that samples the value rollouts. null: the one that is trained. first: the one that training began with,
-    which stays as it is; or the folder of another one with the same tokens."""
+    which stays as it is; or the folder of another one with the same tokens. It is sampled by an engine of its own, of
+    the policy's kind and dtype."""
 
 
 class AdaptiveMonteCarlo(Namespace):

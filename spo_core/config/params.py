@@ -138,10 +138,11 @@ class Params(Namespace):
 
     def _check_prover(self) -> None:
         advantage = self.credit.advantage
-        if self.rollout.engine.type == "vllm":
+        engine = self.rollout.engine
+        if engine.type == "vllm" and engine.servers is None:
             raise ValueError(
-                "credit.value.prover: rollout.engine vllm serves one policy alone; choose the transformers engine, or "
-                "credit.value.prover null"
+                "credit.value.prover: rollout.engine vllm in the flow's process serves one policy alone; set "
+                "rollout.engine.servers (the prover gets as many), or choose the transformers engine, or prover null"
             )
         if isinstance(advantage, BestOfKProgress) and advantage.own == "value":
             raise ValueError(

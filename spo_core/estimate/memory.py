@@ -9,6 +9,7 @@ from spo_core.config import CHUNK_LOGITS, LoraParams, Params, PolicyShape
 from spo_core.errors import ConfigError
 from spo_core.problems import problem_set
 from spo_core.system.files import read_json
+from spo_core.system.plugins import project
 
 SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
 LLAMA_LIKE = ("llama", "mistral", "qwen2")  # model types whose parameters ``count_parameters`` counts
@@ -32,7 +33,10 @@ class Memory:
     reference: int
     """Weights of the reference policy; 0 without a KL penalty, and with adapters, without which it is the policy."""
     critic: int
-    """A critic's weights, gradients and optimizer; 0 without one, and where it is a head on the policy's states."""
+    """A critic's weights, gradients and optimizer, whole on every rank; 0 without one."""
+    prover: int
+    """A prover's weights, and keys and values of as many requests as the policy's; 0 without one, and with vLLM, where
+    it has GPUs of its own."""
     activations: int
     """Kept for the backward pass of ``learn.max_tokens_per_forward`` tokens, or of the longest path if it is longer."""
     logits: int
@@ -44,7 +48,7 @@ class Memory:
     @property
     def device(self) -> int:
         """Sum of what lies on the device."""
-        held = self.weights + self.gradients + self.reference + self.critic + self.activations
+        held = self.weights + self.gradients + self.reference + self.critic + self.prover + self.activations
         held += self.logits + self.engine_cache
         return held + (0 if self.optimizer_on_cpu else self.optimizer)
 
@@ -166,14 +170,35 @@ def estimate_memory(params: Params, shape: PolicyShape) -> Memory:
         optimizer=trained * (12 if size == 2 or stage else 8) // (ranks if stage else 1),
         optimizer_on_cpu=offload,
         reference=count * size if learn.needs_reference and lora is None else 0,
-        critic=count * (18 if size == 2 else 16) if _has_copy(params) else 0,
+        critic=_critic(params, shape, size),
+        prover=_prover(params, shape, size if backend.type == "torch" or lora else 4, cached),
         activations=kept if learn.gradient_checkpointing else shape.layers * layer,
         logits=2 * 4 * min(tokens * shape.vocabulary, CHUNK_LOGITS),
         engine_cache=cached * per_token if params.rollout.engine.type == "transformers" else 0,
     )
 
 
-def _has_copy(params: Params) -> bool:
-    """Whether a critic is a copy of the policy: per parameter 4 bytes of gradient and 8 of moments; 4 of weights in
-    float32, and 2 more where they are rounded to bfloat16."""
-    return params.credit.value.type == "critic" and params.credit.value.network == "copy"
+def _critic(params: Params, shape: PolicyShape, size: int) -> int:
+    """Bytes of a critic: 4 of weights, 4 of gradient and 8 of moments for each trained number. A copy of the policy has
+    an output layer too, which is not trained, and where it computes in bfloat16 its weights once more, rounded."""
+    value, hidden = params.credit.value, shape.hidden_size
+    if value.type != "critic":
+        return 0
+    if value.network == "head":
+        return 16 * (hidden * hidden + 4 * hidden + 1)  # LayerNorm and two linear layers
+    count, output = count_parameters(shape), 0 if shape.tied else shape.vocabulary * hidden
+    return 16 * (count - output + hidden + 1) + 4 * output + (2 * count if size == 2 else 0)
+
+
+def _prover(params: Params, shape: PolicyShape, size: int, cached: int) -> int:
+    """Bytes of a prover of ``size`` bytes a number, with ``cached`` tokens in its engine's cache.
+
+    Where its shape is not known, it is taken to be the policy's."""
+    value = params.credit.value
+    if value.type != "monte_carlo" or value.prover is None or params.rollout.engine.type != "transformers":
+        return 0
+    config = Path(project(), value.prover, "config.json")
+    if value.prover != "first" and config.is_file():
+        shape = _from_config(read_json(config)) or shape
+    keys = shape.kv_heads * (shape.hidden_size // shape.heads)
+    return size * (count_parameters(shape) + cached * shape.layers * 2 * keys)

@@ -42,6 +42,11 @@ class Work:
     trees."""
     flat_tokens: int
     """Tokens forwarded in one epoch if each episode were a sequence with its prompt, without padding."""
+    prover_tokens: int = 0
+    """Of the tokens sampled, those that a prover samples."""
+    critic_tokens: int = 0
+    """Tokens that a critic forwards: the iteration's trees for their values, and in each of its epochs those that it
+    replays; with ``clip`` these once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ def _work(params: Params, prompt: int, length: int, context: int, *, most: bool)
         episodes=round(episodes),
         forwarded_tokens=ceil(min(forwarded, whole * (params.learn.replay.max_age if most else max(1.0, share)))),
         flat_tokens=ceil(flat),
+        prover_tokens=questions * continued if getattr(params.credit.value, "prover", None) else 0,
+        critic_tokens=whole * _critic_passes(params),
     )
 
 
@@ -159,6 +166,14 @@ def _valued(params: Params, length: int, *, most: bool) -> tuple[int, int, int]:
     of_prompt = getattr(params.credit.value, "prompt", "cut") == "always" or partition.type in ("cutpoints", "entropy")
     responses = params.rollout.branch_factors[0]
     return cuts, rollouts * (responses * cuts + of_prompt), rollouts * (responses * behind + of_prompt * length)
+
+
+def _critic_passes(params: Params) -> int:
+    """How often a critic forwards the trees of one iteration, all in all; 0 without one."""
+    value = params.credit.value
+    if value.type != "critic":
+        return 0
+    return 1 + value.replay * (value.epochs + (value.clip is not None))
 
 
 def _rollouts(params: Params) -> tuple[int, int]:

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from spo_core.errors import ConfigError
 from spo_core.policy.checkpoint import load_policy
+from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.rollout.engine import Completion, Engine, Request
 from spo_core.system.plugins import project
 
@@ -64,9 +65,12 @@ class ProvingEngine:
         if self.prover.busy:
             raise RuntimeError("the policy changed while the prover's requests were being decoded")
         self.policy.policy_changed(version)
+        if self.prover.version is None:  # it slept
+            self.prover.policy_changed(0)
 
     def sleep(self) -> None:
         self.policy.sleep()
+        self.prover.sleep()
 
     def close(self) -> None:
         with ExitStack() as closing:  # closes each, even where closing the other fails
@@ -83,12 +87,19 @@ def prover_folder(prover: str, policy: Path) -> Path:
     return folder
 
 
-def load_prover(
-    prover: str, policy: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
-) -> PreTrainedModel:
-    """Load the prover, frozen, beside ``model``. Raises ConfigError where it has other tokens or too few positions."""
+def fitting_prover(prover: str, policy: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Folder of the prover, as ``prover_folder``. Raises ConfigError where it has other tokens than ``model``."""
     folder = prover_folder(prover, policy)
-    found, own = load_policy(folder)
-    if own.get_vocab() != tokenizer.get_vocab() or found.config.vocab_size != model.config.vocab_size:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    same = load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+    if not same or config.vocab_size != model.config.get_text_config().vocab_size:
         raise ConfigError(f"credit.value.prover: {folder} has other tokens than the policy; take one of its tokenizer")
-    return found.eval().requires_grad_(False).to(model.device)
+    return folder
+
+
+def load_prover(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """Load the prover, frozen, on the device of ``model`` and with weights in its dtype; buffers stay float32."""
+    found = load_policy(folder)[0].eval().requires_grad_(False)
+    for parameter in found.parameters():
+        parameter.data = parameter.data.to(model.dtype)
+    return found.to(model.device)

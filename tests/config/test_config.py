@@ -142,7 +142,7 @@ ALLOWED = {
             r"credit\.advantage\.threshold 1\.5 exceeds the largest reward, 1",
         ),
         ("spo-chain", "credit.advantage={type: rejection}", r"credit\.advantage rejection keeps whole responses"),
-        ("pav", "rollout.engine={type: vllm}", r"credit\.value\.prover: rollout\.engine vllm serves one policy alone"),
+        ("pav", "rollout.engine={type: vllm}", r"credit\.value\.prover: .* set rollout\.engine\.servers"),
         ("pav", "credit.advantage={own: value, baseline: none}", r"credit\.advantage\.own value .*choose reward"),
         (
             "pav",

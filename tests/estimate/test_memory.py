@@ -16,14 +16,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from spo_core.config import Critic as CriticParams
 from spo_core.config import LearnParams, LoraParams, PolicyShape, load_params
 from spo_core.errors import ConfigError
 from spo_core.estimate.memory import adapted, architecture, count_parameters, estimate_memory
 from spo_core.learn.backend import TorchBackend
+from spo_core.learn.critic import Critic, own_model
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.policy.adapter import add_adapter, trained_parameters
 from spo_core.tree import FinishReason, Node, RolloutTree
 from tests.conftest import ROOT
+from tests.learn.test_critic import learnable
 
 SHAPE = PolicyShape(layers=4, hidden_size=128, intermediate_size=256, heads=4, kv_heads=4, vocabulary=64)
 RANKS = 2
@@ -127,6 +130,26 @@ def assert_foretold(options: dict, found: dict[str, float]) -> None:
 def test_of_one_device(dtype):
     options = {"dtype": dtype, "backend": {"type": "torch"}}
     assert_foretold(options, held(learn_params(options), TorchBackend))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", ["copy", "head"])
+def test_of_a_critic(network, dtype):
+    """The bytes of its tensors after an update, and of gradients for what its optimizer holds."""
+    value = CriticParams.model_validate({"type": "critic", "network": network})
+    params, model = load_params(ROOT), make_model()
+    learn = learn_params({"dtype": dtype, "backend": {"type": "torch"}})
+    critic = Critic(own_model(model, value), TorchBackend(model, None, learn), value, learn, probabilities=True, seed=0)
+    critic.update(learnable(1), 1)
+    tensors = [t for state in critic.optimizer.state.values() for t in state.values() if t.ndim]
+    if critic.own is not None:
+        tensors += [*critic.own.model.parameters(), *(p for pair in critic.masters.pairs for p in pair)]
+    tensors += critic.trained.parameters()
+    bytes_of = {t.data_ptr(): t.nbytes for t in tensors}
+    gradients = sum(p.nbytes for p in critic.trained.parameters())
+    chosen = {"learn": learn, "credit": params.credit.model_copy(update={"value": value})}
+    memory = estimate_memory(params.model_copy(update=chosen), SHAPE)
+    assert memory.critic == pytest.approx(sum(bytes_of.values()) + gradients, rel=1e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
