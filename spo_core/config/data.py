@@ -20,7 +20,7 @@ class ArithmeticParams(Namespace):
     careless: Share = 0.12
     """Probability that the careless solver gets one step wrong (and carries on from it)."""
     remainders: bool = False
-    """Whether % is among the operations; many a slip before one makes no difference to what follows."""
+    """Whether % is among the operations, by 2 to 5; many a slip before one makes no difference to what follows."""
     words: int = Field(default=0, ge=0)
     """Words that the careless solver writes before every step, any of eight: they decide nothing."""
     beliefs: Share = 0.0

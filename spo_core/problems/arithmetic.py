@@ -120,7 +120,7 @@ def _apply(value: int, operator: str, operand: int) -> int:
 
 
 def _generate(rng: np.random.Generator, params: ArithmeticParams) -> tuple[str, list[Step]]:
-    """A question and its right steps; operands are one digit and no step leaves 0..99."""
+    """A question and its right steps; operands are 2 to 9, those of % 2 to 5, and no step leaves 0..99."""
     value = int(rng.integers(1, 51))
     question, steps = str(value), []
     fewest, most = params.steps
@@ -128,7 +128,7 @@ def _generate(rng: np.random.Generator, params: ArithmeticParams) -> tuple[str, 
         allowed = [
             (o, n)
             for o in "+-*%"[: 3 + params.remainders]
-            for n in range(2, 10)
+            for n in range(2, 6 if o == "%" else 10)
             if 0 <= _unfolded(value, o, n) <= LARGEST
         ]
         operators = sorted({o for o, _ in allowed})

@@ -105,6 +105,7 @@ def test_remainders_are_among_the_operations_and_solved(long):
         assert row.answer == str(steps[-1][3])
         assert "".join(f"{operator}{operand}" for _, operator, operand, _ in steps) in row.question
         operators.update(operator for _, operator, _, _ in steps)
+        assert all(2 <= operand <= (5 if operator == "%" else 9) for _, operator, operand, _ in steps)
     assert set(operators) == set("+-*%")
 
 
