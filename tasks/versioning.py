@@ -73,6 +73,12 @@ def _is_versioned(spec: RunSpec, run: RunDirectory, number: int) -> bool:
     return run.is_versioned(number) and dvc.is_added(spec.paths.milestone(run.path.name, number))
 
 
+def cache_of(root: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Folder of DVC's cache, and the kinds of link to try in order; None where there is no repository. Raises SPOError
+    where DVC's configuration cannot be read."""
+    return dvc.cache(root) if dvc.is_repository(root) else None
+
+
 def describe_repository(root: Path) -> str | None:
     """Name DVC's remotes in a line; None where the folder is no repository of git and DVC. Raises SPOError where DVC
     fails."""

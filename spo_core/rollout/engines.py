@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,13 @@ def make_engine(
             max_concurrency=rollout.max_concurrency,
             entropies=params.credit.partition.type == "entropy",
         )
-        return make(model) if prover is None else ProvingEngine(make(model), make(load_prover(prover, model)))
+        if prover is None:
+            return make(model)
+        with ExitStack() as opened:  # closes the first where the second cannot be made
+            first = opened.enter_context(closing(make(model)))
+            both = ProvingEngine(first, opened.enter_context(closing(make(load_prover(prover, model)))))
+            opened.pop_all()
+        return both
     from spo_core.rollout.vllm.engine import VllmEngine
     from spo_core.rollout.vllm.group import VllmGroup
     from spo_core.rollout.vllm.settings import VllmSettings, vllm_settings
@@ -66,15 +73,15 @@ def make_engine(
             )
         return VllmEngine(settings(rollout.engine, policy, folder), CheckpointWeights(model, policy))
     proving = None
-    if prover is not None:  # as many servers, on the GPUs behind the policy's
-        behind = rollout.engine.first_gpu + rollout.engine.servers * rollout.engine.tensor_parallel
-        engine, place = rollout.engine.model_copy(update={"first_gpu": behind}), folder / "prover"
-        proving = VllmGroup(settings(engine, prover, place), engine, partial(publish, prover), place)
-    try:
+    with ExitStack() as opened:
+        if prover is not None:  # as many servers, on the GPUs behind the policy's
+            behind = rollout.engine.first_gpu + rollout.engine.servers * rollout.engine.tensor_parallel
+            engine, place = rollout.engine.model_copy(update={"first_gpu": behind}), folder / "prover"
+            proving = VllmGroup(settings(engine, prover, place), engine, partial(publish, prover), place)
+            opened.callback(proving.close)
         chosen = settings(rollout.engine, policy, folder)
         group = VllmGroup(chosen, rollout.engine, lambda target: save_policy(model, tokenizer, target), folder)
-        return group if proving is None else ProvingEngine(group, proving)
-    except BaseException:
-        if proving is not None:
-            proving.close()
-        raise
+        opened.callback(group.close)
+        served = group if proving is None else ProvingEngine(group, proving)
+        opened.pop_all()
+    return served

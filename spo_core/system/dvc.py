@@ -56,6 +56,14 @@ def _reason(output: str) -> str:
     return said or "no output"
 
 
+def cache(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """Folder of DVC's cache, and the kinds of link to try in order, as its configuration says on all its levels."""
+    lines = run_dvc(root, "config", "--list", patient=False).splitlines()
+    told = dict(line.partition("=")[::2] for line in lines)  # what stands last holds
+    kinds = tuple(kind.strip() for kind in told.get("cache.type", "reflink,copy").split(","))
+    return Path(told.get("cache.dir") or root / ".dvc" / "cache"), kinds
+
+
 def commit_stages(root: Path, *stages: str) -> None:
     """Record what the stages' outputs are now, as ``dvc repro`` would have."""
     run_dvc(root, "commit", "--force", *stages)

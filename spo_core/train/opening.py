@@ -104,32 +104,35 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
     rows, validation, prompts = fitting_questions(params, problem, tokenizer, model, rows, validation)
     model.to(policy_device(params))  # type: ignore[arg-type]
     working = working_copy(model, learn)
-    rollouts: RolloutWorker | Shards
-    if map_shards is not None:
-        rollouts = Shards(run.path, params, policy, model, map_shards)
-    else:
-        engine = make_engine(params, working, tokenizer, policy=policy, folder=run.path / "engine")
-        rollouts = RolloutWorker(params, problem, Verifier(params.verify), working, tokenizer, engine, prompts)
-    try:
+    with ExitStack() as opened:  # ends what was started where a later step fails
+        rollouts: RolloutWorker | Shards
+        if map_shards is not None:
+            rollouts = Shards(run.path, params, policy, model, map_shards)
+            opened.callback(rollouts.close)
+        else:
+            engine = make_engine(params, working, tokenizer, policy=policy, folder=run.path / "engine")
+            opened.callback(engine.close)
+            verifier = opened.enter_context(Verifier(params.verify))
+            rollouts = RolloutWorker(params, problem, verifier, working, tokenizer, engine, prompts)
         trainer = _learner(params.model_copy(update={"learn": learn}), policy, model, working, run)
-    except BaseException:
-        rollouts.close()
-        raise
-    return Session(
-        params,
-        run,
-        problem,
-        rows,
-        validation,
-        model,
-        working,
-        tokenizer,
-        rollouts,
-        trainer,
-        ReplayBuffer(params.learn),
-        question_order(params, problem, rows),
-        _critic(params, model, trainer),
-    )
+        opened.callback(trainer.close)
+        current = Session(
+            params,
+            run,
+            problem,
+            rows,
+            validation,
+            model,
+            working,
+            tokenizer,
+            rollouts,
+            trainer,
+            ReplayBuffer(params.learn),
+            question_order(params, problem, rows),
+            _critic(params, model, trainer),
+        )
+        opened.pop_all()  # the session's own to close from here on
+    return current
 
 
 def _critic(params: Params, model: PreTrainedModel, trainer: TrainerHandle) -> CriticHandle | None:

@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -243,8 +244,12 @@ def _opened(file: Path) -> _Open:
     model, tokenizer = trained_policy(policy, params.policy.lora, seed=params.run.seed, dtype=params.learn.dtype)
     model = working_copy(model.to(device), params.learn)  # type: ignore[arg-type]
     own = file.parent / f"engine-{platform.node()}-{os.getpid()}"
-    engine = make_engine(params, model, tokenizer, policy=policy, folder=own)
-    worker = RolloutWorker(params, problem_set(params.data), Verifier(params.verify), model, tokenizer, engine)
+    with ExitStack() as opened:  # ends the engine where a later step fails
+        engine = make_engine(params, model, tokenizer, policy=policy, folder=own)
+        opened.callback(engine.close)
+        verifier = opened.enter_context(Verifier(params.verify))
+        worker = RolloutWorker(params, problem_set(params.data), verifier, model, tokenizer, engine)
+        opened.pop_all()
     _open = _Open(key, worker)
     return _open
 
