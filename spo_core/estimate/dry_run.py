@@ -12,7 +12,7 @@ from rich.table import Table
 
 from spo_core.config import MonteCarlo, Params, VllmEngineParams, flatten
 from spo_core.estimate.memory import Memory, architecture, estimate_memory
-from spo_core.estimate.work import ASSUMPTIONS, Estimate, Work, estimate
+from spo_core.estimate.work import ASSUMPTIONS, RESAMPLED, Estimate, Work, estimate
 from spo_core.problems import problem_set
 
 LINE = 120  # columns where the output is no terminal
@@ -33,8 +33,9 @@ def print_dry_run(params: Params, console: Console | None = None) -> None:
     stages += [(stage.from_iteration, stage.context_length) for stage in params.rollout.context_schedule]
     for first, context in stages:
         console.print(f"\nOne iteration, from iteration {first:,} on, context of {context:,} tokens", style="bold")
-        console.print(_work_table(estimate(params, context)))
-    console.print(f"At most: not exceeded, save for tokens forwarded {SPLIT}. Expected: {ASSUMPTIONS}.")
+        console.print(_work_table(estimate(params, context), resampled=params.rollout.resample is not None))
+    assumed = ASSUMPTIONS if params.rollout.resample is None else f"{ASSUMPTIONS}, {RESAMPLED}"
+    console.print(f"At most: not exceeded, save for tokens forwarded {SPLIT}. Expected: {assumed}.")
     shape = architecture(params)
     console.print("\nMemory of one rank", style="bold")
     if shape is None:
@@ -56,11 +57,13 @@ def _engine_memory(params: Params) -> str:
     return f"vLLM takes another {share}{', but not during the update' if engine.sleep else ''}."
 
 
-def _work_table(found: Estimate) -> Table:
+def _work_table(found: Estimate, *, resampled: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("at most", justify="right")
     table.add_column("expected", justify="right")
+    if resampled:
+        table.add_row("questions asked", f"{found.asked[1]:,}", f"{found.asked[0]:,}")
     for field in fields(Work):
         if field.name in OPTIONAL and not getattr(found.most, field.name):
             continue

@@ -3,7 +3,7 @@ under assumptions. Memory is in ``memory.py``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -15,12 +15,14 @@ PROMPT = 100  # tokens of a prompt: GSM8K has about as many, MATH with its instr
 USE = 0.5  # mean length of a response, as a share of the longest possible
 CUTTABLE = 0.2  # share of tokens below the probability or above the entropy threshold
 STEP = 20  # tokens from one delimiter to the next
+UNIFORM = 0.5  # share of questions whose responses all have one reward, for which resampling asks others
 ASSUMPTIONS = (
     f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
     f"segment with an advantage, {CUTTABLE:.0%} of tokens below the probability or above the entropy threshold, a "
     f"delimiter every {STEP} tokens, no two responses equal up to a cut, no node left at its "
     "rollout.first_children"
 )
+RESAMPLED = f"{UNIFORM:.0%} of questions whose responses all have one reward, which rollout.resample replaces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Estimate:
     """Most optimizer steps, over all epochs."""
     rollouts_a_state: tuple[int, int]
     """Fewest and most value rollouts of one cutpoint; (0, 0) where the value estimator uses none."""
+    asked: tuple[int, int]
+    """Questions asked as expected and at most; more than are trained where ``rollout.resample`` replaces some."""
 
 
 def estimate(params: Params, context_length: int) -> Estimate:
@@ -70,13 +74,37 @@ def estimate(params: Params, context_length: int) -> Estimate:
     prompt = min(PROMPT, context_length // 4)
     usual = max(1, round(USE * min(limit, context_length - prompt)))
     longest_prompt = min(_longest_prompt(params) or context_length, context_length - 1)
+    most, most_asked = _resampled(params, _work(params, longest_prompt, longest, context_length, most=True), most=True)
+    expected, asked = _resampled(params, _work(params, prompt, usual, context_length, most=False), most=False)
     return Estimate(
         context_length,
-        most=_work(params, longest_prompt, longest, context_length, most=True),
-        expected=_work(params, prompt, usual, context_length, most=False),
+        most,
+        expected,
         optimizer_steps=params.learn.epochs * min(params.learn.optimizer_steps, rollout.questions),
         rollouts_a_state=_rollouts(params),
+        asked=(asked, most_asked),
     )
+
+
+def _resampled(params: Params, once: Work, *, most: bool) -> tuple[Work, int]:
+    """The work where questions are asked in place of others, and how many are asked in all; what is trained stays.
+
+    None is asked where, at the mean of those before, it would exceed the budget. So the most are asked where each has
+    as few tokens as it can, and the most tokens are sampled where the last ones have as many as they can.
+    """
+    resample, questions = params.rollout.resample, params.rollout.questions
+    if resample is None:
+        return once, questions
+    budget, each = resample.max_tokens, ceil(once.generated_tokens / questions)
+    fewest = params.rollout.branch_factors[0]  # tokens of a question: one for each of its first segments
+    affordable = budget // (fewest if most else each)
+    asked = max(questions, affordable if most else min(round(questions / (1 - UNIFORM)), affordable))
+    tokens = asked * each
+    if most:
+        tokens = min(tokens, max(questions * each, budget + questions * (each - fewest)))
+    more = asked / questions
+    counts = {name: round(getattr(once, name) * more) for name in ("responses", "segments", "value_rollouts")}
+    return replace(once, **counts, generated_tokens=tokens), asked
 
 
 def _longest_prompt(params: Params) -> int | None:

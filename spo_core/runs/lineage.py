@@ -45,6 +45,7 @@ RENAMED = {  # key in a run's identity -> key in params/
     **{f"arithmetic.{key}": f"data.arithmetic.{key}" for key in ArithmeticParams.model_fields},
     **{f"lora.{key}": f"policy.lora.{key}" for key in LoraParams.model_fields},
 }
+EMPTY = (None, {}, [])  # of a section that is not set
 MILESTONES = "outputs/milestones"
 NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only
 SCORES = (
@@ -175,7 +176,7 @@ def _run(run: RunRecord, root: Path, work: Path, link: Callable[[str], str | Non
     return {
         "run": {"directory": run.directory, "here": (work / run.directory).is_dir()},
         "params": run_params(run),
-        "params_now": _differences(run, root),
+        "params_now": params_now(run, root),
         "data": {"digest": run.identity.get("data") or run.identity.get("train"), "here": _data_here(run, root)},
         "code": {
             "revision": run.made_with.get("code_revision"),
@@ -207,7 +208,7 @@ def _shown(attempt: Attempt, link: Callable[[str], str | None]) -> dict[str, Any
     return asdict(attempt) | {"page": page}
 
 
-def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
+def params_now(run: RunRecord, root: Path) -> dict[str, Any]:
     """The run's params to which params/, with the run's preset and overrides, now gives another value."""
     caller = run.attempts[-1].caller if run.attempts else Caller()
     try:
@@ -215,8 +216,19 @@ def _differences(run: RunRecord, root: Path) -> dict[str, Any]:
         now = flatten(params.model_dump(mode="json")) | {"run.task_runner.shards": params.run.task_runner.shards}
     except SPOError as error:
         return {"unknown": str(error)}
-    was = {key: value for key, value in run_params(run).items() if value is not None or key in now}
-    return {key: {"was": v, "now": now.get(key, "not set")} for key, v in was.items() if now.get(key, "not set") != v}
+    was = run_params(run)
+    if _trained(run) and not any(key.startswith("policy.lora.") for key in was):
+        was["policy.lora"] = None
+    found = {
+        key: {"was": value, "now": now.get(key, "not set")}
+        for key, value in was.items()
+        if (value not in EMPTY or key in now) and now.get(key, "not set") != value
+    }
+    empty = {key for key, value in was.items() if value in EMPTY and key not in now}
+    for key, value in now.items():  # of a section that the run had not
+        if any(key.startswith(f"{section}.") for section in empty):
+            found[key] = {"was": "not set", "now": value}
+    return found
 
 
 def _data_here(run: RunRecord, root: Path) -> str | None:

@@ -23,7 +23,7 @@ from spo_core.errors import DataError
 from spo_core.paths import Paths
 from spo_core.problems.prepare import prepare_splits
 from spo_core.runs.directory import open_run
-from spo_core.runs.lineage import Asked, UnknownPolicy, asked_folder, asked_score, lines, trace
+from spo_core.runs.lineage import Asked, UnknownPolicy, asked_folder, asked_score, lines, params_now, trace
 from spo_core.runs.provenance import (
     ATTEMPTS,
     PUBLISHED,
@@ -308,6 +308,32 @@ def test_a_run_whose_params_are_as_they_were_has_no_differences(project, name):
     if params.policy.lora:
         assert chain["params"]["policy.lora.rank"] == params.policy.lora.rank
     assert not [key for key in chain["params"] if key.split(".")[0] in ("lora", "prover", "custom")]
+
+
+CHOICES = (  # each may be what a run had, and what params/ now say
+    (),
+    *(("run.iterations=7",), ("run.seed=5",)),
+    *(("policy.lora={}",), ("policy.lora={rank: 4, targets: [q_proj]}",)),
+    *(("rollout.resample={max_tokens: 9000}",), ("rollout.engine={type: vllm, options: {block_size: 64}}",)),
+    *(("learn.replay.segments=16",), (CUSTOM,)),
+)
+
+
+def test_params_are_said_to_be_the_same_where_the_run_would_be_and_nowhere_else(project):
+    """Each choice as it was against each as it is, whether it has a section more, one less or another."""
+    (project / "traced_own.py").write_text(MINE)
+    identities = [training_identity(load_params(project, None, chosen), Paths(project)) for chosen in CHOICES]
+    (run,) = project.glob("work/train-*")
+    record, chain = read_run(run), traced(project, "checkpoints/final")
+    for was, identity in zip(CHOICES, identities, strict=True):
+        for now, other in zip(CHOICES, identities, strict=True):
+            attempts = (replace(record.attempts[0], caller=Caller(None, now)),)
+            made = replace(record, identity=identity, attempts=attempts)
+            found = params_now(made, project)
+            assert "unknown" not in found, found
+            assert (found == {}) == (identity == other), (was, now, found)
+            written = list(lines(chain | {"params_now": found}))
+            assert ("params now    the same" in written) == (found == {})
 
 
 def test_changed_data_are_said_to_be_gone(project):
