@@ -45,7 +45,7 @@ RENAMED = {  # key in a run's identity -> key in params/
     **{f"arithmetic.{key}": f"data.arithmetic.{key}" for key in ArithmeticParams.model_fields},
     **{f"lora.{key}": f"policy.lora.{key}" for key in LoraParams.model_fields},
 }
-EMPTY = (None, {}, [])  # of a section that is not set
+EMPTY: tuple[Any, ...] = (None, {}, [])  # of a section that is not set
 MILESTONES = "outputs/milestones"
 NAMED_ALONE = "named by a report"  # name of a policy that is known by run and iteration only
 SCORES = (
