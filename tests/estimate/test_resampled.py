@@ -49,7 +49,7 @@ def asked(params, costs: list[int], says_nothing: list[bool]) -> tuple[int, int]
     )
 
     def sample(rows, iteration, progress):
-        return SimpleNamespace(trees=[of[row.question_id] for row in rows], counts=None)
+        return SimpleNamespace(trees=[of[row.question_id] for row in rows], counts=None, seconds=[0.0] * len(rows))
 
     session = SimpleNamespace(params=params, order=order, sample=sample)
     with (
