@@ -104,7 +104,8 @@ def test_whatever_was_started_is_closed_where_a_later_step_fails(kind, project, 
 
         started["in all"] = 0
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, fails)
+            is_class = isinstance(getattr(module, name), type)  # which others may ask isinstance about
+            patch.setattr(module, name, type(name, (), {"__new__": fails}) if is_class else fails)
             try:
                 with opening.open_session(params, project):
                     assert not before
