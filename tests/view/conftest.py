@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from spo_core.config import load_params
 from spo_core.credit import assign_credit
 from spo_core.credit.pairs import write_pairs
 from spo_core.evaluate.lighteval.details import Sample, write_details
+from spo_core.observe.formatting import visible
 from spo_core.paths import Paths
 from spo_core.policy.checkpoint import initial_policy, save_policy
 from spo_core.problems import problem_set
@@ -98,7 +100,40 @@ def write_evaluations(paths: Paths) -> None:
         write_details(target.with_suffix(".parquet"), samples)
 
 
-def write_hostile_run(paths: Paths, name: str = "train-<b>hostile") -> Path:
+PIECES = (
+    *("<script>window.taken=1</script>", "<img src=x onerror=window.taken=1>", "<svg onload=window.taken=1>", "<b>"),
+    *("<!--", "-->", "]]>", "</textarea>", "</title>", "</style>", "<math><mtext></mtext>", "<a href=javascript:a>"),
+    *("&#60;img src=x&#62;", "&lt", "&amp;lt;", "&nbsp;", "{{ 7*7 }}", "{% raw %}", "${7*7}", "%3Cimg%3E", "\\u003c"),
+    *('"', "'", "`", "=1+1", "@SUM(A1)", "+1", "-1", "\t=1", "\r\n", "\n\n", "\u00e9", "\U0001f600"),
+    *("a", "7 + 5 = 12"),
+    *(
+        "\x1b[2J",
+        "\x9b1m",
+        "\x00",
+        "\x07",
+        "\x7f",
+        "\u202e",
+        "\u2066",
+        "\u200b",
+        "\ufeff",
+        "\u2028",
+        "\u00ad",
+        "\U000e0041",
+    ),
+)
+
+
+def hostile_texts(count: int, seed: int) -> list[str]:
+    """Texts of some pieces each, in any order, that differ from one another as pages show them."""
+    rng = random.Random(seed)
+    found: dict[str, str] = {}
+    while len(found) < count:
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 6)))
+        found.setdefault(visible(text), text)
+    return list(found.values())
+
+
+def write_hostile_run(paths: Paths, name: str = "train-<b>hostile", texts: Sequence[str] = HOSTILE) -> Path:
     """A run whose name, params, questions and completions are hostile, sampled in bytes."""
     run = paths.work / name
     folder = run / "iterations" / "000001"
@@ -115,7 +150,7 @@ def write_hostile_run(paths: Paths, name: str = "train-<b>hostile") -> Path:
     save_policy(policy, tokenizer, run / "checkpoints" / "000001" / "policy")
     prompt = Node.prompt(tokenizer("Q")["input_ids"])
     trees, rows = [], []
-    for number, text in enumerate(HOSTILE):
+    for number, text in enumerate(texts):
         nodes = [prompt]
         for k, completion in enumerate((text, f"{text} again", "plain\nlines\tand tabs")):
             ids = tokenizer(completion)["input_ids"]

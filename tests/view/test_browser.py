@@ -13,7 +13,7 @@ import pytest
 from spo_core.observe.formatting import visible
 from spo_core.paths import Paths
 from spo_core.runs.directory import open_run
-from tests.view.conftest import HOSTILE, first_question, serving, trained
+from tests.view.conftest import HOSTILE, first_question, hostile_texts, serving, trained, write_hostile_run
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +161,33 @@ def test_hostile_text_is_text(page, number):
     assert grey.count() == (row.locator(".tokens > span").count() + 2) // 3
     page.locator(".tokens > span").first.hover()
     untaken(page)
+
+
+READ = """async addresses => Promise.all(addresses.map(async address => {
+    const page = new DOMParser().parseFromString(await (await fetch(address)).text(), "text/html");
+    const every = [...page.querySelectorAll("*")];
+    const handlers = every.flatMap(e => [...e.attributes]).filter(a => /^on|^srcdoc$/.test(a.name)).length;
+    const strangers = page.querySelectorAll("main script, img, iframe, object, embed, svg, math, style, base").length;
+    const links = every.filter(e => /^\\s*javascript/i.test(e.getAttribute("href"))).length;
+    return [page.querySelector("h1").textContent, handlers + strangers + links];
+}))"""
+
+
+def test_a_hundred_hostile_texts_are_text(page, project, tmp_path):
+    """In the browser's own reading of each page: the question as text, and no element or handler that it brought."""
+    texts, paths = hostile_texts(100, seed=0), Paths(tmp_path)
+    shutil.copytree(project.root / "params", tmp_path / "params")
+    write_hostile_run(paths, "train-many", texts)
+    run = "/run/work/train-many/iteration/1"
+    with serving(paths) as origin:
+        page.goto(f"{origin}{run}")
+        assert page.locator("#questions tbody tr").count() == 100
+        untaken(page)
+        page.goto(f"{origin}{run}?q={quote('<')}")
+        assert page.locator("#found mark").count() == min(200, 2 * sum("<" in text for text in texts))
+        untaken(page)
+        addresses = [f"{run}/tree?question={quote(f'{text}-{number}')}" for number, text in enumerate(texts)]
+        assert page.evaluate(READ, addresses) == [[visible(text), 0] for text in texts]
 
 
 def test_hostile_runs_are_listed_and_drawn_as_text(page):
