@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import plotly
+import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +20,7 @@ from spo_core.observe.view_link import DEFAULT_PORT, HOST, announced
 from spo_core.paths import Paths
 from spo_core.view import evaluation_pages, run_pages, tree_pages
 from spo_core.view.guard import Guard
-from spo_core.view.rendering import HERE, SHARED, page
+from spo_core.view.rendering import HERE, SHARED, environment, page
 
 STATIC = {
     "style.css": (SHARED / "style.css", "text/css"),
@@ -32,6 +33,7 @@ STATIC = {
 
 def make_app(paths: Paths, port: int = DEFAULT_PORT) -> FastAPI:
     """The pages of a project, as an application for requests to loopback at ``port``."""
+    load_ahead()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.paths = paths
     app.add_middleware(Guard, port=port)
@@ -65,6 +67,14 @@ def make_app(paths: Paths, port: int = DEFAULT_PORT) -> FastAPI:
         return _refused(request, f"not an address of this view: {visible(wrong)}", 422)
 
     return app
+
+
+def load_ahead() -> None:
+    """Load what the first pages would otherwise wait for: their templates, and pandas, which pyarrow imports to make
+    its first array of numbers."""
+    for template in sorted((HERE / "templates").glob("*.html")):
+        environment().get_template(template.name)
+    pa.chunked_array([[0]]).to_numpy()
 
 
 def _refused(request: Request, why: str, status: int) -> Response:
