@@ -24,7 +24,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("ranks", "more"), [(1, ()), (2, ()), pytest.param(2, ("all",), marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        pytest.param(1, (), marks=pytest.mark.exhaustive),
+        (2, ()),
+        pytest.param(2, ("all",), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_update_is_that_of_one_device(tmp_path, ranks, more):
     """Sequence losses, restarts and critics, under ZeRO stages 0 to 3: weights, metrics and values are equal to
     rounding, and a checkpoint gives the same bits."""
