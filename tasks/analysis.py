@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from spo_core.analysis.bench import bench, opened
 from spo_core.analysis.candidates import NAME, Candidate, identity, read_candidates, reference_of
 from spo_core.analysis.drift import check_start, drift
 from spo_core.analysis.findings import Measured, as_json, compare, recommend
-from spo_core.analysis.measure import measure, read_credited, read_gradients
+from spo_core.analysis.measure import measure, read_credited, read_gradients, read_values
 from spo_core.analysis.sketch import WIDTH, relative_error
-from spo_core.analysis.truth import State, measure_states
+from spo_core.analysis.truth import State, cut_within, measure_states
+from spo_core.analysis.warmed import CriticFound, critic_found, read_warming
 from spo_core.config import digest, flatten
 from spo_core.errors import ConfigError
 from spo_core.evaluate.models import Model, Reference, refer
@@ -26,6 +28,7 @@ from spo_core.observe.analysis_page import print_analysis, write_analysis
 from spo_core.observe.bars import bar
 from spo_core.observe.view_link import analysis_address
 from spo_core.problems.base import read_split
+from spo_core.rollout.prover import prover_folder
 from spo_core.runs.directory import check_run, open_run, provenance
 from spo_core.runs.fingerprint import ANALYSIS, code_digest
 from spo_core.system.files import folder_digest, write_json
@@ -38,8 +41,8 @@ from tasks.records import RunSpec
 @dataclass(frozen=True)
 class AnalysisSpec:
     """What to measure. ``tokens`` are generated for each candidate and the reference; ``states`` of each candidate are
-    valued by ``rollouts`` responses from each, or by none where it is 0. ``start`` is the policy that ``model`` is
-    compared with, if any; ``name`` that of the report."""
+    valued by ``rollouts`` responses from each, or by none where it is 0. ``start`` is the policy that training began
+    with, which ``model`` is compared with, if it is another one; ``name`` that of the report."""
 
     run: RunSpec
     candidates: tuple[Candidate, ...]
@@ -50,10 +53,24 @@ class AnalysisSpec:
     rollouts: int
     name: str
 
-    @property
+    @cached_property
     def all(self) -> tuple[Candidate, ...]:
-        """The candidates and the reference."""
-        return (*self.candidates, reference_of(self.candidates[0]))
+        """The candidates and the reference, told which other policies they are measured with. Raises ConfigError where
+        a prover is missing."""
+        return tuple(map(self._placed, (*self.candidates, reference_of(self.candidates[0]))))
+
+    def _placed(self, candidate: Candidate) -> Candidate:
+        first, name = self.start or self.model, candidate.prover_name
+        prover, reference = None, first.digest if candidate.needs_reference else None
+        if name is not None:
+            folder = prover_folder(name, first.folder)
+            prover = first.digest if folder == first.folder else folder_digest(folder)
+        own = self.model.digest
+        return replace(
+            candidate,
+            prover=None if prover == own else prover,
+            reference=None if reference == own else reference,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def report_names(name: str | None, models: Sequence[Model]) -> list[str]:
 def check_analysis(spec: AnalysisSpec) -> None:
     """Raise SPOError for what would refuse the analysis later; writes nothing."""
     open_project(spec.run.paths.root)
-    for candidate in spec.candidates:
+    for candidate in spec.all:
         sources(candidate.params)
     check_run(spec.run.paths.work, "analysis", spec.identity)
 
@@ -123,9 +140,10 @@ def check_analysis(spec: AnalysisSpec) -> None:
 def open_analysis(spec: AnalysisSpec) -> Iterator[str]:
     """Lock the working directory, load the policy and start its engine; yields the directory. Raises DataError for a
     ``start`` of another shape."""
+    first = spec.start.folder if spec.start is not None else None
     with (
         open_run(spec.run.paths.work, "analysis", spec.identity, spec.run.paths.root) as run,
-        opened(spec.all, spec.run.inputs, spec.model.folder, run.path),
+        opened(spec.all, spec.run.inputs, spec.model.folder, run.path, first),
     ):
         if spec.start is not None:
             check_start(bench(str(run.path)), spec.start.folder)
@@ -164,15 +182,27 @@ def _states(directory: str, candidate: Candidate, states: int, rollouts: int) ->
             progress.total = total
             progress.update(done - progress.n)
 
+        pairs, before = read_credited(candidate, folder), read_values(candidate, folder)
+        if before is not None:
+            seed = candidate.params.run.seed
+            pairs = [cut_within(pair, own, seed) for pair, own in zip(pairs, before, strict=True)]
         return measure_states(
             bench(directory),
             candidate,
-            read_credited(candidate, folder),
+            pairs,
             folder / "states",
             states=states,
             rollouts=rollouts,
             progress=show,
         )
+
+
+def _critic(candidate: Candidate, folder: Path) -> CriticFound | None:
+    before = read_values(candidate, folder)
+    if before is None:
+        return None
+    trees = [tree for tree, _ in read_credited(candidate, folder)]
+    return critic_found(trees, before, read_warming(candidate, folder))
 
 
 def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
@@ -183,6 +213,7 @@ def publish_analysis(spec: AnalysisSpec, directory: str) -> dict[str, Any]:
             read_gradients(folder := _folder(directory, candidate)),
             read_credited(candidate, folder),
             _states(directory, candidate, spec.states, spec.rollouts) if spec.states else [],
+            _critic(candidate, folder),
         )
         for candidate in spec.all
     ]

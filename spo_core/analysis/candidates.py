@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from spo_core.config import SEQUENCE_LOSSES, Params, digest, flatten, load_params
+from spo_core.config import SEQUENCE_LOSSES, Critic, MonteCarlo, Params, digest, flatten, load_params
 from spo_core.config.document import read_document
+from spo_core.config.learn import PPOClip
 from spo_core.errors import ConfigError
 from spo_core.rollout.seeds import derive_seed
 
@@ -22,6 +23,7 @@ REPEATS = 2  # times that a question is sampled
 FEWEST = 3  # questions that an error needs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder
 SAMPLED_VALUES = ("monte_carlo", "adaptive_monte_carlo")  # those that have rollouts sampled
+CRITIC = ("betas", "epsilon", "weight_decay", "max_grad_norm")  # of learn: what a critic is trained with
 # what decides the question, how the policy is sampled and judged, and how fast: what differs there does not compare
 SHARED = (
     "data",
@@ -46,11 +48,32 @@ SHARED = (
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A name and complete params. Of ``params.learn`` only the loss and what computes its gradient count. ``preset`` is
-    the one its params are read with."""
+    the one its params are read with. ``prover`` and ``reference`` are digests of the policies that sample its value
+    rollouts and that its loss compares with, where there are such beside the analysed one."""
 
     name: str
     params: Params
     preset: str | None = None
+    prover: str | None = None
+    reference: str | None = None
+
+    @property
+    def prover_name(self) -> str | None:
+        """What names the policy that samples its value rollouts; None where the analysed policy does."""
+        value = self.params.credit.value
+        return value.prover if isinstance(value, MonteCarlo) else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether its loss compares with a reference policy."""
+        return self.params.learn.loss.type in SEQUENCE_LOSSES
+
+    def warming_questions(self, rows: int) -> int:
+        """Questions of ``rows`` that are kept for warming its critic, half of them at most; none without a critic."""
+        value = self.params.credit.value
+        if not isinstance(value, Critic):
+            return 0
+        return min(rows // 2, value.warmup_iterations * self.params.rollout.questions)
 
     @property
     def batch_questions(self) -> int:
@@ -65,7 +88,9 @@ class Candidate:
         if rollout.first_children is not None:
             size += f", {rollout.first_children} first"
         parts = [credit.partition, credit.value, credit.advantage, credit.mask]
-        return f"{size}; " + ", ".join(" ".join(map(str, part.model_dump().values())) for part in parts)
+        loss = self.params.learn.loss.type
+        own = f", {loss}" if loss != "ppo_clip" else ""
+        return f"{size}; " + ", ".join(" ".join(map(str, part.model_dump().values())) for part in parts) + own
 
 
 class _Row(BaseModel):
@@ -85,7 +110,7 @@ def read_candidates(
 
     A grid is a YAML mapping from names to ``preset`` and ``set``, a list of ``namespace.key=value``; ``overrides`` hold
     for all. Raises ConfigError for a grid of another form, for a name given twice or that names no folder, and where
-    candidates differ in what they must share (SHARED), or ask for what an analysis has not, as a critic.
+    candidates differ in what they must share (SHARED), or take several problem sets.
     """
     rows = {name: _Row(preset=None if name == DEFAULT else name) for name in presets}
     if len(rows) < len(presets):
@@ -109,21 +134,6 @@ def read_candidates(
             raise ConfigError(
                 f"{candidate.name}: data.mixture: an analysis takes one problem set at a time; choose one of its sets"
             )
-        if candidate.params.credit.value.type == "critic":
-            raise ConfigError(
-                f"{candidate.name}: credit.value critic has values only within a run that trains it, and here "
-                "nothing is trained; choose credit.value tree_mean, monte_carlo or none"
-            )
-        if (loss := candidate.params.learn.loss.type) in SEQUENCE_LOSSES:
-            raise ConfigError(
-                f"{candidate.name}: learn.loss {loss} is of whole sequences, and its gradient at the reference "
-                "policy says nothing of later ones; compare it by training"
-            )
-        if getattr(candidate.params.credit.value, "prover", None) is not None:
-            raise ConfigError(
-                f"{candidate.name}: credit.value.prover needs an engine of its own, not there in the analysis; compare "
-                "by training"
-            )
     first = _shared(found[0].params)
     for candidate in found[1:]:
         own = _shared(candidate.params)
@@ -143,14 +153,30 @@ def reference_of(candidate: Candidate) -> Candidate:
     plain = {"partition": {"type": "whole"}, "value": {"type": "none"}, "advantage": {"type": "leave_one_out"}}
     credit = type(params.credit).model_validate(plain | {"mask": {"type": "all"}})
     rollout = params.rollout.model_copy(update={"branch_factors": (GROUP,), "first_children": None})
-    return Candidate(REFERENCE, params.model_copy(update={"credit": credit, "rollout": rollout}))
+    learn = params.learn.model_copy(update={"loss": PPOClip(type="ppo_clip")})
+    return Candidate(REFERENCE, params.model_copy(update={"credit": credit, "rollout": rollout, "learn": learn}))
 
 
 def identity(candidate: Candidate) -> dict[str, Any]:
     """All of a candidate that decides what is measured; counts only the learn params that its gradient depends on."""
     chosen = candidate.params.model_dump(mode="json", include={"rollout", "credit", "learn"})
-    learn = {key: chosen["learn"][key] for key in ("loss", "dtype", "zero_advantage", "clip_low", "clip_high")}
-    return {**chosen, "learn": learn, "shared": _shared(candidate.params)}
+    counts: tuple[str, ...] = ("loss", "dtype", "zero_advantage", "clip_low", "clip_high")
+    if candidate.params.credit.value.type == "critic":
+        counts += CRITIC
+    learn = {key: chosen["learn"][key] for key in counts}
+    return {**chosen, "learn": learn, "shared": _shared(candidate.params), **_policies(candidate)}
+
+
+def _policies(candidate: Candidate) -> dict[str, str]:
+    own = {"prover": candidate.prover, "reference": candidate.reference}
+    return {name: found for name, found in own.items() if found is not None}
+
+
+def warming(candidate: Candidate) -> dict[str, Any]:
+    """All that decides a candidate's warmed critic: candidates that agree here have one critic."""
+    learn = candidate.params.learn.model_dump(mode="json", include={*CRITIC})
+    critic = candidate.params.credit.value.model_dump(mode="json")
+    return {"critic": critic, "learn": learn, "trees": sampling(candidate)}
 
 
 def sampling(candidate: Candidate) -> dict[str, Any]:
@@ -163,6 +189,7 @@ def sampling(candidate: Candidate) -> dict[str, Any]:
         "first_children": rollout.first_children,
         "partition": credit.partition.model_dump(mode="json"),
         "value": credit.value.model_dump(mode="json") if credit.value.type in SAMPLED_VALUES else None,
+        **({"prover": candidate.prover} if candidate.prover else {}),
         "reference": candidate.name == REFERENCE,
     }
 

@@ -82,7 +82,7 @@ def efficiency(gradients: Gradients) -> Efficiency:
     sums = _Sums.of(gradients)
 
     def estimate(of: Callable[[Floats, Floats, Floats, Floats, Floats], Floats]) -> Estimate:
-        return _jackknife(lambda left: of(*sums.moments(left)), len(gradients.questions))
+        return jackknife(lambda left: of(*sums.moments(left)), len(gradients.questions))
 
     silent = 1.0 - gradients.signal.mean(axis=1)
     return Efficiency(
@@ -121,9 +121,9 @@ def cosine(gradients: Gradients, reference: Gradients) -> Estimate:
         return (totals[key].total - without) / (n * (n - 1) * scale[key])
 
     for key in ("aa", "bb"):
-        if not _is_positive(_jackknife(partial(mean, key), count)):
+        if not _is_positive(jackknife(partial(mean, key), count)):
             return Estimate(math.nan, math.nan)
-    return _jackknife(lambda left: mean("ab", left) / np.sqrt(mean("aa", left) * mean("bb", left)), count)
+    return jackknife(lambda left: mean("ab", left) / np.sqrt(mean("aa", left) * mean("bb", left)), count)
 
 
 def gain(ours: Gradients, theirs: Gradients, cost: Literal["tokens", "seconds"]) -> Estimate:
@@ -149,7 +149,7 @@ def gain(ours: Gradients, theirs: Gradients, cost: Literal["tokens", "seconds"])
             per_cost.append(signal / ((square - signal) * (tokens if cost == "tokens" else seconds)))
         return per_cost[0] / per_cost[1]
 
-    return _jackknife(of, len(union))
+    return jackknife(of, len(union))
 
 
 def _is_positive(found: Estimate) -> bool:
@@ -213,7 +213,7 @@ class _Sums:
         return signal, mean(self.squares), mean(self.within), mean(self.tokens), mean(self.seconds)
 
 
-def _jackknife(of: Callable[[Floats], Floats], count: int) -> Estimate:
+def jackknife(of: Callable[[Floats], Floats], count: int) -> Estimate:
     """``of`` maps left-out questions to estimates; NaN leaves none out. NaN where it divides by zero, as it does where
     no question has a gradient.
 

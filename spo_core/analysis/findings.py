@@ -14,6 +14,7 @@ from spo_core.analysis.forwarded import cut_entropies
 from spo_core.analysis.found import Found, credit_found
 from spo_core.analysis.shape import Shape, shape
 from spo_core.analysis.truth import Ranking, State, calibration, error, ranking
+from spo_core.analysis.warmed import CriticFound
 from spo_core.credit.pairs import CreditedTree
 from spo_core.problems.base import ShowsMistakes
 from spo_core.rollout.token_texts import token_texts
@@ -36,7 +37,7 @@ class Row:
     """What was measured of one candidate.
 
     ``tokens_gain`` and ``seconds_gain`` are its efficiency over that of the first candidate; None for the first itself.
-    ``values`` and ``found`` are None where there are none to measure.
+    ``values``, ``found`` and ``critic`` are None where there are none to measure.
     """
 
     name: str
@@ -48,16 +49,18 @@ class Row:
     shape: Shape
     values: Values | None
     found: Found | None
+    critic: CriticFound | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Measured:
-    """Of one candidate: its gradients, its trees, and states of known value."""
+    """Of one candidate: its gradients, its trees, states of known value, and how good its critic is, if it has one."""
 
     candidate: Candidate
     gradients: Gradients
     trees: Sequence[CreditedTree]
     states: Sequence[State]
+    critic: CriticFound | None = None
 
 
 def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) -> list[Row]:
@@ -81,6 +84,7 @@ def compare(bench: Bench, measured: Sequence[Measured], reference: Gradients) ->
                 shape(m.trees, cut_entropies(bench, m.trees, m.candidate.params.rollout.temperature)),
                 _values(m.states) if m.states else None,
                 blame,
+                m.critic,
             )
         )
     return result

@@ -19,12 +19,13 @@ from spo_core.analysis.efficiency import TOLD_APART, Estimate
 from spo_core.config import digest
 from spo_core.credit import Credit
 from spo_core.credit.pairs import CreditedTree
+from spo_core.learn.critic import StateValues
 from spo_core.rollout.engine import Request, finish_all
 from spo_core.rollout.seeds import derive_seed, state_name
 from spo_core.rollout.stops import stop_at
 from spo_core.system.files import read_json, write_json
 from spo_core.system.progress import Progress
-from spo_core.tree import FinishReason, RolloutTree
+from spo_core.tree import FinishReason, Node, RolloutTree
 
 BLOCK = 8  # states sampled from before they are written
 BINS = 5
@@ -89,6 +90,27 @@ def choose_pairs(pairs: Sequence[CreditedTree], count: int, seed: int) -> list[t
     return chosen
 
 
+def cut_within(pair: CreditedTree, before: StateValues, seed: int) -> CreditedTree:
+    """A tree of whole responses with the first one of three tokens or more cut at two places, so that a critic's values
+    ``before`` every token give states to look at; a tree that branches, or has no such response, as it is."""
+    tree, credit = pair
+    first = next((i for i in tree.children[0] if len(tree.nodes[i].token_ids) > 2), None)
+    if first is None or any(tree.children[i] for i in tree.children[0]):
+        return pair
+    node, own = tree.nodes[first], before[first]
+    rng = np.random.default_rng(derive_seed(seed, "cuts", tree.question_id))
+    a, b = sorted(1 + rng.choice(len(own) - 1, 2, replace=False))
+    parts = [
+        Node.sampled(number, node.token_ids[part], node.logprobs[part], FinishReason.SEGMENT)
+        for number, part in enumerate((slice(a), slice(a, b)))
+    ]
+    end = Node.sampled(2, node.token_ids[b:], node.logprobs[b:], node.finish).graded(node.reward, node.outcome)
+    cut = RolloutTree(tree.question_id, (tree.nodes[0], *parts, end), tree.policy_version, tree.iteration)
+    values = np.array([credit.values[0], own[a], own[b], node.reward])
+    unknown = tuple(np.zeros(n, np.float32) for n in cut.lengths)
+    return cut, Credit(values, unknown, tuple(u.astype(bool) for u in unknown))
+
+
 def _equal(tree: RolloutTree, a: int, b: int) -> bool:
     return np.array_equal(tree.nodes[a].token_ids, tree.nodes[b].token_ids)
 
@@ -140,7 +162,8 @@ def _state(tree: RolloutTree, credit: Credit, node: int, pair: int, rewards: np.
 def sample_from(
     bench: Bench, candidate: Candidate, states: Sequence[tuple[RolloutTree, int]], rollouts: int
 ) -> np.ndarray:
-    """Rewards [states, rollouts] of responses that go on from states, as the candidate's own rollouts would."""
+    """Rewards [states, rollouts] of responses that go on from states, as those rollouts do that the candidate's values
+    are means of."""
     worker = bench.worker(candidate)
     rollout, seed = worker.params.rollout, candidate.params.run.seed
     by_id = {row.question_id: row for row in bench.rows}
@@ -157,13 +180,15 @@ def sample_from(
             room = min(room, rollout.max_completion_tokens - len(ids))
         for k in range(rollouts):
             own = derive_seed(seed, "truth", tree.question_id, *state_name(ids), k)
-            requests.append(Request(len(requests), prefix, room, own, tree=tree.question_id))
+            proves = candidate.prover_name is not None  # then values are the prover's
+            requests.append(Request(len(requests), prefix, room, own, tree=tree.question_id, prover=proves))
             prefixes.append((tree.question_id, ids))
-    bench.engine.submit(requests)
-    done = finish_all(bench.engine)
+    engine = worker.engine
+    engine.submit(requests)
+    done = finish_all(engine)
     for request in requests:
-        bench.engine.release(request.request_id)
-    bench.engine.sleep()
+        engine.release(request.request_id)
+    engine.sleep()
     responses = []
     for request, (question, ids) in zip(requests, prefixes, strict=True):
         completion = done[request.request_id]

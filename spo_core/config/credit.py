@@ -117,6 +117,9 @@ class Critic(Namespace):
     network: Literal["copy", "head"] = "copy"
     """What is trained: a copy of the first policy with a head, or a small head on the policy's own hidden states, which
     gets no gradient to them."""
+    surprise: bool = False
+    """Whether it also sees how improbable the response's tokens were so far, as they were sampled: log-probs that
+    sampling gives for nothing, and that a network reading the tokens would have to learn anew."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Constant learning rate of its AdamW, whose other numbers are those of learn."""
     epochs: int = Field(default=2, ge=1)

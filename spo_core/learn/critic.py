@@ -33,6 +33,7 @@ from spo_core.learn.objective import WeightedTree
 from spo_core.learn.precision import MasterWeights, rounded_copy
 from spo_core.learn.splits import divide, smallest
 from spo_core.learn.state import load_optimizer, save_optimizer
+from spo_core.learn.surprise import flat_surprises, surprise_head
 from spo_core.learn.tree_batch import TreeBatch, layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.rollout.seeds import derive_seed
@@ -95,6 +96,8 @@ class Critic:
         self.trained = nn.ModuleDict({"head": head.to(backend.device)})
         if self.own is not None:
             self.trained["trunk"] = trunk(model)
+        if params.surprise:
+            self.trained["surprise"] = surprise_head(seed).to(backend.device)
         self.optimizer = torch.optim.AdamW(
             self.trained.parameters(),
             lr=params.learning_rate,
@@ -208,7 +211,11 @@ class Critic:
     def _outputs(self, batch: TreeBatch) -> Tensor:
         """What the head gives for the state before each token of the batch; float32 [tokens]."""
         hidden = self.backend.hidden(batch) if self.own is None else self.own.hidden(batch)
-        return self.trained["head"](hidden[batch.sources].float())[:, 0]
+        outputs = self.trained["head"](hidden[batch.sources].float())[:, 0]
+        if self.params.surprise:
+            features = flat_surprises(batch.trees, batch.order).to(outputs.device)
+            outputs = outputs + self.trained["surprise"](features)[:, 0]
+        return outputs
 
     def _bounded(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid() if self.by_entropy else outputs

@@ -8,7 +8,7 @@ passes and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -35,18 +35,23 @@ Measure = Callable[[Sequence[WeightedTree]], Sums]
 class SequenceLoss:
     """Plans an iteration's optimizer steps, and weighs the tokens of each by the present log-probs of its sequences.
 
-    ``reference`` measures log-probs under the reference policy, once. Raises TrainingError where a sequence is partly
-    masked, or its tokens have several advantages.
+    ``rngs`` choose among the pairs of each tree, one after the other; ``reference`` measures log-probs under the
+    reference policy, once. Raises TrainingError where a sequence is partly masked, or its tokens have several
+    advantages.
     """
 
     def __init__(
-        self, pairs: Sequence[CreditedTree], params: LearnParams, rng: np.random.Generator, reference: Measure
+        self,
+        pairs: Sequence[CreditedTree],
+        params: LearnParams,
+        rngs: Iterable[np.random.Generator],
+        reference: Measure,
     ) -> None:
         loss = params.loss
         assert isinstance(loss, DPOPositive | DirectValue)
         self.pairs, self.params, self.loss = pairs, params, loss
         self.units: list[Unit] = []
-        for index, (tree, credit) in enumerate(pairs):
+        for index, ((tree, credit), rng) in enumerate(zip(pairs, rngs, strict=False)):
             nodes = _sequences(tree, credit)
             if isinstance(loss, DPOPositive):
                 found = preferences(tree, credit, nodes, loss.margin)
@@ -64,10 +69,10 @@ class SequenceLoss:
         parts = np.array_split(rng.permutation(len(self.units)), min(self.params.optimizer_steps, len(self.units)))
         return [[self.units[i] for i in sorted(part.tolist())] for part in parts]
 
-    def weigh(self, step: Sequence[Unit], measure: Measure) -> list[WeightedTree]:
+    def weigh(self, step: Sequence[Unit], measure: Measure, *, summed: bool = False) -> list[WeightedTree]:
         """The trees of an optimizer step, whose plain sum of -advantage x log-prob has the gradient of its loss.
 
-        ``measure`` gives the present log-probs.
+        ``measure`` gives the present log-probs. The loss is a mean over the units, or ``summed``.
         """
         trees = self._trees(step)
         sums = measure(trees)
@@ -84,7 +89,7 @@ class SequenceLoss:
             advantages = [credit.advantages[node][0] for (_, credit), node in nodes]
             before, target = (torch.tensor(np.array(values, np.float64)) for values in (sampled, advantages))
             losses, metrics = direct_value(policy[at[:, 0]], reference[at[:, 0]], before, target, self.loss)
-        losses.mean().backward()
+        (losses.sum() if summed else losses.mean()).backward()
         for name, values in {"policy_loss": losses, **metrics}.items():
             self._sums[name] += float(values.detach().sum())
         self._seen += len(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Trainer:
         old = self._log_probs_before(pairs) if self.params.importance_cap is not None else None
         sequences = None
         if self.params.loss.type in SEQUENCE_LOSSES:
-            sequences = SequenceLoss(pairs, self.params, rng, self._reference_logprobs)
+            sequences = SequenceLoss(pairs, self.params, repeat(rng), self._reference_logprobs)
         sums = dict.fromkeys((*self.means, *COUNTS), 0.0)
         more: dict[str, float] = {"grad_norm": 0.0}
         if self.params.kl.type == "penalty":
@@ -144,14 +145,19 @@ class Trainer:
         return [name for name in names if optional.get(name, True)]
 
     def add_gradient(self, pairs: Sequence[CreditedTree]) -> int:
-        """Add the gradient of the summed token losses of credited trees, all sampled by the present policy, to that of
-        the backend; returns the number of trained tokens.
+        """Add the gradient of the summed losses of credited trees' tokens, or of their sequences, to that of the
+        backend; all are sampled by the present policy. Returns the number of trained tokens.
 
         No step is made, and nothing is normalised, whitened or added for the KL, so that a tree's gradient does not
         depend on which others are there. Raises TrainingError as ``train_iteration``.
         """
-        trees = [unweighted(i, *pair, self.params) for i, pair in enumerate(pairs)]
-        trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
+        if self.params.loss.type in SEQUENCE_LOSSES:
+            rngs = (np.random.default_rng(derive_seed(self.seed, "pairs", tree.question_id)) for tree, _ in pairs)
+            sequences = SequenceLoss(pairs, self.params, rngs, self._reference_logprobs)
+            trees = sequences.weigh(sequences.units, self._sequence_logprobs, summed=True) if sequences.units else []
+        else:
+            trees = [unweighted(i, *pair, self.params) for i, pair in enumerate(pairs)]
+            trees = [tree for tree in trees if any(mask.any() for mask in tree.masks)]
         return int(self._accumulate(trees, None, self.step)[0]["trained_tokens"]) if trees else 0
 
     def _optimizer_step(

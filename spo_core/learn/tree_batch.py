@@ -43,7 +43,7 @@ class TreeBatch:
     ``order`` has the (item, node) pairs in the order in which their trained tokens stand there. ``first``/``last``
     [tokens]: depth-first number of the token's stretch and of the last stretch below it, so that token k is before
     token q on its path where first[k] <= first[q] <= last[k] and k <= q. ``blocks`` are the SDPA calls of attention
-    ``rows``, ``slots`` [tokens] each token's index among the queries of all blocks.
+    ``rows``, ``slots`` [tokens] each token's index among the queries of all blocks. ``trees`` are the items' own.
     """
 
     input_ids: Tensor  # (tokens,)
@@ -56,6 +56,7 @@ class TreeBatch:
     targets: Tensor
     order: tuple[tuple[int, int], ...]
     measured: Measured | None = None
+    trees: tuple[RolloutTree, ...] = ()
 
     @property
     def forwarded_tokens(self) -> int:
@@ -129,6 +130,7 @@ def layout(items: Sequence[TrainedSegments], device: torch.device | str = "cpu",
         *pairs(trained),
         tuple((i, node) for i, node, _ in trained),
         measured,
+        tuple(item.tree for item in items),
     )
 
 

@@ -28,6 +28,7 @@ def write_analysis(result: Mapping[str, Any], folder: Path) -> Path:
     text = template.render(
         result=result,
         estimate=estimate,
+        critic_line=critic_line,
         calibration=Markup(calibration(result)),
         provenance=flatten(result["provenance"]),
     )
@@ -57,6 +58,16 @@ def estimate(found: Estimated, scale: float = 1.0) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
+def critic_line(row: Mapping[str, Any]) -> str:
+    """What a candidate's critic explains, and what warming it took."""
+    critic = row["critic"]
+    warming = critic["warming"]
+    return (
+        f"{row['name']}: its critic explains {estimate(critic['explained'])} of the variance of returns, after "
+        f"{warming['iterations']} iterations of warm-up whose {warming['tokens']:,} tokens are not in the table."
+    )
+
+
 def print_analysis(result: Mapping[str, Any]) -> None:
     """A line a candidate, then the recommendations. In a narrow terminal errors stand below their numbers."""
     console = table_console()
@@ -71,6 +82,9 @@ def print_analysis(result: Mapping[str, Any]) -> None:
                 f"KL {estimate(drift['kl_token'])} nats a token, {estimate(drift['kl_response'])} a response."
             )
         )
+    for row in result["candidates"]:
+        if row["critic"] is not None:
+            console.print(escape(critic_line(row)))
     for line in result["recommendations"]:
         console.print(escape(line))
 

@@ -31,7 +31,7 @@ EVALUATION = (
     "verify",
 )
 ANALYSIS = (
-    *(f"analysis/{name}" for name in ("bench", "candidates", "measure", "sketch", "truth")),
+    *(f"analysis/{name}" for name in ("bench", "candidates", "measure", "sketch", "truth", "warmed")),
     "credit",
     "learn",
     "policy",

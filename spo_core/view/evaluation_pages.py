@@ -144,7 +144,7 @@ def analysis_data(paths: Project, name: str) -> Response:
 @router.get("/analysis/{name:path}")
 def analysis_page(paths: Project, name: str) -> Response:
     """One analysis, as the laboratory's own page has it."""
-    from spo_core.observe.analysis_page import calibration, estimate  # here: it takes matplotlib a second to load
+    from spo_core.observe.analysis_page import calibration, critic_line, estimate  # here: matplotlib takes a second
 
     result = _read_analysis(paths, name)
     try:
@@ -153,6 +153,7 @@ def analysis_page(paths: Project, name: str) -> Response:
             name=name,
             result=result,
             estimate=estimate,
+            critic_line=critic_line,
             calibration=Markup(calibration(result)),  # its text is escaped there
             provenance=flatten(result["provenance"]),
         )

@@ -22,7 +22,18 @@ SHAPES = {
         preset="spo-chain",
     ),
     "whole": small("rollout.branch_factors=[4]", preset="grpo"),
+    "critic": small(
+        "rollout.branch_factors=[2]",
+        "credit.value.warmup_iterations=2",
+        "credit.value.optimizer_steps=2",
+        "credit.value.learning_rate=0.01",
+        preset="ppo",
+    ),
+    "prover": small("rollout.branch_factors=[3]", FEW_CUTS, preset="pav"),
+    "pairs": small("rollout.branch_factors=[4]", "learn.loss.pairs=2", preset="dpo-positive"),
+    "sequences": small("rollout.branch_factors=[3, 2]", "credit.partition.tokens=6", preset="dvo"),
 }
+SEQUENCES = ("pairs", "sequences")  # whose loss is of whole sequences
 
 
 def candidate(name: str) -> Candidate:
@@ -30,6 +41,8 @@ def candidate(name: str) -> Candidate:
 
 
 @contextmanager
-def laboratory(paths: Paths, folder: Path, candidates: Sequence[Candidate]) -> Iterator[Bench]:
-    with opened(candidates, paths, paths.checkpoint("warmup"), folder) as bench:
+def laboratory(
+    paths: Paths, folder: Path, candidates: Sequence[Candidate], first: Path | None = None
+) -> Iterator[Bench]:
+    with opened(candidates, paths, paths.checkpoint("warmup"), folder, first) as bench:
         yield bench

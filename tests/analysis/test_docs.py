@@ -25,7 +25,7 @@ def test_the_grid_is_read(tmp_path):
 
 def test_numbers_of_the_page_are_those_of_the_code():
     assert f"{WIDTH:,} numbers" in PAGE and GROUP == 8 and "groups of eight" in PAGE
-    assert len(PAGE.split()) < 1100
+    assert len(PAGE.split()) < 1250
     plain = reference_of(read_candidates(ROOT, ("default",))[0]).described
     assert plain == "8; whole, none, leave_one_out, all" and "leave one out, no mask" in PAGE
 

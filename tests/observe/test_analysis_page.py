@@ -16,6 +16,7 @@ from spo_core.analysis.findings import Row, Values, as_json, recommend
 from spo_core.analysis.found import Found
 from spo_core.analysis.shape import shape
 from spo_core.analysis.truth import State, calibration, error, ranking
+from spo_core.analysis.warmed import CriticFound, Warming
 from spo_core.observe import scores
 from spo_core.observe.analysis_page import estimate, print_analysis, write_analysis
 from tests.observe.examples import chain_tree, full_tree
@@ -61,6 +62,7 @@ def analysis(*names: str, states: int = 24, found: bool = True, scale: float = 0
                 shape([(tree, credit)], NO_CUTS),
                 values(rng) if states else None,
                 Found(e, e, e, e, 5, 9) if found else None,
+                CriticFound(Warming(2, 12_345, 0.1), e, 0.25, (0.4, 0.3, 0.2, math.nan)) if number == 1 else None,
             )
         )
     return {
@@ -89,6 +91,15 @@ def printed(given: dict, width: int, monkeypatch) -> str:
     with redirect_stdout(io.StringIO()) as output:
         print_analysis(given)
     return output.getvalue()
+
+
+def test_a_critic_is_told_of_beside_the_tables(tmp_path, monkeypatch):
+    """Whether states were valued or not; what warming took is said to be apart."""
+    for states in (24, 0):
+        given = analysis("default", "ppo", states=states)
+        text = "ppo: its critic explains 0.50 ± 0.10 of the variance of returns, after 2 iterations of warm-up"
+        assert text in rendered(given, tmp_path)[1].text and text in printed(given, 300, monkeypatch)
+        assert "default: its critic" not in printed(given, 300, monkeypatch)
 
 
 def test_names_stay_text(tmp_path, monkeypatch):
