@@ -109,14 +109,16 @@ def _check_positions(params: Params, places: dict[Keys, str]) -> None:
 
 def _origin(override: str) -> str:
     """Name an override in messages, without its value, which may be a secret that belongs elsewhere."""
-    return f"--set {override.partition('=')[0]}"
+    key = override.partition("=")[0]
+    return f"--set {key if len(key) <= LONGEST else key[:LONGEST] + '...'}"
 
 
 def _override(text: str) -> _Layer:
     """Parse ``a.b=1`` to the overlay ``{"a": {"b": 1}}``."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {text!r}: write it as namespace.key=value")
+        shown = repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}..."
+        raise ConfigError(f"--set {shown}: write it as namespace.key=value")
     where, keys = _origin(text), tuple(key.split("."))
     found = parse_document(where, value)
     tree = found.content

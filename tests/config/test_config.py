@@ -250,3 +250,12 @@ def test_rewards_are_those_of_every_set_s_own_grader():
         if not shares:
             with pytest.raises(ConfigError, match=r"credit\.value\.loss cross_entropy takes returns"):
                 load_params(ROOT, "ppo", (mixed, value))
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "run.seed:" + "9" * 5000, "=" + "'" * 5000, "a" * 5000 + "=1", "\ud800" * 900]
+)
+def test_a_refusal_of_an_override_is_short_however_long_that_is(text):
+    with pytest.raises(ConfigError) as refused:
+        load_params(ROOT, None, (text,))
+    assert str(refused.value).startswith("--set ") and len(str(refused.value)) < 900
