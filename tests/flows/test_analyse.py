@@ -83,6 +83,7 @@ def test_an_analysis_measures_every_candidate_and_the_reference(whole, project):
     assert all(name in page for name in rows)
 
 
+@pytest.mark.exhaustive
 def test_a_second_start_measures_nothing_again_and_says_the_same(whole, project, environment):
     before = files(project)
     stamps = {p: p.stat().st_mtime_ns for p in project.glob("work/analysis-*/*/*/*")}
@@ -185,7 +186,12 @@ def test_refused_before_anything_starts(project, monkeypatch, told, says):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["gpro"], ["--set", "rollout.context_length=300"], ["--model", "best", "--model", "best"]]
+    "arguments",
+    [
+        ["gpro"],
+        pytest.param(["--set", "rollout.context_length=300"], marks=pytest.mark.exhaustive),
+        pytest.param(["--model", "best", "--model", "best"], marks=pytest.mark.exhaustive),
+    ],
 )
 def test_refused_in_one_line_and_nothing_written(project, environment, arguments):
     before = listed(project)

@@ -132,7 +132,7 @@ def test_everything_is_there_once(new_project, environment):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        (None, "PREFECT_API_URL is not set; start a server"),
+        pytest.param(None, "PREFECT_API_URL is not set; start a server", marks=pytest.mark.exhaustive),
         ("http://127.0.0.1:9/api", "no Prefect server answers at http://127.0.0.1:9/api"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
+also = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 
 @pytest.fixture
@@ -45,9 +47,9 @@ def everything(project: Path) -> dict[str, int]:
     [
         ([], ["problem_set: \"arithmetic\"", "(336,288 parameters)"]),
         (["--preset", "rho1b-spo-tree-666"], ["segments: 512", "4,128", "3,351,744", "(1,100,048,384 parameters)"]),
-        (["--preset", "lora-24gb"], ["(1,100,048,384 parameters, 50,462,720 trained)", "targets: \"all-linear\""]),
-        (["--preset", "qwen1.5b-grpo"], ["context of 4,096 tokens", "problem_set: \"math\""]),
-        (["--set", "learn.epochs=3"], ["\n  epochs: 3\n"]),
+        also(["--preset", "lora-24gb"], ["(1,100,048,384 parameters, 50,462,720 trained)", "targets: \"all-linear\""]),
+        also(["--preset", "qwen1.5b-grpo"], ["context of 4,096 tokens", "problem_set: \"math\""]),
+        also(["--set", "learn.epochs=3"], ["\n  epochs: 3\n"]),
     ],
 )  # fmt: skip
 def test_it_prints_and_leaves_the_folder_as_it_was(project, arguments, says):

@@ -31,11 +31,6 @@ pytestmark = pytest.mark.slow
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
-@pytest.fixture(scope="module")
-def environment(own_server) -> dict[str, str]:
-    return own_server
-
-
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", *IDENTITY, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
@@ -156,6 +151,7 @@ def test_without_a_repository_nothing_is_done(run):
 def test_the_server_s_limit_is_held_and_a_taken_one_stops_no_training(run, environment, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(versioning, "PATIENCE", 1.0)
+    monkeypatch.setattr(versioning, "DVC_LIMIT", "dvc-of-this-test")  # the server is that of others too
     ask(environment, "v2/concurrency_limits/", {"name": versioning.DVC_LIMIT, "limit": 1})
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
         with concurrency_slot(versioning.DVC_LIMIT):

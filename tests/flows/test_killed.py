@@ -56,7 +56,7 @@ def extent(trace: list[Moment], phase: str) -> tuple[int, float]:
     return statistics.median_low(events.values()), statistics.median_low(lengths or [trace[-1].at - began[-1][1] + 1.0])
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(25, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.exhaustive)])
 def test_killed_at_moments_of_every_phase(kills, straight, copy, quick, environment):
     uninterrupted, trace = straight
     assert {m.phase for m in trace} == set(PHASES)
@@ -139,13 +139,17 @@ def wait_for(project: Path, pattern: str, process: subprocess.Popen) -> None:
     until(there, seconds=400)
 
 
-def test_killed_under_dvc_repro(straight, copy, environment):
+STAGE, DVC = ("iterations/000003/trees.parquet", False), ("checkpoints/000006/COMPLETE", True)
+
+
+@pytest.mark.parametrize("moments", [[DVC], pytest.param([STAGE, DVC], marks=pytest.mark.exhaustive)])
+def test_killed_under_dvc_repro(straight, copy, environment, moments):
     """First the stage's process alone, then DVC itself: the stage goes with it."""
     project = copy()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment | {"PATH": path, MARK: "dvc"}
     repro = [sys.executable, "-m", "dvc", "repro", "--single-item", "train"]
-    for moment, whole in (("iterations/000003/trees.parquet", False), ("checkpoints/000006/COMPLETE", True)):
+    for moment, whole in moments:
         with (project.parent / "log").open("w+") as log:
             process = subprocess.Popen(repro, cwd=project, env=env, stdout=log, stderr=log)
             wait_for(project, moment, process)

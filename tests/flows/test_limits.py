@@ -17,11 +17,6 @@ from tests.flows.test_deploy import ask
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def environment(own_server) -> dict[str, str]:
-    return own_server
-
-
 @pytest.fixture
 def server(environment) -> Iterator[dict]:
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):

@@ -122,21 +122,26 @@ def script(folder: Path, text: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def measured(checkpoint, tmp_path_factory) -> tuple[dict[str, CellScore], dict[str, list], Path, list]:
+    """Scores and samples of both cells, the folder, and the progress that the longer one told."""
+    folder, progress = tmp_path_factory.mktemp("measured"), []
+    scores = {
+        "short": measure(checkpoint, SHORT, folder / "short"),
+        "long": measure(checkpoint, LONG, folder / "long", progress=lambda *counts: progress.append(counts)),
+    }
+    return scores, {name: read_details(folder / name / DETAILS) for name in scores}, folder, progress
+
+
 @pytest.mark.slow
 @needs_evaluation
-def test_end_to_end(checkpoint, tmp_path):
+def test_end_to_end(checkpoint, request):
     """Counts, limits, stops, tracing; that the prompts are those of training and lighteval's figure follows from the
     completions is checked by every evaluation."""
     files = sorted(checkpoint.rglob("*"))
-    progress: list[tuple[int, int]] = []
-    scores = {
-        "short": measure(checkpoint, SHORT, tmp_path / "short"),
-        "long": measure(checkpoint, LONG, tmp_path / "long", progress=lambda *counts: progress.append(counts)),
-    }
-    samples = {name: read_details(tmp_path / name / DETAILS) for name in scores}
-
+    scores, samples, folder, progress = request.getfixturevalue("measured")
     assert sorted(checkpoint.rglob("*")) == files, "lighteval wrote into the checkpoint"
-    assert sorted(path.name for path in (tmp_path / "long").iterdir()) == [DETAILS, LOG]
+    assert sorted(path.name for path in (folder / "long").iterdir()) == [DETAILS, LOG]
     assert progress[-1] == (35, 35)
     short = {(s.question_id, s.sample): s.completion for s in samples["short"]}
     for name, score in scores.items():
@@ -148,9 +153,15 @@ def test_end_to_end(checkpoint, tmp_path):
     a, b = scores["short"].protocol, scores["long"].protocol
     assert a == replace(b, context_length=a.context_length)
 
-    again = measure(checkpoint, LONG, tmp_path / "again")
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@needs_evaluation
+def test_a_second_evaluation_gives_the_same(checkpoint, measured, tmp_path):
+    scores, samples, *_ = measured
+    again = measure(checkpoint, LONG, tmp_path)
     assert replace(again, seconds=0.0) == replace(scores["long"], seconds=0.0)
-    assert read_details(tmp_path / "again" / DETAILS) == samples["long"]
+    assert read_details(tmp_path / DETAILS) == samples["long"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_every_stage_gives_the_gradient_of_plain_torch(tmp_path, ranks):
     """The head called once a chunk would end in a collective that the other rank does not join."""
     results = on_ranks("tests.learn.deepspeed.head_on_ranks", ranks, tmp_path)
