@@ -57,6 +57,7 @@ FANS_AND_PROMPT = FANS | {"prompt": "always"}
 CRITIC = {
     "type": "critic",
     "network": "copy",
+    "surprise": False,
     "learning_rate": 1e-6,
     "epochs": 2,
     "optimizer_steps": 8,
