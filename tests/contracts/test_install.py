@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -73,14 +74,19 @@ def test_a_lock_file_of_uv_is_not_committed():
     assert ignored.returncode == 0
 
 
+INHERITED = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "UV"}  # by what make, or uv run, starts
+
+
 def recipes(folder, *arguments: str) -> str:
-    """What make would run in a folder where nothing is installed, a command a line."""
+    """What make would run in a folder where nothing is installed, a command a line; whatever the present make, or uv,
+    was told stays out."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "constraints", folder / "constraints", dirs_exist_ok=True)
     done = subprocess.run(
         ["make", "-n", *arguments, ".venv/.test", ".venv-evaluate/.complete"],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name not in INHERITED},
         capture_output=True,
         text=True,
         check=True,
@@ -99,6 +105,14 @@ def test_make_installs_the_same_extras_and_leaves_out_the_same_packages_by_pip_a
         assert "-c constraints/evaluate.txt" in said and "-r constraints/evaluate.in" in said
     for line in by_uv.splitlines():  # uv reads pyproject.toml's versions, which are not lighteval's
         assert ("--no-config" in line) == (".venv-evaluate" in line and "touch" not in line), line
+
+
+@pytest.mark.parametrize("told", [{"UV": "/elsewhere/uv"}, {"MAKEFLAGS": "-- UV=uv", "MAKELEVEL": "1"}])
+def test_what_is_read_off_make_does_not_depend_on_who_runs_the_tests(tmp_path, monkeypatch, told):
+    before = recipes(tmp_path)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert recipes(tmp_path) == before
 
 
 def test_make_goes_on_with_uv_where_uv_made_the_environment(tmp_path):
