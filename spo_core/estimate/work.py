@@ -96,7 +96,8 @@ def _resampled(params: Params, once: Work, *, most: bool) -> tuple[Work, int]:
     if resample is None:
         return once, questions
     budget, each = resample.max_tokens, ceil(once.generated_tokens / questions)
-    fewest = params.rollout.branch_factors[0]  # tokens of a question: one for each of its first segments
+    first = params.rollout.branch_factors[0]
+    fewest = min(first, params.rollout.first_children or first)  # tokens of a question: one for each first segment
     affordable = budget // (fewest if most else each)
     asked = max(questions, affordable if most else min(round(questions / (1 - UNIFORM)), affordable))
     tokens = asked * each
@@ -104,7 +105,8 @@ def _resampled(params: Params, once: Work, *, most: bool) -> tuple[Work, int]:
         tokens = min(tokens, max(questions * each, budget + questions * (each - fewest)))
     more = asked / questions
     counts = {name: round(getattr(once, name) * more) for name in ("responses", "segments", "value_rollouts")}
-    return replace(once, **counts, generated_tokens=tokens), asked
+    proved = min(round(once.prover_tokens * more), tokens)
+    return replace(once, **counts, generated_tokens=tokens, prover_tokens=proved), asked
 
 
 def _longest_prompt(params: Params) -> int | None:

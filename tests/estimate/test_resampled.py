@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +30,10 @@ BASE = load_params(
 )
 
 
-def chosen(questions: int, budget: int | None) -> Params:
+def chosen(questions: int, budget: int | None, first: int | None = None, base: Params = BASE) -> Params:
     resample = None if budget is None else ResampleParams(max_tokens=budget)
-    rollout = BASE.rollout.model_copy(update={"questions": questions, "resample": resample})
-    return BASE.model_copy(update={"rollout": rollout})
+    rollout = base.rollout.model_copy(update={"questions": questions, "resample": resample, "first_children": first})
+    return base.model_copy(update={"rollout": rollout})
 
 
 def asked(params, costs: list[int], says_nothing: list[bool]) -> tuple[int, int]:
@@ -65,23 +66,37 @@ def asked(params, costs: list[int], says_nothing: list[bool]) -> tuple[int, int]
 def test_no_iteration_asks_or_samples_more_than_the_most(data):
     """Cheap and dear questions in any order: where the first are cheapest the last may be dearest."""
     questions, budget = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 400))
-    cost = st.integers(BRANCHES, BRANCHES * LONGEST) | st.sampled_from([BRANCHES, BRANCHES * LONGEST])
-    cheap = data.draw(st.integers(0, 140))
-    costs = [BRANCHES] * cheap + data.draw(st.lists(cost, min_size=1, max_size=20)) + [BRANCHES * LONGEST] * 200
+    first = data.draw(st.sampled_from([None, 2]))
+    fewest = first or BRANCHES  # of responses
+    cost = st.integers(fewest, BRANCHES * LONGEST) | st.sampled_from([fewest, BRANCHES * LONGEST])
+    cheap = data.draw(st.integers(0, 200))
+    costs = [fewest] * cheap + data.draw(st.lists(cost, min_size=1, max_size=20)) + [BRANCHES * LONGEST] * 200
     says_nothing = data.draw(st.lists(st.booleans(), max_size=12)) + [True] * len(costs)
-    params = chosen(questions, budget)
+    params = chosen(questions, budget, first)
     found = estimate(params, CONTEXT)
     count, tokens = asked(params, costs, says_nothing[: len(costs)])
     assert count <= found.asked[1] and tokens <= found.most.generated_tokens
 
 
-def test_the_most_is_reached():
+@pytest.mark.parametrize("first", [None, 2])
+def test_the_most_is_reached(first):
     """By the cheapest questions in number; in tokens where the last round begins once these left room for it alone."""
-    params = chosen(4, 28 * BRANCHES)
+    fewest = first or BRANCHES
+    params = chosen(4, 28 * fewest, first)
     found = estimate(params, CONTEXT)
-    assert asked(params, [BRANCHES] * 100, [True] * 100)[0] == found.asked[1] == 28
-    dear = [BRANCHES] * 24 + [BRANCHES * LONGEST] * 76
+    assert asked(params, [fewest] * 100, [True] * 100)[0] == found.asked[1] == 28
+    dear = [fewest] * 24 + [BRANCHES * LONGEST] * 76
     assert asked(params, dear, [True] * 100)[1] == found.most.generated_tokens
+
+
+def test_a_prover_samples_for_those_asked_in_place_of_others_too():
+    """As much for each question; at the most no more than all that is sampled."""
+    base = load_params(ROOT, "pav", ("rollout.questions=4", "learn.optimizer_steps=1"))
+    context = base.rollout.context_length
+    once, more = (estimate(chosen(4, budget, base=base), context) for budget in (None, 10**6))
+    assert once.expected.prover_tokens > 0 and more.asked[0] == 8
+    assert more.expected.prover_tokens == 2 * once.expected.prover_tokens
+    assert once.most.prover_tokens < more.most.prover_tokens <= more.most.generated_tokens
 
 
 def test_what_is_expected_follows_from_the_share_that_says_nothing_and_the_budget():
