@@ -83,7 +83,8 @@ def command(
         typer.Option(help="warmup, final or best; a folder; REVISION:PATH; a hub id. Several: one after the other."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Measure how far the model has gone from this one.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Policy that training began with, and how far the model has gone from it."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each candidate.")] = TOKENS,
     states: Annotated[int, typer.Option(min=0, help="States whose true value is sampled; 0: none.")] = STATES,
@@ -92,7 +93,7 @@ def command(
     name: Annotated[str | None, typer.Option(help="Of the folder below reports/analysis.")] = None,
     quiet: cli.Quiet = False,
 ) -> None:
-    """Measure gradient efficiency, value error and credit of candidates at a policy, or several; nothing is trained."""
+    """Measure gradient efficiency, value error and credit of candidates at a policy, or several; none is trained."""
     chosen = tuple(presets or (() if grid else (DEFAULT,)))
     run, _ = read_spec(Path.cwd(), chosen, grid, tuple(set_ or ()), name)
     models = tuple(model or ("warmup",))
