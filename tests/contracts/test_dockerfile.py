@@ -172,4 +172,4 @@ def test_it_is_built_on_a_stub_of_a_base(builder, tmp_path):
 def test_a_base_whose_python_is_too_old_is_refused_before_anything_is_installed(builder, tmp_path):
     assert build(builder, stub(tmp_path / "base", 1), "-t", "stub").returncode == 0
     made = build(builder, ROOT, "--build-arg", "BASE=localhost/stub")
-    assert made.returncode != 0 and "pip install" not in made.stdout.partition("STEP 5")[2]
+    assert made.returncode != 0 and "sys.version_info" in made.stdout and "pip install" not in made.stdout
