@@ -12,6 +12,7 @@ from spo_core.system.files import read_json
 from spo_core.system.plugins import project
 
 SPECIAL_TOKENS = 3  # padding, begin and end, of the tokenizers that policies from scratch have
+SURPRISE = 4_673  # trained numbers of learn/surprise.py's head
 LLAMA_LIKE = ("llama", "mistral", "qwen2")  # model types whose parameters ``count_parameters`` counts
 
 
@@ -184,10 +185,11 @@ def _critic(params: Params, shape: PolicyShape, size: int) -> int:
     value, hidden = params.credit.value, shape.hidden_size
     if value.type != "critic":
         return 0
+    more = SURPRISE if value.surprise else 0
     if value.network == "head":
-        return 16 * (hidden * hidden + 4 * hidden + 1)  # LayerNorm and two linear layers
+        return 16 * (hidden * hidden + 4 * hidden + 1 + more)  # LayerNorm and two linear layers
     count, output = count_parameters(shape), 0 if shape.tied else shape.vocabulary * hidden
-    return 16 * (count - output + hidden + 1) + 4 * output + (2 * count if size == 2 else 0)
+    return 16 * (count - output + hidden + 1 + more) + 4 * output + (2 * count if size == 2 else 0)
 
 
 def _prover(params: Params, shape: PolicyShape, size: int, cached: int) -> int:

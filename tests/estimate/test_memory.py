@@ -133,10 +133,10 @@ def test_of_one_device(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("network", ["copy", "head"])
-def test_of_a_critic(network, dtype):
+@pytest.mark.parametrize(("network", "surprise"), [("copy", False), ("copy", True), ("head", False), ("head", True)])
+def test_of_a_critic(network, surprise, dtype):
     """The bytes of its tensors after an update, and of gradients for what its optimizer holds."""
-    value = CriticParams.model_validate({"type": "critic", "network": network})
+    value = CriticParams.model_validate({"type": "critic", "network": network, "surprise": surprise})
     params, model = load_params(ROOT), make_model()
     learn = learn_params({"dtype": dtype, "backend": {"type": "torch"}})
     critic = Critic(own_model(model, value), TorchBackend(model, None, learn), value, learn, probabilities=True, seed=0)
