@@ -36,6 +36,19 @@ MORE = tuple(
     Algorithm(preset, preset)
     for preset in ("dr-grpo", "dapo", "gspo", "cispo", "ppo", "restem", "dpo-positive", "dvo", "pav")
 )
+# on long arithmetic, with some 20 thousand tokens an iteration
+LONG = (
+    Algorithm("SPO-tree 4-4-4, 2 first", "long-arithmetic"),
+    Algorithm("SPO-tree 4-4-4", "long-arithmetic", ("rollout.first_children=null", "rollout.questions=8")),
+    Algorithm(
+        "SPO-tree 3-3-3-3, 2 first",
+        "long-arithmetic",
+        ("rollout.branch_factors=[3, 3, 3, 3]", "credit.partition.tokens=28"),
+    ),
+    Algorithm(BASELINE, "grpo", ("rollout.questions=24",)),
+    Algorithm("RLOO", "rloo", ("rollout.questions=24",)),
+    Algorithm("PPO", "ppo", ("rollout.questions=96",)),
+)
 ACCURACIES = (0.5, 0.6, 0.7)
 
 
@@ -51,18 +64,24 @@ class Scale:
 
 FULL = Scale(300_000, (1.5e-4, 3e-4, 6e-4, 1.2e-3), (100,), (0, 1, 2, 3, 4))
 QUICK = Scale(60_000, (6e-4,), (100,), (0, 1))
+LONG_FULL = Scale(900_000, (1e-4, 2e-4, 4e-4), (100,), (0, 1, 2, 3, 4))
+LONG_QUICK = Scale(100_000, (2e-4,), (100,), (0, 1))
 
 
 def command(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and seeds, one learning rate.")] = False,
     every: Annotated[bool, typer.Option("--all", help="The other presets of the embedded problem too.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="On preset long-arithmetic's questions; hours.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
     """Make the runs that are missing, then print and write the comparison."""
-    scale, algorithms = QUICK if quick else FULL, (*ALGORITHMS, *(MORE if every else ()))
-    prepared(Plan(algorithms[0], scale.rates[0], 0, scale.budget).params)
+    scale, problem = QUICK if quick else FULL, None
+    if long:
+        scale, problem = LONG_QUICK if quick else LONG_FULL, "long-arithmetic"
+    algorithms = (*(LONG if long else ALGORITHMS), *(MORE if every else ()))
+    prepared(Plan(algorithms[0], scale.rates[0], 0, scale.budget, problem).params)
     tried = [
-        Plan(algorithm, rate, seed, scale.budget)
+        Plan(algorithm, rate, seed, scale.budget, problem)
         for seed in scale.sweep_seeds
         for algorithm in algorithms
         for rate in scale.rates
@@ -70,9 +89,9 @@ def command(
     ]
     sweep = make(tried, "rates", jobs)
     rates = best_rates(sweep) or {algorithm.name: scale.rates[0] for algorithm in algorithms}
-    plans = [Plan(a, rates[a.name], seed, scale.budget) for seed in scale.seeds for a in algorithms]
+    plans = [Plan(a, rates[a.name], seed, scale.budget, problem) for seed in scale.seeds for a in algorithms]
     runs = make(plans, "seeds", jobs)
-    name = "compare" + "_quick" * quick + "_all" * every
+    name = "compare" + "_long" * long + "_quick" * quick + "_all" * every
     write_json(
         RESULTS / f"{name}.json",
         {

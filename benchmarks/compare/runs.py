@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -10,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from spo_core.config import Params, load_params
+from spo_core.config import Params, flatten, load_params
 from spo_core.observe.bars import bar
 from spo_core.paths import Paths
 from spo_core.problems.prepare import prepare_splits
@@ -19,6 +20,7 @@ from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.train.warmup import warm_up
 
+OF_THE_PROBLEM = ("data.arithmetic.", "rollout.context_length.", "policy.", "learn.warmup_steps.")
 QUESTIONS = 1000  # of the validation split: the standard error of an accuracy is at most 0.016
 STEPS = ("timing/rollout", "timing/advantage", "timing/train")
 COMMON = (
@@ -42,12 +44,13 @@ class Algorithm:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run to make: ``budget`` in generated tokens."""
+    """One run to make: ``budget`` in generated tokens, ``problem`` a preset whose questions and first policy it has."""
 
     algorithm: Algorithm
     learning_rate: float
     seed: int
     budget: int
+    problem: str | None = None
 
     @property
     def params(self) -> Params:
@@ -56,7 +59,8 @@ class Plan:
             f"run.seed={self.seed}",
             f"run.max_generated_tokens={self.budget}",
         )
-        return load_params(Path.cwd(), self.algorithm.preset, (*COMMON, *self.algorithm.overrides, *own))
+        problem = _problem(self.problem) if self.problem else ()
+        return load_params(Path.cwd(), self.algorithm.preset, (*COMMON, *problem, *self.algorithm.overrides, *own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,12 @@ def measured(plan: Plan, params: Params, rows: Sequence[dict[str, Any]]) -> Run:
         [*(params.rollout.questions for _ in rows), QUESTIONS],
         sum(row["train/forwarded_tokens"] for row in rows),
     )
+
+
+def _problem(preset: str) -> tuple[str, ...]:
+    """Overrides that give any algorithm the questions and the first policy of a preset, and its rise of the rate."""
+    params = flatten(load_params(Path.cwd(), preset).model_dump(mode="json"))
+    return tuple(f"{key}={json.dumps(value)}" for key, value in params.items() if f"{key}.".startswith(OF_THE_PROBLEM))
 
 
 def as_json(runs: Iterable[Run]) -> list[dict[str, Any]]:
