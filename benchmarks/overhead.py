@@ -217,7 +217,7 @@ def watch(spans: Spans, session: Session, skip_model: bool) -> dict[str, Any]:
     spans.wrap("replay", ReplayBuffer, "add", "draw")
     spans.wrap("planning", trainer, "plan_epoch")
     spans.wrap("layout", trainer, "divide", "layout")
-    spans.wrap("layout", trainer.Trainer, "_tokens")
+    spans.wrap("layout", trainer, "pass_tokens")
     spans.wrap("model", type(session.trainer.backend), "logprobs", "reference_logprobs", "backward", "step")
     spans.wrap("checkpoint", steps, "save")
     if skip_model:
