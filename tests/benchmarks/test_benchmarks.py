@@ -54,6 +54,7 @@ def test_growth_is_counted_in_rows_and_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_cost_of_orchestration_is_measured_on_a_real_server():
     small = orchestration.merged(SMALL, {"policy": {"warmup": {"steps": 10}}})
     found = orchestration.measure(4, small)

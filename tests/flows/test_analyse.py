@@ -130,6 +130,7 @@ def test_interrupted_it_goes_on_to_the_same_numbers(whole, project, environment,
     assert without_seconds(report(project, "interrupted")) == without_seconds(whole)
 
 
+@pytest.mark.exhaustive
 def test_several_policies_are_measured_one_after_the_other(whole, project, environment):
     """A page stands above two analyses, of which the first was measured before."""
     warmup = project / "checkpoints" / "warmup"

@@ -103,6 +103,7 @@ def test_it_left_no_secret_of_its_environment_behind(project, environment, worke
         assert not holding(folders, value), (name, holding(folders, value))
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_told_to_end_lets_its_run_end(project, environment, worker):
     process, log = worker
     given = ["-p", 'overrides=["policy.warmup.steps=400"]', "-p", "name=tried"]

@@ -266,6 +266,7 @@ def test_a_milestone_is_evaluated_by_its_revision(trained, milestone, clone, mon
     git(clone, "checkout", "--", "outputs")
 
 
+@pytest.mark.exhaustive
 def test_an_experiment_in_a_clean_clone_is_told_apart_from_what_it_began_with(trained, clone, environment):
     dvc(clone, environment, "exp", "run", "-n", "twice", "-S", "params/learn.yaml:learn.epochs=2", "train")
     changed = json.loads(dvc(clone, environment, "metrics", "diff", "--json", "--", "HEAD"))

@@ -80,6 +80,7 @@ def test_killed_at_moments_of_every_phase(kills, straight, copy, quick, environm
     assert sum(row["train/skipped"] for row in result(project)["rows"]) == 0, "nothing was trained"
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(straight, copy, quick, environment):
     """A file cut off, then one that is missing; said on standard error and in Prefect's log."""
     project = copy()

@@ -18,18 +18,18 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 # a thousand questions: the standard error of the difference is 0.02, and what is learned in these budgets 0.1 and more
 COMMON = ("run.threads=1", "run.validate_every=1000", "run.checkpoint_every=1000", "data.validation=1000")
-LONG = pytest.mark.exhaustive  # as the others, but slower to learn
+LONG = pytest.mark.exhaustive  # as the others, for make test-all
 TRAININGS = {
     "SPO-tree": (None, "run.iterations=8"),
     "GRPO": ("grpo", "run.iterations=5"),
-    "RLOO": ("rloo", "run.iterations=5"),
     "RestEM": ("restem", "run.iterations=2", "rollout.questions=128"),
     "DPO-positive": ("dpo-positive", "run.iterations=6", "rollout.questions=32"),
-    "DVO": ("dvo", "run.iterations=6", "rollout.questions=24"),
-    "PAV": ("pav", "run.iterations=6", "rollout.questions=16"),
     "PPO": ("ppo", "run.iterations=7", "rollout.questions=96", "credit.value.warmup_iterations=1"),
 }
-SLOWER = {
+MORE = {
+    "PAV": ("pav", "run.iterations=6", "rollout.questions=16"),
+    "DVO": ("dvo", "run.iterations=6", "rollout.questions=24"),
+    "RLOO": ("rloo", "run.iterations=5"),
     "SPO-chain": ("spo-chain", "run.iterations=16", "learn.learning_rate=1.5e-4"),
     "VinePPO": ("vineppo", "run.iterations=24", "learn.learning_rate=1.5e-4"),
     "equal parts": (
@@ -54,13 +54,13 @@ def warmed(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("method", [*TRAININGS, *(pytest.param(name, marks=LONG) for name in SLOWER)])
+@pytest.mark.parametrize("method", [*TRAININGS, *(pytest.param(name, marks=LONG) for name in MORE)])
 def test_it_ends_more_than_three_standard_errors_above_its_start(warmed, tmp_path, method, monkeypatch):
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "work"))
     for name in ("data", "checkpoints"):
         shutil.copytree(warmed / name, tmp_path / name)
     found = []
-    with open_session(small(*(TRAININGS | SLOWER)[method]), Paths(tmp_path)) as session:
+    with open_session(small(*(TRAININGS | MORE)[method]), Paths(tmp_path)) as session:
         found.append(validate(session, 0))
         while not session.finished:
             number = session.iteration + 1

@@ -79,6 +79,7 @@ def far(params: LearnParams, hostfile: Path) -> LearnParams:
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_machines_train_as_one_and_end_with_the_flow(policy, folder, told, hostfile):
     """One rank on each of two machines: the weights of two ranks here, bit by bit, and of one device, to rounding;
     closing the trainer ends them, though nothing but the socket ties them to it. What is exchanged lies in the run's

@@ -224,6 +224,7 @@ def test_ranks_train_adapters_as_one_device(policy, folder, stage):
         assert all(map(torch.equal, straight, weights(two)))
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_stays_near_and_keeps_float32_weights(policy, folder):
     params = params_of({"zero_stage": 3}, dtype="bfloat16", **KL)
     one = make_trainer(policy, **SMALL, **KL)
