@@ -40,7 +40,7 @@ CLUSTERS = {
         name,
         marks=[
             pytest.mark.skipif(importlib.util.find_spec(f"prefect_{name}") is None, reason="needs the extra"),
-            *([pytest.mark.exhaustive] if name == "ray" else []),
+            pytest.mark.exhaustive,
         ],
     )
     for name in ("dask", "ray")
