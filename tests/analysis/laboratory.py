@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spo_core.analysis.bench import Bench, opened
 from spo_core.analysis.candidates import Candidate
+from spo_core.analysis.measure import measure
 from spo_core.paths import Paths
 from tests.invariants.test_training_runs import small
 
@@ -46,3 +47,14 @@ def laboratory(
 ) -> Iterator[Bench]:
     with opened(candidates, paths, paths.checkpoint("warmup"), folder, first) as bench:
         yield bench
+
+
+def measured(paths, folder: Path, *candidates: Candidate, tokens: int, first: Path | None = None) -> list[Path]:
+    with laboratory(paths, folder, candidates, first) as bench:
+        for one in candidates:
+            measure(bench, one, folder / one.name, tokens)
+    return [folder / one.name for one in candidates]
+
+
+class Killed(BaseException):
+    """What ends a measurement where a test wants it to."""

@@ -19,25 +19,13 @@ from spo_core.errors import ConfigError, DataError, TrainingError
 from spo_core.learn.backend import TorchBackend
 from spo_core.policy.checkpoint import load_policy
 from spo_core.system.files import file_digest
-from tests.analysis.laboratory import SEQUENCES, SHAPES, candidate, laboratory
+from tests.analysis.laboratory import SEQUENCES, SHAPES, Killed, candidate, laboratory, measured
 from tests.invariants.test_training_runs import prepared, small
 from tests.learn.test_gradient import TEMPERATURE, naive
 
 each_shape = pytest.mark.parametrize("name", SHAPES)
 CHAINS = ("chain", "adaptive", "prover")
 DIFFERENT = ("tree", "adaptive", "critic")  # in what a batch holds and samples
-
-
-@pytest.fixture
-def paths(tmp_path, policy, tokenizer, monkeypatch):
-    return prepared(tmp_path, policy, tokenizer, monkeypatch)
-
-
-def measured(paths, folder: Path, *candidates: Candidate, tokens: int, first: Path | None = None) -> list[Path]:
-    with laboratory(paths, folder, candidates, first) as bench:
-        for one in candidates:
-            measure(bench, one, folder / one.name, tokens)
-    return [folder / one.name for one in candidates]
 
 
 def bits(folder: Path) -> dict:
@@ -49,10 +37,6 @@ def bits(folder: Path) -> dict:
         found[batch.name] = record | {p.name: file_digest(p) for p in batch.iterdir() if p.suffix != ".json"}
         found[batch.name]["trees"] = trees
     return found
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from spo_core.errors import ConfigError
 from spo_core.policy.checkpoint import load_policy, save_policy
 from spo_core.system.files import folder_digest
 from tasks.analysis import AnalysisSpec
-from tests.analysis.laboratory import FEW_CUTS, SHAPES, laboratory
-from tests.analysis.test_measure import measured, paths  # noqa: F401
+from tests.analysis.laboratory import FEW_CUTS, SHAPES, laboratory, measured
 from tests.invariants.test_training_runs import small
 from tests.learn.test_gradient import TEMPERATURE, logprobs
 
@@ -33,7 +32,7 @@ def chain(name: str, prover: str | None, cuts: str = FEW_CUTS) -> Candidate:
 
 
 @pytest.fixture
-def policies(paths, tmp_path, tokenizer, monkeypatch):  # noqa: F811
+def policies(paths, tmp_path, tokenizer, monkeypatch):
     """The analysed policy, the one that training began with, and another; the last two in folders of their names."""
     monkeypatch.setattr("spo_core.rollout.prover.project", lambda: tmp_path)
     found = {"own": load_policy(paths.checkpoint("warmup"))[0].eval()}
@@ -46,7 +45,7 @@ def policies(paths, tmp_path, tokenizer, monkeypatch):  # noqa: F811
     return found
 
 
-def test_value_rollouts_are_those_of_each_candidate_s_own_prover(paths, policies, tmp_path):  # noqa: F811
+def test_value_rollouts_are_those_of_each_candidate_s_own_prover(paths, policies, tmp_path):
     """Beside one that asks for entropies and has no prover, in any order."""
     provers = {"began": "first", "other": "other", "own": None}
     candidates = [chain(name, prover, ENTROPY if prover is None else FEW_CUTS) for name, prover in provers.items()]
@@ -64,7 +63,7 @@ def test_value_rollouts_are_those_of_each_candidate_s_own_prover(paths, policies
                     assert logprobs(by, tree, index).numpy() == pytest.approx(node.logprobs, abs=1e-3)
 
 
-def test_true_values_are_the_prover_s(paths, policies, tmp_path, monkeypatch):  # noqa: F811
+def test_true_values_are_the_prover_s(paths, policies, tmp_path, monkeypatch):
     """A state's truth is asked of whoever its value is a mean of."""
     asked = []
     for name, prover in (("other", "other"), ("own", None)):
@@ -108,7 +107,7 @@ def test_what_was_measured_with_other_policies_is_measured_anew(policies, tmp_pa
     assert differ == [True, False, True, False]
 
 
-def test_several_provers_are_refused_with_vllm_whose_servers_have_one(paths, policies, tmp_path):  # noqa: F811
+def test_several_provers_are_refused_with_vllm_whose_servers_have_one(paths, policies, tmp_path):
     engine = "rollout.engine={type: vllm, servers: 1}"
     candidates = [
         Candidate(name, small("rollout.branch_factors=[2]", engine, f"credit.value.prover={name}", preset="pav"))

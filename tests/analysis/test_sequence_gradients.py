@@ -12,8 +12,7 @@ from spo_core.analysis.candidates import Candidate
 from spo_core.analysis.measure import read_credited
 from spo_core.analysis.sketch import sketch
 from spo_core.policy.checkpoint import load_policy, save_policy
-from tests.analysis.laboratory import SHAPES
-from tests.analysis.test_measure import measured, paths  # noqa: F401
+from tests.analysis.laboratory import SHAPES, measured
 from tests.learn.test_gradient import TEMPERATURE, flat, logprobs
 
 
@@ -37,7 +36,7 @@ def drawn(ratios, advantages, loss) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("other", [False, True], ids=["at the reference", "beside it"])
 @pytest.mark.parametrize(("name", "override"), [("pairs", "learn.loss.pairs"), ("sequences", None)])
-def test_a_sketch_is_that_of_the_summed_losses(name, override, other, paths, tmp_path, tokenizer):  # noqa: F811
+def test_a_sketch_is_that_of_the_summed_losses(name, override, other, paths, tmp_path, tokenizer):
     params = SHAPES[name]
     rollout = params.rollout.model_copy(update={"temperature": TEMPERATURE})
     loss = params.learn.loss.model_copy(update={"pairs": None} if override else {})

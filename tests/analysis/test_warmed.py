@@ -16,8 +16,7 @@ from spo_core.credit import assign_credit
 from spo_core.learn.critic import Critic, state_returns
 from spo_core.system.files import file_digest
 from spo_core.tree import read_trees
-from tests.analysis.laboratory import candidate, laboratory
-from tests.analysis.test_measure import Killed, measured, paths  # noqa: F401
+from tests.analysis.laboratory import Killed, candidate, laboratory, measured
 from tests.invariants.test_training_runs import small
 
 CRITIC = "credit.value={type: critic, warmup_iterations: 2, learning_rate: 0.01}"
@@ -27,7 +26,7 @@ def warmed_files(folder: Path) -> dict[str, str]:
     return {p.name: file_digest(p) for p in sorted(folder.glob("critic-*/0*/*")) if p.suffix != ".json"}
 
 
-def test_its_credit_is_that_of_the_warmed_critic_on_questions_it_has_not_seen(paths, tmp_path):  # noqa: F811
+def test_its_credit_is_that_of_the_warmed_critic_on_questions_it_has_not_seen(paths, tmp_path):
     one = candidate("critic")
     (folder,) = measured(paths, tmp_path / "a", one, tokens=600)
     values, pairs = read_values(one, folder), read_credited(one, folder)
@@ -48,7 +47,7 @@ def test_its_credit_is_that_of_the_warmed_critic_on_questions_it_has_not_seen(pa
     assert np.ptp(np.concatenate([v for own in values for v in own[1:]])) > 0, "it has learnt something"
 
 
-def test_killed_between_iterations_of_its_warming_ends_in_the_same_bits(paths, tmp_path, monkeypatch):  # noqa: F811
+def test_killed_between_iterations_of_its_warming_ends_in_the_same_bits(paths, tmp_path, monkeypatch):
     one, calls = candidate("critic"), []
     measured(paths, tmp_path / "a", one, tokens=1)
     update = Critic.update
@@ -67,7 +66,7 @@ def test_killed_between_iterations_of_its_warming_ends_in_the_same_bits(paths, t
     assert calls == [1, 2, 2] and warmed_files(tmp_path / "a") == warmed_files(tmp_path / "b")
 
 
-def test_candidates_of_one_critic_warm_it_once(paths, tmp_path, monkeypatch):  # noqa: F811
+def test_candidates_of_one_critic_warm_it_once(paths, tmp_path, monkeypatch):
     pair = [
         Candidate(
             str(decay),
@@ -84,7 +83,7 @@ def test_candidates_of_one_critic_warm_it_once(paths, tmp_path, monkeypatch):  #
     assert all(np.array_equal(a, b) for x, y in zip(*values, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_a_response_is_cut_where_its_values_are_looked_at(paths, tmp_path):  # noqa: F811
+def test_a_response_is_cut_where_its_values_are_looked_at(paths, tmp_path):
     one = candidate("critic")
     (folder,) = measured(paths, tmp_path / "a", one, tokens=400)
     pairs, values = read_credited(one, folder), read_values(one, folder)
@@ -105,14 +104,14 @@ def test_a_response_is_cut_where_its_values_are_looked_at(paths, tmp_path):  # n
     assert len(states) == 4 and all(0 <= s.position < 1 and 0 <= s.value <= 1 for s in states)
 
 
-def test_a_tree_that_branches_is_looked_at_as_it_is(paths, tmp_path):  # noqa: F811
+def test_a_tree_that_branches_is_looked_at_as_it_is(paths, tmp_path):
     one = candidate("tree")
     (folder,) = measured(paths, tmp_path / "a", one, tokens=1)
     for pair in read_credited(one, folder):
         assert cut_within(pair, state_returns(pair[0]), 0) is pair
 
 
-def test_explained_variance_is_its_formula_and_its_error_that_of_leaving_questions_out(paths, tmp_path):  # noqa: F811
+def test_explained_variance_is_its_formula_and_its_error_that_of_leaving_questions_out(paths, tmp_path):
     one = candidate("critic")
     (folder,) = measured(paths, tmp_path / "a", one, tokens=600)
     trees, before = [tree for tree, _ in read_credited(one, folder)], read_values(one, folder)
