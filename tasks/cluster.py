@@ -16,7 +16,6 @@ from prefect.task_runners import TaskRunner
 
 from spo_core.config import DaskRunner, RayRunner, TaskRunnerParams
 from spo_core.errors import ConfigError, EngineError, type_and_line
-from spo_core.train.shards import close_worker_later
 
 LOOPBACK = "127.0.0.1"
 RAY_MEMORY = 128 * 2**20  # bytes of Ray's object store, which holds a few small records
@@ -100,6 +99,8 @@ def _dask(params: DaskRunner) -> Iterator[Cluster]:
                 raise ConfigError(
                     f"run.task_runner.address {params.address}: no worker within {FIRST_WORKER:g} s; start some"
                 ) from None
+            from spo_core.train.shards import close_worker_later  # with torch, which most flows do without
+
             # the workers outlive this flow; the engines that they keep for it must not, once their shard is done
             stack.callback(_quietly, lambda: client.run(close_worker_later, wait=False))
         yield Cluster("dask", runner, (KilledWorker, FutureCancelledError, CommClosedError))

@@ -17,6 +17,14 @@ from spo_core.tree import FinishReason, Node, RolloutTree
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SHORT_DATA = DataParams.model_validate_json(
+    '{"arithmetic": {"steps": [6, 8], "careless": 0.12, "remainders": false, "words": 0, "beliefs": 0.0}}'
+)
+SHORT = (  # the questions of preset short-arithmetic, for any algorithm: a quarter of the tokens
+    f"data.arithmetic={SHORT_DATA.arithmetic.model_dump_json(exclude={'sizes', 'recovers'})}",
+    "rollout.context_length=96",
+    "rollout.first_children=null",
+)
 
 torch.set_num_threads(1)  # tests may share the machine; two threads that wait for each other are slower than one
 
@@ -38,7 +46,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return make_tokenizer("characters", problem_set(DataParams()))
+    return make_tokenizer("characters", problem_set(SHORT_DATA))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class Plan:
             f"run.seed={self.seed}",
             f"run.max_generated_tokens={self.budget}",
         )
-        problem = _problem(self.problem) if self.problem else ()
+        problem = of_problem(self.problem) if self.problem else ()
         return load_params(Path.cwd(), self.algorithm.preset, (*COMMON, *problem, *self.algorithm.overrides, *own))
 
 
@@ -135,7 +135,7 @@ def measured(plan: Plan, params: Params, rows: Sequence[dict[str, Any]]) -> Run:
     )
 
 
-def _problem(preset: str) -> tuple[str, ...]:
+def of_problem(preset: str) -> tuple[str, ...]:
     """Overrides that give any algorithm the questions and the first policy of a preset, and its rise of the rate."""
     params = flatten(load_params(Path.cwd(), preset).model_dump(mode="json"))
     return tuple(f"{key}={json.dumps(value)}" for key, value in params.items() if f"{key}.".startswith(OF_THE_PROBLEM))

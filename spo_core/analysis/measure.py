@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from spo_core.learn.critic import StateValues
 from spo_core.learn.trainer import Trainer
 from spo_core.problems.base import Question
 from spo_core.system.files import atomic_directory, read_json, write_json
+from spo_core.train.gold_values import answer_values
 from spo_core.train.questions import QuestionOrder
 from spo_core.train.sampling import RolloutWorker
 from spo_core.tree import RolloutTree, read_trees, write_trees
@@ -62,10 +64,14 @@ def measure(
     """
     params, count = candidate.params, candidate.batch_questions
     worker, trainer = bench.worker(candidate), bench.trainer(candidate)
-    critic, training = None, 0.0
+    valued: Callable[[Sequence[RolloutTree]], list[StateValues]] | None = None
+    training = 0.0
     if params.credit.value.type == "critic":
         critic, took = warm(bench, candidate, folder)
-        training = took.seconds
+        valued, training = critic.values, took.seconds
+    elif params.credit.value.type == "gold_answer":
+        answers = answer_values(params.credit.value, bench.problem, bench.rows, bench.tokenizer, trainer)
+        valued = partial(answers.values, context_length=params.rollout.context_length)
     generated = number = 0
     most = len(bench.rows) - candidate.warming_questions(len(bench.rows))
     while (number + 1) * count <= most:
@@ -75,8 +81,8 @@ def measure(
             rows = QuestionOrder(bench.rows, params.run.seed, position=(number - 1) * count).draw(count, number)
             trees, seconds = _trees(worker, rows, _tree_folder(candidate, folder) / batch.name, number)
             started = time.perf_counter()
-            before = critic.values(trees) if critic else None
-            more = time.perf_counter() - started + training * len(trees) if critic else 0.0
+            before = valued(trees) if valued else None
+            more = time.perf_counter() - started + training * len(trees) if valued else 0.0
             pairs = _credited(candidate, trees, before)
             with atomic_directory(batch) as place:
                 _differentiate(
@@ -202,6 +208,8 @@ def read_credited(candidate: Candidate, folder: Path) -> list[CreditedTree]:
 
 def read_values(candidate: Candidate, folder: Path) -> list[StateValues] | None:
     """A critic's values of the states before every token of the trees that were measured; None without a critic."""
+    if candidate.params.credit.value.type != "critic":
+        return None
     return _values(_read_trees(candidate, folder), folder)
 
 

@@ -150,6 +150,20 @@ class Critic(Namespace):
         return self
 
 
+class GoldAnswer(Namespace):
+    """V(state) = probability of the right answer after it, by one forward pass of the policy and without a rollout.
+
+    The answer is put right behind the prefix, so what the policy would still work out does not count.
+    """
+
+    type: Literal["gold_answer"]
+    cue: str | None = None
+    """Text between prefix and answer, not scored; null: as the template's answer form begins an answer."""
+    close: str | None = None
+    """Text behind the answer, scored with it; null: as the answer form ends one. Where it is empty the policy's EOS
+    token stands there."""
+
+
 class NoValue(Namespace):
     """Rewards of whole responses are compared as they are."""
 
@@ -236,7 +250,7 @@ class LowProbability(Namespace):
 Partition = FixedTokens | Cutpoints | EqualParts | Delimiter | Entropy | Whole
 CutPartition = Cutpoints | EqualParts | Delimiter | Entropy
 CUT_TYPES = ("cutpoints", "equal_parts", "delimiter", "entropy")
-Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | Critic | NoValue | CustomParams
+Value = TreeMean | MonteCarlo | AdaptiveMonteCarlo | Critic | GoldAnswer | NoValue | CustomParams
 Advantage = Difference | LeaveOneOut | GroupNormalized | BestOfKProgress | GAE | Rejection | CustomParams
 Mask = AllTokens | LowProbability
 

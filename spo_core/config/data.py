@@ -13,17 +13,17 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class ArithmeticParams(Namespace):
-    steps: tuple[int, int] = (6, 8)
+    steps: tuple[int, int] = (12, 14)
     """Fewest and most operations in a question."""
     sizes: tuple[Size, Size, Size] = (20_000, 200, 250)
     """Questions generated for train, validation and test where ``data`` leaves these null."""
-    careless: Share = 0.12
+    careless: Share = 0.08
     """Probability that the careless solver gets one step wrong (and carries on from it)."""
-    remainders: bool = False
+    remainders: bool = True
     """Whether % is among the operations, by 2 to 5; many a slip before one makes no difference to what follows."""
-    words: int = Field(default=0, ge=0)
+    words: int = Field(default=1, ge=0)
     """Words that the careless solver writes before every step, any of eight: they decide nothing."""
-    beliefs: Share = 0.0
+    beliefs: Share = 0.015
     """Share of facts that the careless solver believes wrongly, so that its most likely result is wrong. A fact is a
     last digit, an operation and an operand."""
 

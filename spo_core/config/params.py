@@ -49,6 +49,11 @@ class Params(Namespace):
             raise ValueError(
                 f"rollout.branch_factors has {depth} depths, but credit.partition.type {partition} takes one"
             )
+        if self.rollout.first_children is not None and depth == 1:
+            raise ValueError(
+                f"rollout.first_children is for trees, and rollout.branch_factors {list(self.rollout.branch_factors)} "
+                "asks for whole responses: set it to null"
+            )
         if self.rollout.first_children is not None and value in ("monte_carlo", "adaptive_monte_carlo"):
             raise ValueError(
                 f"rollout.first_children ends subtrees by their rewards, and credit.value {value} samples further "
@@ -57,15 +62,15 @@ class Params(Namespace):
         if partition == "entropy" and self.rollout.engine.type == "vllm":
             raise ValueError("credit.partition entropy needs entropies, which rollout.engine vllm does not give")
         rollouts = value in ("monte_carlo", "adaptive_monte_carlo")
-        if (partition in CUT_TYPES) != rollouts and value not in ("custom", "critic"):
+        if (partition in CUT_TYPES) != rollouts and value not in ("custom", "critic", "gold_answer"):
             raise ValueError(
                 f"credit.partition {partition} and credit.value {value} do not go together: a response that is cut "
-                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo, adaptive_monte_carlo, critic "
-                "or custom"
+                "(cutpoints, equal_parts, delimiter, entropy) is valued by monte_carlo, adaptive_monte_carlo, critic, "
+                "gold_answer or custom"
             )
         if value == "none" and advantage in ("difference", "best_of_k_progress", "gae"):
             raise ValueError(
-                f"credit.advantage {advantage} needs values: credit.value tree_mean, monte_carlo or critic"
+                f"credit.advantage {advantage} needs values: credit.value tree_mean, monte_carlo, critic or gold_answer"
             )
         if credit.advantage.type == "gae" and credit.advantage.over == "tokens":
             if value != "critic":
@@ -78,6 +83,8 @@ class Params(Namespace):
                     f"credit.advantage gae over tokens makes nothing of the cuts of credit.partition {partition}: "
                     "choose whole or fixed_tokens, or credit.advantage.over segments"
                 )
+        if value in ("critic", "gold_answer"):
+            self._check_used()
         if value == "critic":
             self._consistent_critic()
         if partition in CUT_TYPES and advantage in ("leave_one_out", "group_normalized"):
@@ -87,10 +94,11 @@ class Params(Namespace):
         if isinstance(credit.value, MonteCarlo) and credit.value.prover is not None:
             self._check_prover()
         reach, shares = self.reward_range, self.rewards_are_shares
-        if (value == "adaptive_monte_carlo" or advantage == "best_of_k_progress") and not shares:
+        of_value = value in ("adaptive_monte_carlo", "gold_answer")
+        if (of_value or advantage == "best_of_k_progress") and not shares:
             there = "a custom one may be anything" if reach is None else f"they reach from {reach[0]:g} to {reach[1]:g}"
             raise ValueError(
-                f"credit.{'value' if value == 'adaptive_monte_carlo' else 'advantage'} takes rewards for "
+                f"credit.{'value' if of_value else 'advantage'} takes rewards for "
                 f"probabilities, so verify.rewards and verify.reward must lie in 0..1; {there}"
             )
         if advantage == "best_of_k_progress" and credit.value.type == "critic" and credit.value.loss == "squared":
@@ -125,7 +133,7 @@ class Params(Namespace):
             f"credit.advantage {advantage.type}"
             if advantage.type in ("rejection", "custom") or bare
             else f"credit.value {value}"
-            if value in ("critic", "custom")
+            if value in ("critic", "gold_answer", "custom")
             else "learn.loss dvo"
             if self.learn.loss.type == "dvo"
             else None
@@ -187,15 +195,19 @@ class Params(Namespace):
                 f"{list(self.rollout.branch_factors)} has single responses alone; sample two or more"
             )
 
-    def _consistent_critic(self) -> None:
-        critic, depth = self.credit.value, len(self.rollout.branch_factors)
-        assert critic.type == "critic"
-        compares = ("leave_one_out", "group_normalized") if depth == 1 else ()
+    def _check_used(self) -> None:
+        """Raise ValueError where an advantage has no use for values of the states within a response."""
+        compares = ("leave_one_out", "group_normalized") if len(self.rollout.branch_factors) == 1 else ()
         if self.credit.advantage.type in (*compares, "rejection"):
             raise ValueError(
                 f"credit.advantage {self.credit.advantage.type} of whole responses compares rewards and no value, so "
-                "credit.value critic would be trained for nothing: choose credit.value none, or credit.advantage gae"
+                f"credit.value {self.credit.value.type} would be computed for nothing: choose credit.value none, or "
+                "credit.advantage gae"
             )
+
+    def _consistent_critic(self) -> None:
+        critic = self.credit.value
+        assert critic.type == "critic"
         if critic.network == "copy" and self.policy.lora is not None:
             raise ValueError(
                 "credit.value.network copy trains a second policy's whole weights, which policy.lora is to spare; "

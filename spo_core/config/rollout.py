@@ -50,8 +50,8 @@ class RolloutParams(Namespace):
     branch_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Children of a node, by the node's depth; one number is the number of whole responses a question."""
     first_children: int | None = Field(default=None, ge=2)
-    """Children that a node begins with: its others are sampled only where rewards below these differ. Null: all
-    children at once."""
+    """Children that a node of a tree begins with: its others are sampled only where rewards below these differ. Null:
+    all children at once."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the logits wherever the policy is sampled or its log-probs are computed in training."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -38,8 +38,8 @@ class Credit:
 
 
 def assign_credit(tree: RolloutTree, params: CreditParams, before: Sequence[np.ndarray] | None = None) -> Credit:
-    """Value, advantage and mask of every node. ``before``: a critic's values of the states before each token, per node
-    [tokens]. Raises TrainingError where :func:`segment_credit` does."""
+    """Value, advantage and mask of every node. ``before``: values of the states before each token, per node [tokens],
+    where ``credit.value`` is critic or gold_answer. Raises TrainingError where :func:`segment_credit` does."""
     values, of_nodes = segment_credit(tree, params, before)
     logprobs, lengths = np.concatenate([node.logprobs for node in tree.nodes]), tree.lengths
     advantages = np.repeat(of_nodes.astype(np.float32), lengths)

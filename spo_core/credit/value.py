@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from spo_core.config import AdaptiveMonteCarlo, Critic, CustomParams, MonteCarlo, NoValue, TreeMean
+from spo_core.config import AdaptiveMonteCarlo, Critic, CustomParams, GoldAnswer, MonteCarlo, NoValue, TreeMean
 from spo_core.config.credit import Value
 from spo_core.credit.estimators import estimated
 from spo_core.errors import TrainingError
@@ -29,9 +29,10 @@ class ValueEstimator(Protocol):
 
 
 def node_values(tree: RolloutTree, params: Value, before: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """Values of all nodes, float64 [nodes], by the estimator chosen; ``before`` are those of a critic, see ``critic``.
+    """Values of all nodes, float64 [nodes], by the estimator chosen; ``before`` are those of a critic or of the
+    right answer's probability, see ``given_values``.
 
-    Raises TrainingError where a custom estimator fails, and where a critic's values are asked for and not given.
+    Raises TrainingError where a custom estimator fails, and where such values are asked for and not given.
     """
     match params:
         case TreeMean():
@@ -40,13 +41,13 @@ def node_values(tree: RolloutTree, params: Value, before: Sequence[np.ndarray] |
             return monte_carlo(tree)
         case AdaptiveMonteCarlo():
             return shared_monte_carlo(tree)
-        case Critic():
+        case Critic() | GoldAnswer():
             if before is None:
                 raise TrainingError(
-                    "credit.value critic: a critic is trained within a run, so trees alone have no values here; choose "
-                    "credit.value tree_mean or monte_carlo"
+                    f"credit.value {params.type}: a run's own networks compute it, so trees alone have no values here; "
+                    "choose credit.value tree_mean or monte_carlo"
                 )
-            return critic(tree, before)
+            return given_values(tree, before)
         case NoValue():
             return rewards_only(tree)
         case CustomParams():
@@ -162,8 +163,8 @@ def rewards_only(tree: RolloutTree) -> np.ndarray:
     return np.array([node.reward for node in tree.nodes], np.float64)
 
 
-def critic(tree: RolloutTree, before: Sequence[np.ndarray]) -> np.ndarray:
-    """Rewards at the leaves, a critic's value of the state above; float64 [nodes].
+def given_values(tree: RolloutTree, before: Sequence[np.ndarray]) -> np.ndarray:
+    """Rewards at the leaves, values of states that were computed elsewhere above; float64 [nodes].
 
     ``before``, per node [tokens], is the value of the state before each token; a node's end has that of its children's
     first tokens.

@@ -10,7 +10,6 @@ from pathlib import Path
 from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell
-from spo_core.evaluate.lighteval.serving import vllm_version
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, graded_as, suite_questions
@@ -130,6 +129,8 @@ def evaluate_cell(
         "grading": grading_versions(),
     }
     if served:
+        from spo_core.evaluate.lighteval.serving import vllm_version  # with torch
+
         identity["vllm"] = vllm_version()
     with open_run(paths.work, "evaluate", identity, paths.root) as run:
         result, details = run.path / RESULT, run.path / DETAILS

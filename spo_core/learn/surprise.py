@@ -48,11 +48,11 @@ def surprises(tree: RolloutTree) -> tuple[np.ndarray, ...]:
 def surprise_head(seed: int) -> nn.Module:
     """What maps the features of states, [tokens, FEATURES], to what is added to a critic's output, [tokens, 1]; 0 until
     it is trained."""
-    last = nn.Linear(WIDTH, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "surprise"))
+        last = nn.Linear(WIDTH, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU(), last)
 
 

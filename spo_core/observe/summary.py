@@ -25,7 +25,6 @@ from spo_core.observe.report import ReportInputs, write_report
 from spo_core.observe.tree_table import asked
 from spo_core.observe.view_link import DEFAULT_PORT, HOST, invitation, run_address
 from spo_core.paths import Paths
-from spo_core.policy.tokenizer import load_tokenizer
 from spo_core.runs.directory import read_rows
 from spo_core.system.files import atomic_directory, read_json, write_json
 
@@ -85,6 +84,8 @@ def publish_report(params: Params, paths: Paths, title: str) -> dict[str, Any]:
     check_report(params, paths)
     evaluations = read_evaluations(params, paths)
     summary = summarize(paths, evaluations)
+    from spo_core.policy.tokenizer import load_tokenizer  # with transformers, which a table does without
+
     tokenizer = load_tokenizer(paths.checkpoint("final"))
     questions = asked(paths.training)
     trees = [(tree, credit, questions[tree.question_id]) for tree, credit in read_pairs(paths.training)]

@@ -74,6 +74,8 @@ class GrowingTree:
     def decide(self) -> list[tuple[Branching, bool]]:
         """Return every undecided node, and whether rewards below it differ. All responses are graded by now, so this
         does not depend on how requests overlapped."""
+        if not self.undecided:
+            return []
         lowest, highest = ([node.reward for node in self.nodes] for _ in range(2))  # NaN: the node has children
         for index in range(len(self.nodes) - 1, 0, -1):  # children stand behind their parents
             parent = self.nodes[index].parent

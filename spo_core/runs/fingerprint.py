@@ -18,7 +18,10 @@ TRAINING = (
     "rollout",
     *(
         f"train/{name}"
-        for name in ("checkpoints", "opening", "questions", "resampling", "sampling", "session", "shards", "steps")
+        for name in (
+            *("checkpoints", "gold_values", "opening", "questions", "resampling", "sampling", "session", "shards"),
+            "steps",
+        )
     ),
     "tree",
     "verify",
@@ -37,7 +40,7 @@ ANALYSIS = (
     "policy",
     "problems",
     "rollout",
-    *(f"train/{name}" for name in ("questions", "sampling")),
+    *(f"train/{name}" for name in ("gold_values", "questions", "sampling")),
     "tree",
     "verify",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from spo_core.learn.backend import TorchBackend, TrainerHandle
 from spo_core.learn.critic import Critic, CriticHandle, own_model
 from spo_core.learn.deepspeed.critic import RankedCritic
 from spo_core.learn.deepspeed.trainer import DeepSpeedTrainer
+from spo_core.learn.gold_answer import AnswerValues
 from spo_core.learn.precision import working_copy
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.learn.trainer import Trainer
@@ -23,10 +25,11 @@ from spo_core.paths import Paths
 from spo_core.policy.checkpoint import load_policy, trained_policy
 from spo_core.policy.device import use_device
 from spo_core.problems import problem_set
-from spo_core.problems.base import read_split
+from spo_core.problems.base import ProblemSet, Question, read_split
 from spo_core.rollout.engines import make_engine
 from spo_core.runs.directory import RunDirectory, open_run
 from spo_core.train.checkpoints import restore, restore_rollouts
+from spo_core.train.gold_values import answer_values
 from spo_core.train.identity import check_length, policy_device, training_run
 from spo_core.train.questions import fitting_questions, question_order
 from spo_core.train.sampling import RolloutWorker
@@ -130,6 +133,7 @@ def _load(params: Params, paths: Paths, run: RunDirectory, learn: LearnParams, m
             ReplayBuffer(params.learn),
             question_order(params, problem, rows),
             _critic(params, model, trainer),
+            _answers(params, problem, rows, tokenizer, trainer),
         )
         opened.pop_all()  # the session's own to close from here on
     return current
@@ -147,6 +151,13 @@ def _critic(params: Params, model: PreTrainedModel, trainer: TrainerHandle) -> C
     shares = params.rewards_are_shares
     first = own_model(model, chosen)
     return Critic(first, trainer.backend, chosen, params.learn, probabilities=shares, seed=params.run.seed)
+
+
+def _answers(
+    params: Params, problem: ProblemSet, rows: list[Question], tokenizer: Any, trainer: TrainerHandle
+) -> AnswerValues | None:
+    chosen = params.credit.value
+    return answer_values(chosen, problem, rows, tokenizer, trainer) if chosen.type == "gold_answer" else None
 
 
 def _learner(

@@ -15,6 +15,7 @@ from spo_core.credit import Credit
 from spo_core.credit.pairs import CreditedTree
 from spo_core.learn.backend import TrainerHandle
 from spo_core.learn.critic import CriticHandle
+from spo_core.learn.gold_answer import AnswerValues
 from spo_core.learn.replay import ReplayBuffer
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.runs.directory import RunDirectory, is_milestone
@@ -72,6 +73,8 @@ class Session:
     order: QuestionOrder | MixedOrder
     critic: CriticHandle | None = None
     """Values states where ``credit.value`` is critic."""
+    answers: AnswerValues | None = None
+    """Values states where ``credit.value`` is gold_answer."""
     iteration: int = 0
     generated_tokens: int = 0
     best: Best | None = None

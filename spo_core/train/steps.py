@@ -221,7 +221,7 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     started = time.perf_counter()
     under_way = _under_way(session, iteration)
     trees = under_way.trees
-    before, critic = _critic_values(session, iteration, trees)
+    before, critic = _given_values(session, iteration, trees)
     credits = [assign_credit(tree, session.params.credit, own) for tree, own in zip(trees, before, strict=True)]
     write_credits(session.run.iteration(iteration) / "credits.parquet", trees, credits)
     trainable = [(c, i) for t, c in zip(trees, credits, strict=True) for i, n in enumerate(t.nodes) if n.trainable]
@@ -237,14 +237,16 @@ def credit_step(session: Session, iteration: int) -> dict[str, float]:
     return metrics
 
 
-def _critic_values(
+def _given_values(
     session: Session, iteration: int, trees: Sequence[RolloutTree]
 ) -> tuple[Sequence[StateValues | None], dict[str, float]]:
-    """A critic's values of the states before every token of trees that it has not been trained on, and how good they
-    are; without a critic None for each.
+    """Values of the states before every token, as a critic gives them that was not trained on these trees, with how
+    good they are; or of the states before every node, by the right answer's probability. Without either None for each.
 
     Raises TrainingError where they are to be used for the first time and are worse than ``min_explained_variance``.
     """
+    if session.answers is not None:
+        return session.answers.values(trees, session.params.rollout.context_at(iteration)), {}
     if session.critic is None:
         return [None] * len(trees), {}
     before = session.critic.values(trees)

@@ -30,6 +30,7 @@ SHAPES = {
         "credit.value.learning_rate=0.01",
         preset="ppo",
     ),
+    "gold": small("rollout.branch_factors=[3, 2]", "credit.partition.tokens=6", "credit.value={type: gold_answer}"),
     "prover": small("rollout.branch_factors=[3]", FEW_CUTS, preset="pav"),
     "pairs": small("rollout.branch_factors=[4]", "learn.loss.pairs=2", preset="dpo-positive"),
     "sequences": small("rollout.branch_factors=[3, 2]", "credit.partition.tokens=6", preset="dvo"),

@@ -76,7 +76,7 @@ def test_presets_then_a_grid_and_overrides_for_all(tmp_path):
         load_params(ROOT, None, (*both, "rollout.branch_factors=[3, 3]")),
         load_params(ROOT, "spo-chain", (*both, OWN[-1])),
     ]
-    assert found[2].described == "3-3; fixed_tokens 20, tree_mean, difference, low_probability 0.9"
+    assert found[2].described == "3-3, 2 first; fixed_tokens 36, tree_mean, difference, low_probability 0.9"
     assert [c.batch_questions for c in found] == [3] * 4
     assert candidate("rollout.questions=1", "learn.optimizer_steps=1").batch_questions == 1
 
@@ -143,7 +143,7 @@ def test_every_key_of_params_is_shared_or_a_candidates_own():
 
 
 def test_the_reference_is_plain_whatever_the_candidate_is():
-    first, chain = candidate(), Candidate("chain", load_params(ROOT, "spo-chain", ()))
+    first, chain = candidate(), Candidate("chain", load_params(ROOT, "spo-chain", ("rollout.questions=16",)))
     params = reference_of(first).params
     assert reference_of(first).name == REFERENCE and params.rollout.branch_factors == (8,)
     kinds = (params.credit.partition, params.credit.value, params.credit.advantage, params.credit.mask)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_core.analysis.found import credit_found
-from spo_core.config import DataParams
 from spo_core.credit import Credit
 from spo_core.problems import problem_set
 from spo_core.problems.base import Question, ShowsMistakes
 from spo_core.tree import FinishReason, Node, RolloutTree
+from tests.conftest import SHORT_DATA
 
-PROBLEM = problem_set(DataParams(train=40, validation=4, test=4))
+PROBLEM = problem_set(SHORT_DATA.model_copy(update={"train": 40, "validation": 4, "test": 4}))
 ROWS = {row.question_id: row for row in PROBLEM.build()["train"]}
 OWN = Question("own", "7+5*3-9", "27")
 RIGHT = ["7+5=12\n", "12*3=36\n", "36-9=27\n", "#### 27"]

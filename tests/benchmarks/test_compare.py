@@ -14,12 +14,12 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from benchmarks.compare import runs as running
-from benchmarks.compare.__main__ import ALGORITHMS, BASELINE, FULL, LONG, LONG_FULL, LONG_QUICK, MORE, QUICK
+from benchmarks.compare.__main__ import ALGORITHMS, BASELINE, FULL, MORE, QUICK
 from benchmarks.compare.outcome import best_rates, cost_to, difference, mean_curve, paired, quotient
 from benchmarks.compare.runs import Algorithm, Plan, Run, make, prepared
 from benchmarks.compare.tables import costs, curves, ends
 from spo_core.config import load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 
@@ -101,18 +101,13 @@ def test_table_and_curves_name_every_algorithm():
     assert "0 of 3 seeds" in text and "0.10 [" in text
 
 
-@pytest.mark.parametrize(
-    ("algorithms", "full", "quick", "problem"),
-    [(ALGORITHMS, FULL, QUICK, None), (LONG, LONG_FULL, LONG_QUICK, "long-arithmetic")],
-)
-def test_scales_differ_in_amount_alone_and_all_algorithms_share_questions_and_first_policy(
-    algorithms, full, quick, problem
-):
-    names = [algorithm.name for algorithm in (*algorithms, *MORE)]
+@pytest.mark.parametrize("problem", [None, "short-arithmetic"])
+def test_scales_differ_in_amount_alone_and_all_algorithms_share_questions_and_first_policy(problem):
+    names = [algorithm.name for algorithm in (*ALGORITHMS, *MORE)]
     assert BASELINE in names and len(set(names)) == len(names)
-    assert not set(full.sweep_seeds) & set(full.seeds) and quick.budget < full.budget
+    assert not set(FULL.sweep_seeds) & set(FULL.seeds) and QUICK.budget < FULL.budget
     asked = load_params(ROOT, problem)
-    for algorithm in (*algorithms, *MORE):
+    for algorithm in (*ALGORITHMS, *MORE):
         params = Plan(algorithm, 1e-3, 3, 500, problem).params
         assert params.run.seed == 3 and params.policy == asked.policy
         assert params.data.model_copy(update={"validation": None}) == asked.data
@@ -122,6 +117,7 @@ def test_scales_differ_in_amount_alone_and_all_algorithms_share_questions_and_fi
 def test_runs_are_made_once_and_start_from_one_policy(tmp_path, monkeypatch):
     """Two tiny runs: a second call reads them again, to the same numbers; tokens rise to the budget."""
     small = (
+        *SHORT,
         "data.train=40",
         "data.validation=6",
         "data.test=6",
@@ -132,6 +128,7 @@ def test_runs_are_made_once_and_start_from_one_policy(tmp_path, monkeypatch):
         "rollout.questions=2",
         "learn.optimizer_steps=1",
         "rollout.context_length=48",
+        "verify.max_failed_share=1",
     )
     (tmp_path / "params").symlink_to(running.Path.cwd() / "params")
     monkeypatch.chdir(tmp_path)

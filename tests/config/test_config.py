@@ -192,6 +192,7 @@ def test_the_exact_grader_may_still_be_called_by_its_old_name(caplog):
 
 
 CRITIC = "credit.value={type: critic}"
+GOLD = "credit.value={type: gold_answer}"
 TOKENS = "credit.advantage={type: gae, lambda: 1, over: tokens}"
 RESAMPLE = "rollout.resample={max_tokens: 1000}"
 
@@ -200,6 +201,10 @@ RESAMPLE = "rollout.resample={max_tokens: 1000}"
     ("preset", "overrides", "says"),
     [
         ("grpo", (CRITIC,), r"credit\.advantage group_normalized of whole responses .* credit\.value none"),
+        ("grpo", (GOLD,), r"credit\.advantage group_normalized of whole responses .* credit\.value none"),
+        (None, (GOLD, TOKENS), r"credit\.advantage gae over tokens needs credit\.value critic, not gold_answer"),
+        (None, (GOLD, RESAMPLE), r"rollout\.resample drops .* credit\.value gold_answer learns"),
+        (None, (GOLD, "verify.rewards.wrong=-1"), r"credit\.value takes rewards for probabilities"),
         ("grpo", ("credit.advantage={type: gae}",), r"credit\.advantage gae needs values: credit\.value"),
         (None, (TOKENS,), r"credit\.advantage gae over tokens needs credit\.value critic, not tree_mean"),
         ("spo-chain", (CRITIC, TOKENS), r"nothing of the cuts of credit\.partition cutpoints"),
@@ -235,9 +240,10 @@ def test_learned_values_and_losses_that_do_not_fit_are_refused_by_key(preset, ov
         load_params(ROOT, preset, overrides)
 
 
-def test_a_critic_goes_with_trees_chains_and_whole_responses():
+@pytest.mark.parametrize("value", [CRITIC, GOLD])
+def test_computed_values_go_with_trees_chains_and_whole_responses(value):
     for preset, advantage in ((None, "difference"), ("spo-chain", "gae"), ("grpo", "gae"), (None, "leave_one_out")):
-        load_params(ROOT, preset, (CRITIC, f"credit.advantage={{type: {advantage}}}"))
+        load_params(ROOT, preset, (value, f"credit.advantage={{type: {advantage}}}"))
 
 
 def test_rewards_are_those_of_every_set_s_own_grader():

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "params" / "presets"
 EMBEDDED = {
     "grpo",
-    "long-arithmetic",
+    "short-arithmetic",
     "spo-chain",
     "gsm8k-smoke",
     "dapo",

@@ -12,7 +12,7 @@ from spo_core.config import CreditParams
 from spo_core.credit import assign_credit
 from spo_core.credit.advantage import difference
 from spo_core.credit.gae import segment_gae, token_gae
-from spo_core.credit.value import critic, tree_mean
+from spo_core.credit.value import given_values, tree_mean
 from spo_core.errors import TrainingError
 from spo_core.tree import RolloutTree
 from tests.conftest import random_tree
@@ -44,7 +44,7 @@ def ways(tree: RolloutTree, node: int) -> list[tuple[float, list[int]]]:
 @given(SEEDS, st.sampled_from([0.0, 0.3, 0.95, 1.0]))
 def test_over_segments_it_is_the_expected_sum_of_differences(seed, decay):
     tree, before = tree_and_values(seed)
-    values = critic(tree, before)
+    values = given_values(tree, before)
     found = segment_gae(tree, values, decay)
     for node in range(1, len(tree.nodes)):
         expected = 0.0
@@ -72,7 +72,7 @@ def test_over_tokens_it_is_the_expected_sum_of_differences(seed, decay):
 @given(SEEDS)
 def test_lambda_0_is_the_difference_and_lambda_1_the_return_less_the_value(seed):
     tree, before = tree_and_values(seed)
-    values, returns = critic(tree, before), tree_mean(tree)
+    values, returns = given_values(tree, before), tree_mean(tree)
     assert segment_gae(tree, values, 0.0).tolist() == difference(tree, values).tolist()
     parents = np.array([node.parent for node in tree.nodes])
     assert segment_gae(tree, values, 1.0)[1:] == pytest.approx((returns - values[parents])[1:])
@@ -120,5 +120,5 @@ def test_credit_over_tokens_has_an_advantage_a_token():
 
 def test_trees_alone_have_no_values_of_a_critic():
     tree, _ = tree_and_values(3)
-    with pytest.raises(TrainingError, match=r"credit\.value critic: a critic is trained within a run"):
+    with pytest.raises(TrainingError, match=r"credit\.value critic: a run's own networks compute it"):
         assign_credit(tree, credit())

@@ -18,9 +18,10 @@ from spo_core.estimate.work import Work, estimate
 from spo_core.policy.checkpoint import make_policy, make_tokenizer
 from spo_core.problems import problem_set
 from tests.config.test_presets import EMBEDDED, PUBLISHED
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 
 SMALL = (
+    *SHORT,
     "rollout.questions=2",
     "rollout.max_completion_tokens=10",
     "data.max_question_tokens=5",  # and 3 of the template
@@ -223,7 +224,7 @@ def test_memory_of_logits_is_that_of_one_chunk_and_its_gradient():
 
 def test_activations_are_near_what_a_forward_pass_keeps():
     """Bytes that autograd holds after a forward pass of a small Llama, its head left out."""
-    tokens, shape = 64, "hidden_size: 64, layers: 6, heads: 4, intermediate_size: 176, max_positions: 96"
+    tokens, shape = 64, "hidden_size: 64, layers: 6, heads: 4, intermediate_size: 176, max_positions: 160"
     overrides = (
         f"policy.init={{type: scratch, tokenizer: characters, {shape}}}",
         f"learn.max_tokens_per_forward={tokens}",

@@ -57,11 +57,11 @@ def test_measured_once_under_any_name(paths, measured, tmp_path):
     "change",
     [
         "evaluate.temperature=0.5",
-        "evaluate.samples=2",
+        "evaluate.samples=3",
         "evaluate.seed=1",
         "evaluate.batch_size=8",
         "verify.grader=minerva",
-        "run.threads=1",
+        "run.threads=2",
         "evaluate.engine={type: vllm}",
     ],
 )

@@ -107,7 +107,8 @@ def new_project(tmp_path_factory) -> Callable[[], Path]:
             if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "outputs/", "dvc.lock")):
                 (project / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, project / name)
-        for namespace, changes in SMALL.items():
+        short = yaml.safe_load((ROOT / "params" / "presets" / "short-arithmetic.yaml").read_text())
+        for namespace, changes in _merged(short, SMALL).items():
             path = project / "params" / f"{namespace}.yaml"
             path.write_text(
                 yaml.safe_dump(_merged(yaml.safe_load(path.read_text()), {namespace: changes}), sort_keys=False)

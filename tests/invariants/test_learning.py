@@ -13,30 +13,39 @@ from spo_core.problems.prepare import prepare_splits
 from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step, validate
 from spo_core.train.warmup import warm_up
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 
 pytestmark = pytest.mark.slow
 # a thousand questions: the standard error of the difference is 0.02, and what is learned in these budgets 0.1 and more
-COMMON = ("run.threads=1", "run.validate_every=1000", "run.checkpoint_every=1000", "data.validation=1000")
+COMMON = (
+    *SHORT,
+    *("run.threads=1", "run.validate_every=1000", "run.checkpoint_every=1000", "data.validation=1000"),
+    *("policy.warmup.steps=600", "policy.warmup.batch_size=32", "learn.warmup_steps=4"),
+)
 LONG = pytest.mark.exhaustive  # as the others, for make test-all
+FASTER, SLOWER = "learn.learning_rate=3e-4", "learn.learning_rate=1.5e-4"
+CUTS = "credit.partition.interval=2"  # a response has few
 TRAININGS = {
-    "SPO-tree": (None, "run.iterations=8"),
-    "GRPO": ("grpo", "run.iterations=5"),
-    "RestEM": ("restem", "run.iterations=2", "rollout.questions=128"),
+    "SPO-tree": ("short-arithmetic", "run.iterations=8"),
+    "GRPO": ("grpo", "run.iterations=5", "rollout.questions=64", FASTER),
+    "RestEM": ("restem", "run.iterations=2", "rollout.questions=128", FASTER),
     "DPO-positive": ("dpo-positive", "run.iterations=6", "rollout.questions=32"),
-    "PPO": ("ppo", "run.iterations=7", "rollout.questions=96", "credit.value.warmup_iterations=1"),
+    "PPO": ("ppo", "run.iterations=7", "rollout.questions=96", "credit.value.warmup_iterations=1", FASTER),
 }
 MORE = {
-    "PAV": ("pav", "run.iterations=6", "rollout.questions=16"),
-    "DVO": ("dvo", "run.iterations=6", "rollout.questions=24"),
-    "RLOO": ("rloo", "run.iterations=5"),
-    "SPO-chain": ("spo-chain", "run.iterations=16", "learn.learning_rate=1.5e-4"),
-    "VinePPO": ("vineppo", "run.iterations=24", "learn.learning_rate=1.5e-4"),
+    "PAV": ("pav", "run.iterations=6", "rollout.questions=16", CUTS),
+    "DVO": (
+        "dvo",
+        *("run.iterations=6", "rollout.questions=24", "rollout.branch_factors=[6, 2, 2]", "credit.partition.tokens=20"),
+        FASTER,
+    ),
+    "RLOO": ("rloo", "run.iterations=5", "rollout.questions=64", FASTER),
+    "SPO-chain": ("spo-chain", "run.iterations=16", "rollout.questions=32", CUTS, SLOWER),
+    "VinePPO": ("vineppo", "run.iterations=24", "rollout.questions=12", SLOWER),
     "equal parts": (
         "spo-chain",
-        "run.iterations=16",
-        "learn.learning_rate=1.5e-4",
-        "credit.partition={type: equal_parts, parts: 4}",
+        *("run.iterations=16", "rollout.questions=32", "credit.partition={type: equal_parts, parts: 4}"),
+        SLOWER,
     ),
 }
 
@@ -47,7 +56,7 @@ def small(preset: str | None = None, *overrides: str) -> Params:
 
 @pytest.fixture(scope="module")
 def warmed(tmp_path_factory) -> Path:
-    """Prepared data and a warmed-up policy, the demo's."""
+    """Prepared data and a warmed-up policy, those of preset short-arithmetic."""
     root = tmp_path_factory.mktemp("warmed")
     prepare_splits(small(), Paths(root))
     warm_up(small(), Paths(root))

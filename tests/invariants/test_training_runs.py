@@ -22,11 +22,12 @@ from spo_core.train.questions import uniform
 from spo_core.train.steps import credit_step, keep_step, rollout_step, train_step
 from spo_core.tree import read_trees
 from spo_core.verify import Outcome, Verdict
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 
 pytestmark = pytest.mark.slow
 
 SMALL = (
+    *SHORT,
     "run.threads=1",
     "run.iterations=4",
     "run.checkpoint_every=2",
@@ -63,7 +64,8 @@ def project(tmp_path, policy, tokenizer, monkeypatch):
 
 
 def small(*overrides: str, preset: str | None = None) -> Params:
-    return load_params(ROOT, preset, (*SMALL, *overrides))
+    shape = () if preset else ("credit.partition.tokens=20",)
+    return load_params(ROOT, preset, (*SMALL, *shape, *overrides))
 
 
 def train(params: Params, paths: Paths, stop_after: int | None = None) -> tuple[dict, list[dict], Path]:
@@ -341,6 +343,7 @@ CHOICES = {
     ],
     "delimiter": ["credit.partition={type: delimiter, text: '1'}", "credit.value={type: monte_carlo, rollouts: 1}"],
     "equal parts": ["credit.partition={type: equal_parts, parts: 3}", "credit.value={type: monte_carlo, rollouts: 1}"],
+    "gold answer, chain": ["credit.partition={type: equal_parts, parts: 3}", "credit.value={type: gold_answer}"],
     "rloo": ["credit.partition={type: whole}", "credit.value={type: none}", "credit.advantage={type: leave_one_out}"],
 }
 

@@ -27,7 +27,7 @@ from tests.observe.examples import cell, changed, completions
 @pytest.fixture
 def published(tmp_path):
     """Params, and paths where all stages have published what the summary reads."""
-    params, paths = load_params(ROOT), Paths(tmp_path)
+    params, paths = load_params(ROOT, "short-arithmetic"), Paths(tmp_path)
     write_json(paths.metrics("train"), {"generated_tokens": 1234, "seconds": 3.5})
     write_text(paths.training / "metrics.jsonl", "")
     for name, correct in (("warmup", 0.4), ("final", 0.7)):
@@ -126,7 +126,7 @@ def test_the_best_policy_is_shown_where_it_is_what_was_evaluated(published):
 def test_scores_of_another_policy_or_suite_are_not_shown(published, change):
     params, paths = published
     with pytest.raises(DataError, match=r"metrics/evaluate/warmup/.*evaluate again"):
-        read_evaluations(load_params(ROOT, None, (change,)), paths)
+        read_evaluations(load_params(ROOT, "short-arithmetic", (change,)), paths)
     write_text(paths.checkpoint("final") / "model.safetensors", "of a later training")
     with pytest.raises(DataError, match=r"metrics/evaluate/final/.*it is of policy .*evaluate again"):
         read_evaluations(params, paths)

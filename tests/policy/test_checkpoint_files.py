@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spo_core.config import DataParams, ScratchPolicy
+from spo_core.config import ScratchPolicy
 from spo_core.errors import DataError, first_line
 from spo_core.policy.checkpoint import load_policy, make_policy, make_tokenizer, save_policy, stop_ids
 from spo_core.policy.checkpoint_files import check_files
 from spo_core.problems import problem_set
+from tests.conftest import SHORT_DATA
 
 WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -26,7 +27,7 @@ SIZES = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 8, "ma
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "sound"
-    tokenizer = make_tokenizer("characters", problem_set(DataParams()))
+    tokenizer = make_tokenizer("characters", problem_set(SHORT_DATA))
     policy = ScratchPolicy(type="scratch", tokenizer="characters", **SIZES)
     save_policy(make_policy(policy, tokenizer, seed=0), tokenizer, folder)
     return folder

@@ -11,8 +11,9 @@ from spo_core.errors import ConfigError
 from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.problems.arithmetic import Arithmetic
+from tests.conftest import SHORT_DATA
 
-SMALL = DataParams(train=300, validation=50, test=60)
+SMALL = SHORT_DATA.model_copy(update={"train": 300, "validation": 50, "test": 60})
 
 
 @pytest.fixture(scope="module")

@@ -60,9 +60,14 @@ def project(tmp_path, monkeypatch):
 
 def mixed(*overrides: str) -> Params:
     small = "{type: scratch, tokenizer: bytes, hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16, "
-    init = f"policy.init={small}max_positions: 128}}"
+    init = f"policy.init={small}max_positions: 192}}"
     run = ("run.threads=1", "run.iterations=3", "run.validate_every=1", "run.checkpoint_every=1", "rollout.questions=8")
-    more = ("rollout.context_length=40", "rollout.branch_factors=[2]", "credit.partition={type: whole}")
+    more = (
+        "rollout.context_length=40",
+        "rollout.first_children=null",
+        "rollout.branch_factors=[2]",
+        "credit.partition={type: whole}",
+    )
     return load_params(ROOT, None, (MIXED, init, *run, *more, *overrides))
 
 
@@ -229,7 +234,7 @@ OF_A_SET = {
 @pytest.mark.parametrize("key", sorted(DataParams.model_fields.keys() - {"problem_set", "mixture"}))
 def test_nothing_that_stands_beside_a_mixture_is_ignored(key):
     """Every key of ``data``, so that one that is added is thought of here."""
-    data = {"problem_set": "m", "mixture": [{"data": {"problem_set": "a"}}], "arithmetic": {"steps": [6, 8]}}
+    data = {"problem_set": "m", "mixture": [{"data": {"problem_set": "a"}}], "arithmetic": {"steps": [12, 14]}}
     assert len(DataParams.model_validate_json(json.dumps(data)).mixture) == 1, "defaults may be written"
     if key == "max_question_tokens":  # the mixture's own
         assert DataParams.model_validate_json(json.dumps(data | {key: 9})).max_question_tokens == 9

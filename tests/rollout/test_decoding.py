@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from spo_core.config import DataParams
 from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.decoding import make_decode
+from tests.conftest import SHORT_DATA
 from tests.policy.test_tokenizer import FILES, NAMED, QUESTION, file_of
 
 OWN = ("bytes", "characters")
@@ -22,7 +22,7 @@ BEYOND = 40  # ids without a token, as where a policy's head is padded
 
 def make(name: str, kind=PreTrainedTokenizerFast, **more):
     if name in OWN:
-        return make_tokenizer(name, problem_set(DataParams()))
+        return make_tokenizer(name, problem_set(SHORT_DATA))
     return kind(tokenizer_object=Tokenizer.from_str(file_of(name)), **NAMED, **more)
 
 

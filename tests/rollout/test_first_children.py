@@ -79,9 +79,12 @@ def test_agreeing_siblings_have_no_advantage_and_the_others_all_their_children(p
 
 def test_what_does_not_go_together_is_refused(policy):
     with pytest.raises(ConfigError, match="monte_carlo samples"):
-        load_params(ROOT, "spo-chain", ("rollout.first_children=2", "rollout.branch_factors=[4]"))
+        load_params(ROOT, None, ("credit.value={type: monte_carlo}", "credit.advantage={type: difference}"))
+    for preset, shape in ((None, "rollout.branch_factors=[8]"), ("grpo", "rollout.first_children=2")):
+        with pytest.raises(ConfigError, match=r"first_children is for trees.*set it to null"):
+            load_params(ROOT, preset, (shape,))
     with pytest.raises(ConfigError, match="leaves no child"):
-        load_params(ROOT, None, ("rollout.first_children=6",))
+        load_params(ROOT, None, ("rollout.first_children=4",))
     with pytest.raises(ConfigError, match="not told how to grade"):
         grow(policy, TREE, (3, 3), first_children=2)
 

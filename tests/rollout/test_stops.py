@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spo_core.config import CreditParams, DataParams, RolloutParams
+from spo_core.config import CreditParams, RolloutParams
 from spo_core.policy.checkpoint import make_tokenizer
 from spo_core.problems import problem_set
 from spo_core.rollout.sampler import Sampler
@@ -15,10 +15,11 @@ from spo_core.rollout.stops import stop_at
 from spo_core.rollout.token_texts import token_texts
 from spo_core.rollout.transformers_engine import TransformersEngine
 from spo_core.tree import FinishReason
+from tests.conftest import SHORT_DATA
 from tests.policy.test_tokenizer import FILES, NAMED, file_of
 from tests.rollout.test_sampler import CHAIN, GRPO, PROMPTS, TREE
 
-BYTES = make_tokenizer("bytes", problem_set(DataParams()))
+BYTES = make_tokenizer("bytes", problem_set(SHORT_DATA))
 
 
 def grow(policy, tokenizer, credit, branch_factors, *, strings=(), stop_ids=(2,), context_length=40):
@@ -116,7 +117,7 @@ TOKENIZERS = {
     "bytes": BYTES,
     "merged bytes": merged_bytes(),
     "byte fallback": byte_fallback(),
-    "characters": make_tokenizer("characters", problem_set(DataParams())),
+    "characters": make_tokenizer("characters", problem_set(SHORT_DATA)),
 } | {name: of_file(name) for name in FILES}
 
 

@@ -30,11 +30,12 @@ from spo_core.tree import FinishReason, Node, RolloutTree
 from spo_core.verify import Outcome
 from spo_core.view.app import make_app
 from spo_core.view.iterations import question_rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 from tests.invariants.test_training_runs import GRADE, grade_by_length, train
 from tests.observe.examples import TREE, cell
 
 SMALL = (
+    *SHORT,
     *("run.threads=1", "run.iterations=3", "run.checkpoint_every=1", "run.validate_every=2"),
     *("data.train=40", "data.validation=6", "data.test=20", "rollout.context_length=64", "rollout.truncated=grade"),
     *("rollout.questions=6", "rollout.branch_factors=[3, 2, 2]", "learn.optimizer_steps=2"),
@@ -143,7 +144,7 @@ def write_hostile_run(paths: Paths, name: str = "train-<b>hostile", texts: Seque
         None,
         (
             "policy.init={type: scratch, tokenizer: bytes, hidden_size: 16, layers: 1, "
-            "heads: 1, intermediate_size: 16, max_positions: 128}",
+            "heads: 1, intermediate_size: 16, max_positions: 192}",
         ),
     )
     policy, tokenizer = initial_policy(params.policy, problem_set(params.data))

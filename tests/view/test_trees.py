@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from spo_core.config import DataParams
 from spo_core.credit import assign_credit
 from spo_core.credit.pairs import write_pairs
 from spo_core.observe.formatting import visible
@@ -22,7 +21,7 @@ from spo_core.view.iterations import search
 from spo_core.view.measured import measure
 from spo_core.view.texts import Texts
 from spo_core.view.trees import equal_states, interval, mistakes, token_blocks, tree_page
-from tests.conftest import random_tree
+from tests.conftest import SHORT_DATA, random_tree
 from tests.observe.examples import CHAIN, TREE, chain_tree, decode, full_tree
 
 
@@ -106,7 +105,7 @@ def test_equal_states_are_those_of_equal_tokens(seed):
 )
 def test_the_first_wrong_step_is_marked_wherever_segments_are_cut(tokenizer, cut, problem_set_name, question_id):
     params = {"data.problem_set": problem_set_name}
-    problem = problem_set(DataParams())
+    problem = problem_set(SHORT_DATA)
     question, wrong = "7+5*3-9", "7+5=12\n12*3=35\n35-9=26\n#### 26"
     ids = tokenizer(wrong)["input_ids"]
     nodes = [Node.prompt(tokenizer(problem.prompt(question))["input_ids"])]

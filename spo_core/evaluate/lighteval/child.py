@@ -1,6 +1,7 @@
-"""The lighteval process of one evaluation: ``python -m spo_core.evaluate.lighteval.child <scratch folder>``.
+"""The lighteval process of one evaluation: ``python -m spo_core.evaluate.lighteval.child <scratch folder> <parent>``.
 
-Runs in lighteval's environment, in the scratch folder, with the project on PYTHONPATH.
+Runs in lighteval's environment, in the scratch folder, with the project on PYTHONPATH, and ends with the process
+``parent``. It imports lighteval, which takes longest, before it reads what is asked of it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from spo_core.system.processes import die_with
 log = logging.getLogger("spo_core.evaluate")
 
 
-def main(scratch: Path) -> None:
-    request = Request.read(scratch)
-    die_with(request.parent)
+def main(scratch: Path, parent: int) -> None:
+    die_with(parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     log.info("importing lighteval")
     gc.disable()  # collecting while 6000 modules load would take a tenth of the time
@@ -28,6 +28,7 @@ def main(scratch: Path) -> None:
 
     gc.freeze()
     gc.enable()
+    request = Request.read(scratch)
     answers, report = evaluate(request, scratch)
     exchange.write_answers(scratch, answers)
     exchange.write_report(scratch, report)
@@ -37,4 +38,4 @@ def main(scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

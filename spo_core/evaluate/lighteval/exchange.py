@@ -6,9 +6,12 @@ Importable in both environments: no torch, no transformers, no lighteval.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from spo_core.system.files import write_text
 
 REQUEST = "request.json"
 QUESTIONS = "questions"  # a folder: lighteval loads it as a dataset
@@ -54,22 +57,23 @@ class Request:
     stop: tuple[str, ...]
     """Strings that end a completion, as the policy's stop tokens do."""
     threads: int
-    parent: int
-    """Process that waits for the result; the child ends with it."""
     servers: Servers | None = None
     """Servers that sample; None: lighteval itself samples."""
     special_as_text: bool = True
     """Whether the policy's special tokens in a prompt are plain text."""
 
     def write(self, scratch: Path, prompts: Mapping[str, str]) -> None:
-        """Write the request, and ``prompts`` (question id -> text) as a dataset."""
-        (scratch / REQUEST).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        """Write ``prompts`` (question id -> text) as a dataset, and then the request, for which the child waits."""
         (scratch / QUESTIONS).mkdir()
         rows = (json.dumps({"question_id": key, "prompt": text}) + "\n" for key, text in prompts.items())
         (scratch / QUESTIONS / "test.jsonl").write_text("".join(rows), encoding="utf-8")
+        write_text(scratch / REQUEST, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, scratch: Path) -> Request:
+        """Wait for the request and read it."""
+        while not (scratch / REQUEST).is_file():
+            time.sleep(0.02)
         content = json.loads((scratch / REQUEST).read_text(encoding="utf-8"))
         content["stop"] = tuple(content["stop"])
         if content["servers"] is not None:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 from spo_core.config import EvaluateParams, VerifyParams, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
@@ -25,7 +26,6 @@ from spo_core.evaluate.lighteval import exchange
 from spo_core.evaluate.lighteval.details import write_details
 from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.evaluate.lighteval.exchange import Answers, Report, Request
-from spo_core.evaluate.lighteval.serving import checkpoint_stop_ids, served_dtype, serving, vllm_version
 from spo_core.evaluate.majority import majority
 from spo_core.evaluate.result import CellScore, EvaluationError, Protocol
 from spo_core.evaluate.scoring import (
@@ -38,7 +38,7 @@ from spo_core.evaluate.scoring import (
 )
 from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
-from spo_core.problems.templates import Template, encode_prompts, special_as_text
+from spo_core.problems.templates import encode_prompts, special_as_text
 from spo_core.system.processes import child, last_words, wait
 from spo_core.system.progress import Progress
 from spo_core.verify.rules import rule
@@ -74,24 +74,21 @@ def measure_cell(
     missing checkpoint, EngineError where a server does not start or dies, and EvaluationError where lighteval fails,
     feeds other tokens than training, or reports what its completions contradict.
     """
-    from spo_core.policy.tokenizer import load_tokenizer, require_end
-
     started = time.monotonic()
     work_dir = work_dir.resolve()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError(f"{python}: no lighteval environment here; make install creates it")
     if not (checkpoint / "config.json").is_file():
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
-    tokenizer = load_tokenizer(checkpoint)
-    require_end(tokenizer, checkpoint)
-    template = problem.template.resolved(tokenizer)
-    prompts = {row.question_id: template.fill(row.question) for row in questions}
-    with LightevalMetric(python, verify.workers) as metric, Verifier(verify) as verifier:
-        if (kind := metric_kind(problem)) is not None:
+    kind = metric_kind(problem)
+    with (
+        _Lighteval(checkpoint, threads, python, work_dir) as lighteval,
+        LightevalMetric(python, verify.workers) as metric,
+        Verifier(verify) as verifier,
+    ):
+        if kind is not None:
             metric.begin()  # imports while the policy is sampled
-        answers, report = _sample(
-            checkpoint, tokenizer, cell, questions, prompts, template, params, threads, python, work_dir, progress
-        )
+        prompts, answers, report = _sample(lighteval, checkpoint, cell, questions, problem, params, progress)
         samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
         votes = majority(verifier, rule(problem, verify.grader), samples)
         if kind is not None:
@@ -129,21 +126,24 @@ def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> No
 
 
 def _sample(
+    lighteval: _Lighteval,
     checkpoint: Path,
-    tokenizer: Any,
     cell: Cell,
     questions: Sequence[Question],
-    prompts: dict[str, str],
-    template: Template,
+    problem: ProblemSet,
     params: EvaluateParams,
-    threads: int,
-    python: Path,
-    work_dir: Path,
     progress: Progress | None,
-) -> tuple[list[Answers], Report]:
-    """Sample all questions; raises EvaluationError unless the prompts fed were those of training."""
-    from transformers import AutoConfig
+) -> tuple[dict[str, str], list[Answers], Report]:
+    """Sample all questions; returns their prompts too. Raises EvaluationError unless the prompts fed were those of
+    training."""
+    from transformers import AutoConfig  # while lighteval is imported in its own process
 
+    from spo_core.policy.tokenizer import load_tokenizer, require_end
+
+    tokenizer = load_tokenizer(checkpoint)
+    require_end(tokenizer, checkpoint)
+    template = problem.template.resolved(tokenizer)
+    prompts = {row.question_id: template.fill(row.question) for row in questions}
     encoded = encode_prompts(template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))
@@ -159,54 +159,64 @@ def _sample(
         batch_size=params.batch_size,
         stop=template.stop,
         special_as_text=special_as_text(template, tokenizer),
-        threads=threads,
-        parent=os.getpid(),
+        threads=lighteval.threads,
     )
     with ExitStack() as stack:
         if isinstance(params.engine, VllmEngineParams):
+            from spo_core.evaluate.lighteval.serving import checkpoint_stop_ids, serving
+
             servers = serving(
                 checkpoint,
                 params,
                 stop_ids=checkpoint_stop_ids(checkpoint, tokenizer),
                 context_length=request.max_length,
-                folder=work_dir / SERVERS,
+                folder=lighteval.work_dir / SERVERS,
             )
             request = replace(request, servers=stack.enter_context(servers))
-        answers, report = _run(request, prompts, checkpoint, python, work_dir, progress)
+        answers, report = lighteval.run(request, prompts, progress)
     check_prompts(answers, fed)
-    return answers, report
+    return prompts, answers, report
 
 
-def _run(
-    request: Request,
-    prompts: dict[str, str],
-    checkpoint: Path,
-    python: Path,
-    work_dir: Path,
-    progress: Progress | None,
-) -> tuple[list[Answers], Report]:
-    """Run the child in a fresh scratch folder; returns its answers and its report."""
-    scratch, log = work_dir / "scratch", work_dir / LOG
-    total = len(prompts) * request.samples
+class _Lighteval:
+    """lighteval's process, in a fresh scratch folder below ``work_dir``, while the context lasts. It begins to import
+    at once, which takes longer than anything until there is a request."""
 
-    def tick() -> None:
-        if progress:
-            progress(exchange.read_progress(scratch), total)
+    def __init__(self, checkpoint: Path, threads: int, python: Path, work_dir: Path) -> None:
+        self.threads, self.work_dir = threads, work_dir
+        self._checkpoint, self._python = checkpoint, python
+        self._scratch, self._log = work_dir / "scratch", work_dir / LOG
 
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        request.write(scratch, prompts)
-        (scratch / exchange.POLICY).symlink_to(checkpoint.resolve())
-        command = [os.path.abspath(python), "-m", "spo_core.evaluate.lighteval.child", str(scratch)]
-        with child(command, cwd=scratch, env=child_environment(scratch, request.threads), log=log) as process:
-            status = wait(process, tick)
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True)
+        (self._scratch / exchange.POLICY).symlink_to(self._checkpoint.resolve())
+        command = [os.path.abspath(self._python), "-m", "spo_core.evaluate.lighteval.child"]
+        command += [str(self._scratch), str(os.getpid())]
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            environment = child_environment(self._scratch, self.threads)
+            self._process = stack.enter_context(child(command, cwd=self._scratch, env=environment, log=self._log))
+            self._stack = stack.pop_all()
+        return self
+
+    def run(self, request: Request, prompts: dict[str, str], progress: Progress | None) -> tuple[list[Answers], Report]:
+        """Have it sample; returns its answers and its report."""
+        total = len(prompts) * request.samples
+
+        def tick() -> None:
+            if progress:
+                progress(exchange.read_progress(self._scratch), total)
+
+        request.write(self._scratch, prompts)
+        status = wait(self._process, tick)
         if status != 0:
-            raise EvaluationError(f"lighteval failed: {last_words(log, status)} (see {log})")
+            raise EvaluationError(f"lighteval failed: {last_words(self._log, status)} (see {self._log})")
         tick()
-        return exchange.read_answers(scratch), exchange.read_report(scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        return exchange.read_answers(self._scratch), exchange.read_report(self._scratch)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._stack.close()
 
 
 def _protocol(
@@ -220,6 +230,8 @@ def _protocol(
 ) -> Protocol:
     versions, dtype = report.versions | grading_versions(), "float32"
     if isinstance(params.engine, VllmEngineParams):
+        from spo_core.evaluate.lighteval.serving import served_dtype, vllm_version
+
         versions["vllm"], dtype = vllm_version(), served_dtype(checkpoint, params.engine)
     return Protocol(
         problem_set=cell.problem_set,

@@ -69,6 +69,7 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
     from spo_core.learn.critic import Critic, own_model
     from spo_core.learn.deepspeed.backend import DeepSpeedBackend, join_ranks
     from spo_core.learn.deepspeed.critic import obey_critic
+    from spo_core.learn.deepspeed.gold_answer import obey_answers
     from spo_core.learn.trainer import Trainer
     from spo_core.learn.tree_check import check_policy
     from spo_core.policy.checkpoint import load_policy, trained_policy
@@ -107,6 +108,8 @@ def serve(channel: Channel, settings: dict[str, Any], rank: int) -> None:
             return metrics
         if command["do"].startswith("critic_") and critic is not None:
             return obey_critic(critic, command)
+        if command["do"] == "answer_logprobs":
+            return obey_answers(trainer, command)
         if command["do"] == "save":
             return trainer.save(Path(command["folder"]))
         if command["do"] == "load":

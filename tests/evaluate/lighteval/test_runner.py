@@ -20,13 +20,14 @@ from spo_core.evaluate.suite import Cell
 from spo_core.policy.checkpoint import make_policy, make_tokenizer, save_policy
 from spo_core.problems import problem_set
 from spo_core.verify import Outcome
+from tests.conftest import SHORT_DATA
 from tests.flows.conftest import EVALUATION_PYTHON, needs_evaluation
 from tests.policy.test_tokenizer import file_of, write
 
 SHORT, LONG = Cell("own", "short", 6), Cell("own", "long", 24)
 PARAMS = EvaluateParams(suite="small", contexts={"short": 6, "long": 24}, samples=5, seed=3, batch_size=16)
 SIZES = {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 16, "max_positions": 64}  # heads vLLM knows
-QUESTIONS = problem_set(DataParams(train=1, validation=1, test=10)).test()[:7]
+QUESTIONS = problem_set(SHORT_DATA.model_copy(update={"train": 1, "validation": 1, "test": 10})).test()[:7]
 OWN = DataParams.model_validate(  # the prompts of arithmetic, with a string that ends completions
     {
         "problem_set": "own",
@@ -38,7 +39,7 @@ OWN = DataParams.model_validate(  # the prompts of arithmetic, with a string tha
 def save_random_policy(folder: Path) -> Path:
     """Has a second stop token, and defaults that must not reach the evaluation: top_k, a chat template, a first token
     that its tokenizer adds."""
-    tokenizer = make_tokenizer("characters", problem_set(DataParams()))
+    tokenizer = make_tokenizer("characters", problem_set(SHORT_DATA))
     model = make_policy(ScratchPolicy(type="scratch", tokenizer="characters", **SIZES), tokenizer, seed=0)
     model.generation_config.top_k = 1
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("+")]
@@ -107,7 +108,7 @@ def test_a_cell_must_fit_the_positions(checkpoint, tmp_path):
 
 def test_a_request_reads_as_it_was_written(tmp_path):
     servers = Servers((80, 81), 4, 60.0, (2, 5), 0.6, 0.95, 40)
-    plain = Request(24, 34, 5, 1.0, 1.0, 3, 16, ("7", "\n\n"), 1, 1)
+    plain = Request(24, 34, 5, 1.0, 1.0, 3, 16, ("7", "\n\n"), 1)
     for number, request in enumerate((plain, replace(plain, servers=servers))):
         folder = tmp_path / str(number)
         folder.mkdir()

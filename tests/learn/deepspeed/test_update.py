@@ -13,6 +13,8 @@ from spo_core.config import Critic as CriticParams
 from spo_core.learn.backend import TorchBackend
 from spo_core.learn.critic import Critic, own_model
 from spo_core.learn.deepspeed.critic import RankedCritic
+from spo_core.learn.deepspeed.gold_answer import ranked_score
+from spo_core.learn.gold_answer import Ending, answer_logprobs, answered
 from tests.learn.deepspeed.started import on_ranks
 from tests.learn.deepspeed.test_training import params_of, ranks_of
 from tests.learn.test_critic import learnable
@@ -65,6 +67,9 @@ def test_a_flow_has_its_ranks_value_states_and_train_the_critic(policy, folder):
             weights = load_file(folder / name / "critic.safetensors")
             return [weights[name] for name, _ in alone.trained.named_parameters()]
 
+        asked = [answered(tree, Ending((5, 6, 7), 1), 64) for tree in learnable(4)]
+        here = answer_logprobs(alone.backend, asked, 1.0, params.max_tokens_per_forward)
+        assert ranked_score(ranks)(asked) == pytest.approx(here, rel=1e-4) and len(here) > 4
         for number in (1, 2, 3):
             found, expected = (c.update(learnable(number, number), number) for c in (critic, alone))
             assert found == pytest.approx(expected, rel=1e-4)

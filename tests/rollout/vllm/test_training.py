@@ -11,11 +11,12 @@ from spo_core.system.files import folder_digest
 from spo_core.train.opening import open_session
 from spo_core.train.steps import credit_step, rollout_step, train_step
 from spo_core.train.warmup import warm_up
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHORT
 from tests.rollout.vllm.case import needs_vllm
 
 pytestmark = [*needs_vllm, pytest.mark.exhaustive]
 SMALL = (
+    *SHORT,
     "run.threads=1",
     "run.checkpoint_every=1",
     "run.validate_every=1",
