@@ -174,7 +174,11 @@ def summary(seconds: Seconds) -> dict[str, Any]:
 
 def compare(optimizer_steps: int, iterations: int, length: int | None, folder: Path | None = None) -> dict[str, Any]:
     """Measure completions of ``length`` tokens; None: until the policy in ``folder`` stops or the context is full."""
-    overrides = [f"learn.optimizer_steps={optimizer_steps}", f"rollout.max_completion_tokens={length or 'null'}"]
+    overrides = [
+        "rollout.questions=64",
+        f"learn.optimizer_steps={optimizer_steps}",
+        f"rollout.max_completion_tokens={length or 'null'}",
+    ]
     params = load_params(Path.cwd(), "grpo", tuple(overrides))
     small = params.data.model_copy(update={"train": params.rollout.questions, "validation": 1, "test": 1})
     problem = problem_set(small)

@@ -23,6 +23,8 @@ from tests.analysis.laboratory import SEQUENCES, SHAPES, Killed, candidate, labo
 from tests.invariants.test_training_runs import prepared, small
 from tests.learn.test_gradient import TEMPERATURE, naive
 
+pytestmark = pytest.mark.slow
+
 each_shape = pytest.mark.parametrize("name", SHAPES)
 CHAINS = ("chain", "adaptive", "prover")
 DIFFERENT = ("tree", "adaptive", "critic")  # in what a batch holds and samples

@@ -21,6 +21,8 @@ from tests.analysis.laboratory import FEW_CUTS, SHAPES, laboratory, measured
 from tests.invariants.test_training_runs import small
 from tests.learn.test_gradient import TEMPERATURE, logprobs
 
+pytestmark = pytest.mark.slow
+
 ENTROPY = "credit.partition={type: entropy, threshold: 0.5, interval: 8}"
 
 

@@ -19,6 +19,8 @@ from spo_core.tree import read_trees
 from tests.analysis.laboratory import Killed, candidate, laboratory, measured
 from tests.invariants.test_training_runs import small
 
+pytestmark = pytest.mark.slow
+
 CRITIC = "credit.value={type: critic, warmup_iterations: 2, learning_rate: 0.01}"
 
 

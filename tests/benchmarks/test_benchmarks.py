@@ -23,6 +23,7 @@ def test_both_ways_to_train_a_tree_add_the_same_gradient_and_tokens_fall_as_coun
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_our_iteration_and_trl_s_sample_as_many_tokens():
     result = grpo_vs_trl.compare(optimizer_steps=2, iterations=1, length=3)
     assert result["completions"] == 512 and all(result[name]["iteration"] > 0 for name in ("ours", "trl"))

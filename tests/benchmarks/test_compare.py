@@ -114,6 +114,7 @@ def test_scales_differ_in_amount_alone_and_all_algorithms_share_questions_and_fi
         assert params.rollout.context_length == asked.rollout.context_length
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_start_from_one_policy(tmp_path, monkeypatch):
     """Two tiny runs: a second call reads them again, to the same numbers; tokens rise to the budget."""
     small = (

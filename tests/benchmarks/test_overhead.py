@@ -11,6 +11,8 @@ from benchmarks import overhead
 from benchmarks.spans import Spans
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 TREE, CHAIN = overhead.CASES
 SMALL = {
     TREE.name: (

@@ -195,9 +195,8 @@ def test_adapters_fit_a_card_of_24_gb():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
-@pytest.mark.parametrize(
-    "case", [pytest.param(n, marks=[pytest.mark.exhaustive] * (n != "bfloat16, stage 3")) for n in CASES]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", CASES)
 def test_of_ranks(case, tmp_path):
     torch.multiprocessing.spawn(partial(rank, folder=str(tmp_path), options=CASES[case]), nprocs=RANKS)
     assert_foretold(CASES[case], json.loads((tmp_path / "found.json").read_text()))

@@ -110,6 +110,7 @@ def test_full_in_rollout_checkpoint_and_publishing(project, small_disks, straigh
     assert result(seen) == result(uninterrupted) and leftovers(seen) == []
 
 
+@pytest.mark.exhaustive
 def test_a_limit_on_the_size_of_files(project, quick, straight):
     """What an unprivileged user can have: a write that stops in the middle of a file."""
     uninterrupted, _ = straight

@@ -45,7 +45,7 @@ def everything(project: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["problem_set: \"arithmetic\"", "(336,288 parameters)"]),
+        ([], ["problem_set: \"arithmetic\"", "(338,016 parameters)"]),
         (["--preset", "rho1b-spo-tree-666"], ["segments: 512", "4,128", "3,351,744", "(1,100,048,384 parameters)"]),
         also(["--preset", "lora-24gb"], ["(1,100,048,384 parameters, 50,462,720 trained)", "targets: \"all-linear\""]),
         also(["--preset", "qwen1.5b-grpo"], ["context of 4,096 tokens", "problem_set: \"math\""]),

@@ -19,6 +19,8 @@ from tasks.training import publish_training, say_why_finished
 from tests.invariants.test_best_checkpoint import EVERY, run_on
 from tests.invariants.test_training_runs import prepared, same_bits, small
 
+pytestmark = pytest.mark.slow
+
 PARAMS = small()
 
 

@@ -22,6 +22,8 @@ from tests.learn.architectures import VOCABULARY, WINDOW, dropouts, model_types,
 from tests.learn.naive import flat_logprobs
 from tests.learn.test_tree_forward import masked, relative_error
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = [
     *("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral", "gemma2", "gemma3_text", "gemma3n_text", "granite"),
     *("granite_swa", "cohere", "cohere2", "olmo2", "olmo3", "smollm3", "gpt2", "gpt_oss", "mimo_v2_flash", "mixtral"),

@@ -214,6 +214,7 @@ def ours(iterations: int, rule: str, cap: int, rng) -> list[list[int]]:
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [512, 1024])
 def test_ages_are_those_of_the_published_rule_or_fresher(cap):
     """132 non-zero segments a question, 32 drawn: the published rule trains segments of 1.6 iterations' age on average

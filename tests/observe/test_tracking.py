@@ -201,6 +201,7 @@ def test_online_a_resumed_run_sends_what_the_server_lacks_and_nothing_twice(tmp_
     assert same(server.rows) == [row(3), row(4)]
 
 
+@pytest.mark.slow
 def test_offline_every_start_has_the_same_id_and_the_whole_run_each_iteration_once(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     params = load_params(ROOT)

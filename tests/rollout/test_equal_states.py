@@ -150,6 +150,7 @@ def test_nodes_have_the_value_of_their_states_fan(partition):
                 assert len(rewards) == 3 and values[node] == pytest.approx(sum(rewards) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "partition", [{"type": "cutpoints", "prob_threshold": 0.99}, {"type": "equal_parts", "parts": 4}]
 )

@@ -42,6 +42,7 @@ def pruned(whole, first):
     return (ids, reward, [child for child, _ in kept]), {r for _, own in kept for r in own}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("branch_factors", "first", "credit"),
     [((4, 3, 3), 2, TREE), ((4, 4, 2), 3, TREE), ((2, 3, 3), 2, TREE), ((8,), 2, GRPO), ((2, 2, 2, 3), 2, TREE)],
@@ -57,6 +58,7 @@ def test_it_is_the_whole_tree_without_what_nobody_asked_for(policy, branch_facto
     assert tokens[1] < tokens[0]
 
 
+@pytest.mark.slow
 def test_it_does_not_depend_on_how_much_is_decoded_at_once(policy):
     found = [[shape(t) for t in grown(policy, (5, 3, 3), 2, concurrency=c)] for c in (1, 3, 50)]
     assert found[0] == found[1] == found[2]

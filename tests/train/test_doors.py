@@ -97,6 +97,7 @@ def test_every_door_has_an_example():
         assert any(o.startswith(key) for s in EXAMPLES for b in blocks(s, "yaml") for o in overrides(yaml.safe_load(b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [name for name in EXAMPLES if name != "Tracker"])
 def test_the_examples_of_the_page_train(mine, section):
     """And change what is learnt, or they would show nothing."""
@@ -174,6 +175,7 @@ def test_one_of_ours_is_a_module_and_a_line(tmp_path):
     assert "takes no option half; it takes decay" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [None, "grpo"])
 def test_our_own_estimators_through_the_door_give_the_same_bits(mine, preset):
     paths, write = mine
@@ -348,6 +350,7 @@ RESULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", RESULTS)
 def test_another_file_is_another_run_and_a_named_one_refuses_it(mine, key):
     paths, write = mine
@@ -396,6 +399,7 @@ def test_every_algorithm_takes_rewards_of_any_size(mine, preset):
     assert not rows[0]["train/skipped"] and rows[0]["rollout/reward"] < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("result", ["time.sleep(60)", "os._exit(1)", "bytearray(1 << 36)", "0.5 + time.sleep(60)"])
 def test_a_reward_that_hangs_or_dies_is_a_timeout(mine, result):
     """For half of the responses; the others keep their reward, and the run goes on."""

@@ -25,6 +25,8 @@ from tasks.records import RunSpec
 from tests.conftest import ROOT
 from tests.invariants.test_training_runs import SMALL, prepared, same_bits
 
+pytestmark = pytest.mark.slow
+
 
 def small(*overrides: str) -> Params:
     return load_params(ROOT, None, (*SMALL, "run.iterations=3", "run.validate_every=3", *overrides))

@@ -21,6 +21,8 @@ from spo_core.tree import RolloutTree, read_trees
 from tests.conftest import ROOT
 from tests.invariants.test_training_runs import SMALL, prepared, same_bits
 
+pytestmark = pytest.mark.slow
+
 PRESETS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "spo-tree": (None, ()),
     "spo-chain, adaptive": (

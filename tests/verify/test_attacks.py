@@ -69,6 +69,7 @@ def credited(pairs):
     return [pair for pair, outcome in zip(pairs, outcomes(pairs), strict=True) if outcome is Outcome.CORRECT]
 
 
+@pytest.mark.slow
 def test_what_changes_an_answer_is_not_credited():
     assert credited([(text, gold) for gold in GOLDS for text in attacks(gold)]) == []
 

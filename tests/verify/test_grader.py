@@ -93,6 +93,7 @@ def test_a_mistake_of_ours_is_no_verdict(error, monkeypatch):
         compare("2x", "x+y")
 
 
+@pytest.mark.slow
 def test_nothing_is_stumbled_over_in_worked_pairs():
     for one, other in pairwise(OURS):
         for text in (one["gold"], other["given"]):
@@ -136,6 +137,7 @@ def test_every_text_equals_itself(text):
     assert not text or is_correct(text, text)
 
 
+@pytest.mark.slow
 @given(texts)
 @example("½½")
 @example(r"\text{\text{a}}")
@@ -146,6 +148,7 @@ def test_normalising_twice_is_normalising_once(text):
     assert normalise(once) == once
 
 
+@pytest.mark.slow
 @given(texts, texts)
 @settings(max_examples=500, deadline=None)
 def test_nothing_raises_hangs_or_depends_on_the_order(one, other):

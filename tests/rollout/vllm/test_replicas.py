@@ -328,6 +328,7 @@ def test_a_server_that_does_not_start(opened, monkeypatch, option, words):
     until(lambda: not any(members(process.pid) for process in started))
 
 
+@pytest.mark.slow
 def test_the_servers_die_with_the_flow(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "FAKE_VLLM": str(tmp_path)}
     command = [sys.executable, "-c", OPEN, str(tmp_path)]
