@@ -16,7 +16,7 @@ test test-all test-fast: export OMP_WAIT_POLICY = PASSIVE
 demo: install                ## the whole pipeline on the embedded default, then its table
 	python -m flows.demo
 
-compare: install             ## the algorithms at one budget: rates swept, five seeds each; half an hour to an hour
+compare: install             ## the algorithms at one budget: rates swept, five seeds each; one to two hours
 	python -m benchmarks.compare
 
 install: .venv/.main .venv-evaluate/.complete
