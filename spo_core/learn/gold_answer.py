@@ -52,9 +52,11 @@ def ending(params: GoldAnswer, form: str, tokenizer: Any, answer: str) -> Ending
     before, behind = CUES[form]
     cue = before if params.cue is None else params.cue
     close = behind if params.close is None else params.close
-    first, rest = (tokenizer.encode(text, add_special_tokens=False) for text in (cue, answer + close))
+    # in one piece: a tokenizer that writes a word's space into its token gives the answer alone other ids
+    found = tokenizer(cue + answer + close, add_special_tokens=False, return_offsets_mapping=True)
+    led = sum(stop <= len(cue) for _, stop in found["offset_mapping"])
     end = [] if close or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return Ending((*first, *rest, *end), len(first))
+    return Ending((*found["input_ids"], *end), led)
 
 
 def answered(tree: RolloutTree, end: Ending, context_length: int) -> Answered:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from spo_core.config import GoldAnswer, LearnParams
 from spo_core.learn.backend import TorchBackend
@@ -15,6 +17,14 @@ from tests.conftest import random_tree
 
 VALUE = GoldAnswer(type="gold_answer")
 LEARN = LearnParams.model_validate({"learning_rate": 1e-3, "max_tokens_per_forward": 60})
+
+
+def words() -> Tokenizer:
+    """Marks a word's beginning in its token, as SentencePiece does."""
+    vocabulary = {word: i for i, word in enumerate(["</s>", "<unk>", "▁", "\n", "####", "▁27", "27"])}
+    made = Tokenizer(models.Unigram([(word, -1.0) for word in vocabulary], unk_id=1))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return made
 
 
 def trees_of(seed: int, count: int = 5):
@@ -78,5 +88,9 @@ def test_an_answer_is_written_as_its_form_ends_a_response(tokenizer):
     assert tokenizer.decode(hashes.token_ids[: hashes.cue]) == "\n#### "
     assert hashes.token_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(hashes.token_ids[hashes.cue : -1]) == "27"
+    joined = PreTrainedTokenizerFast(tokenizer_object=words(), eos_token="</s>")
+    sharing = ending(VALUE, "hashes", joined, "27")  # the cue's last space stands in the answer's token
+    assert sharing.token_ids == (*joined.encode("\n#### 27", add_special_tokens=False), joined.eos_token_id)
+    assert [joined.convert_ids_to_tokens(i) for i in sharing.token_ids[sharing.cue :]] == ["▁27", "</s>"]
     own = ending(GoldAnswer(type="gold_answer", cue="=", close="\n"), "hashes", tokenizer, "27")
     assert tokenizer.decode(own.token_ids) == "=27\n" and own.cue == 1
