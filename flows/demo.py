@@ -12,7 +12,6 @@ from spo_core.errors import SPOError
 from spo_core.evaluate.cell import check_environment
 from spo_core.observe.summary import print_summary
 from spo_core.system.processes import die_with_parent
-from spo_core.train.identity import check_training
 from tasks.records import RunSpec
 
 DVC = (sys.executable, "-m", "dvc")
@@ -23,6 +22,8 @@ def command() -> None:
     spec = RunSpec.here()
     check_environment(spec.paths)
     if spec.params.run.name and (spec.paths.checkpoint("warmup") / "config.json").is_file():
+        from spo_core.train.identity import check_training  # with torch
+
         check_training(spec.params, spec.paths)  # dvc removes a stage's outputs before the stage can refuse
     root = Path(spec.root)
     if subprocess.run([*DVC, "status", "--quiet"], cwd=root, check=False).returncode == 0:

@@ -20,9 +20,10 @@ from spo_core.observe.scores import table_console
 from spo_core.system.files import write_json, write_text
 
 BASELINE = "GRPO"
-WHOLE = ("rollout.first_children=null", "rollout.questions=8")  # as many tokens an iteration
+TREE = ("rollout.branch_factors=[4, 4, 4]", "rollout.questions=16")
+WHOLE = (TREE[0], "rollout.first_children=null", "rollout.questions=8")  # as many tokens an iteration
 ALGORITHMS = (
-    Algorithm("SPO-tree"),
+    Algorithm("SPO-tree", None, TREE),
     Algorithm("SPO-tree, all children at once", None, WHOLE),
     Algorithm("SPO-chain", "spo-chain"),
     Algorithm(BASELINE, "grpo"),

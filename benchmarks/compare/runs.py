@@ -30,6 +30,7 @@ COMMON = (
     "run.checkpoint_every=20",
     "run.keep_rollouts=1",
     "run.threads=1",
+    "policy.warmup.batch_size=24",  # a demo has less time
 )
 
 

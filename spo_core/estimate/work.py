@@ -3,6 +3,7 @@ under assumptions. Memory is in ``memory.py``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -15,12 +16,13 @@ PROMPT = 100  # tokens of a prompt: GSM8K has about as many, MATH with its instr
 USE = 0.5  # mean length of a response, as a share of the longest possible
 CUTTABLE = 0.2  # share of tokens below the probability or above the entropy threshold
 STEP = 20  # tokens from one delimiter to the next
+ANSWER = 10  # tokens of a gold answer, what leads to it included
 UNIFORM = 0.5  # share of questions whose responses all have one reward, for which resampling asks others
 ASSUMPTIONS = (
     f"prompts of {PROMPT} tokens (or a quarter of the context), every response {USE:.0%} as long as it may be, every "
     f"segment with an advantage, {CUTTABLE:.0%} of tokens below the probability or above the entropy threshold, a "
     f"delimiter every {STEP} tokens, no two responses equal up to a cut, no node left at its "
-    "rollout.first_children"
+    f"rollout.first_children, gold answers of {ANSWER} tokens"
 )
 RESAMPLED = f"{UNIFORM:.0%} of questions whose responses all have one reward, which rollout.resample replaces"
 
@@ -49,6 +51,8 @@ class Work:
     critic_tokens: int = 0
     """Tokens that a critic forwards: the iteration's trees for their values, and in each of its epochs those that it
     replays; with ``clip`` these once more."""
+    answer_tokens: int = 0
+    """Tokens that the policy forwards to value states by gold answers: each state once, and its answer behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,7 @@ def _work(params: Params, prompt: int, length: int, context: int, *, most: bool)
         flat_tokens=ceil(flat),
         prover_tokens=questions * continued if getattr(params.credit.value, "prover", None) else 0,
         critic_tokens=whole * _critic_passes(params),
+        answer_tokens=questions * _answered(params, levels, cuts, prompt, context, most=most),
     )
 
 
@@ -204,6 +209,21 @@ def _critic_passes(params: Params) -> int:
     if value.type != "critic":
         return 0
     return 1 + value.replay * (value.epochs + (value.clip is not None))
+
+
+def _answered(
+    params: Params, levels: Sequence[tuple[int, int]], cuts: int, prompt: int, context: int, *, most: bool
+) -> int:
+    """Tokens of a question's states, and of the gold answer behind each; 0 where they are not valued so. An answer is
+    at most as long as the context."""
+    if params.credit.value.type != "gold_answer":
+        return 0
+    responses, length = levels[-1]
+    states = 1 + sum(nodes for nodes, _ in levels[:-1]) + responses * cuts
+    read = sum(nodes * tokens for nodes, tokens in levels[:-1])
+    if cuts:
+        read += responses * (length if most else length * cuts // (cuts + 1))
+    return read + states * context if most else prompt + read + states * ANSWER
 
 
 def _rollouts(params: Params) -> tuple[int, int]:

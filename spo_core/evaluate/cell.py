@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell
+from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell, positions_of
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, graded_as, suite_questions
@@ -80,20 +80,10 @@ def _check_source(problem: ProblemSet) -> None:
 
 def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
     """Raise ConfigError for a cell longer than the policy's positions, before other cells are sampled for hours, and
-    DataError for a checkpoint that is not whole or of an architecture that transformers lacks: code that comes with a
-    policy is not run."""
-    from transformers import AutoConfig
-
-    from spo_core.policy.checkpoint import why_unreadable
-    from spo_core.policy.checkpoint_files import check_files
-
-    check_files(model.folder)
-    try:
-        config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{model.folder}/config.json: {why_unreadable(error)}") from None
+    DataError where ``positions_of`` does."""
+    positions = positions_of(model.folder)
     for cell in chosen:
-        check_positions(cell, 1, getattr(config, "max_position_embeddings", None))
+        check_positions(cell, 1, positions)
 
 
 def evaluate_cell(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,18 +30,21 @@ def metric_kind(problem: ProblemSet) -> Kind | None:
 
 class LightevalMetric:
     """lighteval's metric, as a context manager. ``python`` is the interpreter of lighteval's environment, ``seconds``
-    the time limit of one completion."""
+    the time limit of one completion; ``served`` as in WorkerPool."""
 
-    def __init__(self, python: Path, workers: int, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, python: Path, workers: int, seconds: float = SECONDS, *, served: socket.socket | None = None
+    ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
         environment = child_environment(Path(self._scratch.name), threads=1)
         self._pool = WorkerPool(
-            workers, seconds, "spo_core.evaluate.lighteval.extractive_match", python=python, env=environment
+            workers,
+            seconds,
+            "spo_core.evaluate.lighteval.extractive_match",
+            python=python,
+            env=environment,
+            served=served,
         )
-
-    def begin(self) -> None:
-        """Start the workers' process and return at once; its imports take seconds, for which ``grade`` would wait."""
-        self._pool.begin()
 
     def grade(self, kind: Kind, answers: Sequence[tuple[str, str]]) -> list[str]:
         """Verdicts on (completion, gold answer) pairs: correct, wrong, or timeout where the metric took too long, too

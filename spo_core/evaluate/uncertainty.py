@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads scipy.stats, which takes a second, where it is first used
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap, norm, t
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -77,7 +77,7 @@ def bootstrap_interval(correct: ArrayLike, seed: int) -> tuple[float, float] | N
 def _expanded_tail(count: int, freedom: int) -> float:
     """Share of resamples beyond each end of an expanded percentile interval, for resamples of ``count`` values and a
     variance with ``freedom`` degrees of freedom."""
-    return float(norm.sf(math.sqrt(count / (count - 1)) * t.isf((1 - LEVEL) / 2, freedom)))
+    return float(scipy.stats.norm.sf(math.sqrt(count / (count - 1)) * scipy.stats.t.isf((1 - LEVEL) / 2, freedom)))
 
 
 def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
@@ -89,7 +89,7 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int) -> Paired:
     differences = second - first
     interval = None
     if differences.size >= FEWEST_QUESTIONS:
-        found = bootstrap(
+        found = scipy.stats.bootstrap(
             (differences,),
             np.mean,
             n_resamples=RESAMPLES,
@@ -107,7 +107,7 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     ValueError for other rewards or shapes."""
     first, second = _zeros_and_ones(np.stack([np.asarray(a), np.asarray(b)]))
     won, lost = int((second > first).sum()), int((second < first).sum())
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def _zeros_and_ones(rewards: ArrayLike) -> NDArray[np.float64]:

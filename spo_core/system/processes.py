@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,9 @@ EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*$")
 
 
 @contextmanager
-def child(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, pass_fds: Collection[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command, both of its outputs in ``log``; its whole process group is killed when the block is left."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -29,6 +31,7 @@ def child(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Pat
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     try:
         yield process

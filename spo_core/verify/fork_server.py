@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from spo_core.system.processes import die_with_parent
 
@@ -27,10 +28,10 @@ READY = b"ready\n"
 Compare = Callable[..., str]  # takes a task, as (rule, answer given, gold answer); may take forever, or die
 
 
-def serve(warm: Callable[[], None], compare: Compare) -> None:
-    """Fork workers until the socket whose descriptor is the first argument is closed; then they all die."""
+def serve(warm: Callable[[], None], compare: Compare, descriptor: int | None = None) -> NoReturn:
+    """Fork workers until the socket of that descriptor, by default the first argument, is closed; then they all die."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control = socket.socket(fileno=int(sys.argv[1]) if descriptor is None else descriptor)
     warm()
     control.sendall(READY)
     workers: dict[bytes, int] = {}

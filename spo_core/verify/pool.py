@@ -29,7 +29,8 @@ class WorkerPool:
     and what it was comparing is a timeout.
 
     ``module`` is run by the process that forks the workers (``spo_core.verify.fork_server``), with interpreter
-    ``python`` and environment ``env``: by default those of this process.
+    ``python`` and environment ``env``: by default those of this process. Where ``served`` is given, a process started
+    elsewhere forks them, to the other end of that socket, and no second one follows it.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class WorkerPool:
         python: Path = Path(sys.executable),
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        served: socket.socket | None = None,
     ) -> None:
         self.arguments = tuple(arguments)  # of the module, after the socket's descriptor
         self.workers, self.seconds, self.module, self.python, self.env = workers, seconds, module, python, env
         self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._control = self._served = served
         self._lines: list[socket.socket] = []  # one socket a worker
 
     def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -117,7 +119,7 @@ class WorkerPool:
 
     def begin(self) -> None:
         """Start the process that forks the workers and do not wait for it; nothing where it runs."""
-        if self._process is not None and self._process.poll() is None:
+        if self._served is not None or (self._process is not None and self._process.poll() is None):
             return
         self.close()
         self._control, theirs = socket.socketpair()
@@ -134,14 +136,14 @@ class WorkerPool:
         self.begin()
         if self._lines:
             return
-        assert self._control is not None
-        self._control.settimeout(START_SECONDS)
-        try:
-            ready = self._control.recv(len(READY))
-        except TimeoutError:
-            ready = b""
+        ready = b""
+        if self._control is not None:
+            self._control.settimeout(START_SECONDS)
+            with suppress(OSError):  # as a timeout
+                ready = self._control.recv(len(READY))
         if ready != READY:
             raise GradingError("the workers that compare answers did not start; see their words above")
+        assert self._control is not None
         self._control.settimeout(None)
         self._lines = [self._worker(number) for number in range(self.workers)]
 

@@ -16,11 +16,11 @@ def test_the_grid_is_read(tmp_path):
     (grid,) = re.findall(r"^```yaml\n# grid\.yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "grid.yaml").write_text(grid)
     found = {c.name: c for c in read_candidates(ROOT, (), tmp_path / "grid.yaml")}
-    assert list(found) == ["4-4-4", "3-3-3-3", "pairs", "no-mask"]
-    assert found["4-4-4"].params == load_params(ROOT) and found["4-4-4"].described.startswith("4-4-4, 2 first;")
-    assert found["3-3-3-3"].params.rollout.branch_factors == (3, 3, 3, 3)
+    assert list(found) == ["3-3-3", "4-4-4", "pairs", "no-mask"]
+    assert found["3-3-3"].params == load_params(ROOT) and found["3-3-3"].described.startswith("3-3-3, 2 first;")
+    assert found["4-4-4"].params.rollout.branch_factors == (4, 4, 4)
     assert found["pairs"].preset == "grpo" and found["pairs"].params.rollout.branch_factors == (2,)
-    assert sampling(found["4-4-4"]) == sampling(found["no-mask"]) != sampling(found["3-3-3-3"])
+    assert sampling(found["3-3-3"]) == sampling(found["no-mask"]) != sampling(found["4-4-4"])
 
 
 def test_numbers_of_the_page_are_those_of_the_code():

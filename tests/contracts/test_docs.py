@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import subprocess
 import types
@@ -13,8 +14,11 @@ from pathlib import Path
 import pydantic
 import pytest
 import yaml
+from rich.console import Console
 
 from spo_core.config import NAMESPACES, Params, load_params
+from spo_core.observe.summary import print_summary
+from spo_core.paths import Paths
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +51,14 @@ def anchors(page: Path) -> set[str]:
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) < 2000
+
+
+def test_readme_shows_what_the_demo_printed():
+    """The table of the committed metrics, which ``make demo`` wrote."""
+    out = io.StringIO()
+    print_summary(Paths(ROOT), Console(file=out, width=100, highlight=False))
+    (shown,) = re.findall(r"and prints:\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [line.rstrip() for line in shown.splitlines()] == [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 @each_page

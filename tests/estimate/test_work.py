@@ -218,6 +218,19 @@ def test_a_critics_tokens_are_counted():
     assert "tokens forwarded by the critic" in printed("ppo")
 
 
+def test_the_tokens_of_gold_answers_are_counted():
+    """A tree's two inner nodes and its prompt, an answer of ten tokens, or the whole context, behind each; behind two
+    cuts of each of three responses."""
+    gold = "credit.value={type: gold_answer}"
+    most, expected = works("rollout.branch_factors=[2,3]", "credit.partition.tokens=4", gold)
+    assert expected.answer_tokens == 2 * (10 + 2 * 4 + 3 * 10)
+    assert most.answer_tokens == 2 * (2 * 4 + 3 * 40)
+    parts = "credit.partition={type: equal_parts, parts: 3}"
+    _, expected = works("rollout.branch_factors=[3]", "rollout.max_completion_tokens=12", parts, gold, context=60)
+    assert expected.answer_tokens == 2 * (15 + 3 * 4 + 7 * 10)
+    assert "to value states" in printed(None, gold) and "to value states" not in printed("ppo")
+
+
 def test_memory_of_logits_is_that_of_one_chunk_and_its_gradient():
     assert memory().logits == 8 * CHUNK_LOGITS
 

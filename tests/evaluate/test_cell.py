@@ -61,7 +61,7 @@ def test_measured_once_under_any_name(paths, measured, tmp_path):
         "evaluate.seed=1",
         "evaluate.batch_size=8",
         "verify.grader=minerva",
-        "run.threads=2",
+        "run.threads=3",
         "evaluate.engine={type: vllm}",
     ],
 )

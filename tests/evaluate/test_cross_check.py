@@ -65,7 +65,6 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def metric():
     with LightevalMetric(EVALUATION_PYTHON, workers=2) as metric:
-        metric.begin()
         yield metric
 
 
@@ -110,7 +109,7 @@ def test_a_hostile_completion_ends_at_the_limit_and_costs_nobody_else_a_verdict(
 def test_it_begins_at_once_and_leaves_nothing_when_it_is_closed_while_it_imports():
     with LightevalMetric(EVALUATION_PYTHON, workers=2) as metric:
         started = time.monotonic()
-        metric.begin()
+        metric._pool.begin()
         assert time.monotonic() - started < 2, "it waits for the imports"
         process = metric._pool._process.pid
     assert not running(process) and not Path(metric._scratch.name).exists()

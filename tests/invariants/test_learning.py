@@ -28,11 +28,11 @@ CUTS = "credit.partition.interval=2"  # a response has few
 TRAININGS = {
     "SPO-tree": ("short-arithmetic", "run.iterations=8"),
     "GRPO": ("grpo", "run.iterations=5", "rollout.questions=64", FASTER),
-    "RestEM": ("restem", "run.iterations=2", "rollout.questions=128", FASTER),
-    "DPO-positive": ("dpo-positive", "run.iterations=6", "rollout.questions=32"),
     "PPO": ("ppo", "run.iterations=7", "rollout.questions=96", "credit.value.warmup_iterations=1", FASTER),
 }
 MORE = {
+    "RestEM": ("restem", "run.iterations=2", "rollout.questions=128", FASTER),
+    "DPO-positive": ("dpo-positive", "run.iterations=6", "rollout.questions=32"),
     "PAV": ("pav", "run.iterations=6", "rollout.questions=16", CUTS),
     "DVO": (
         "dvo",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,22 @@ def test_a_tower_costs_its_own_limit_and_nobody_elses(pool):
     outcomes, seconds = timed(pool, [TOWER] * 4 + [PLAIN])
     assert outcomes == [Outcome.TIMEOUT] * 4 + [Outcome.CORRECT]
     assert seconds < 2 * SECONDS + PATIENCE
+
+
+def test_a_process_started_elsewhere_serves_a_pool_that_does_not_replace_it():
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", MISBEHAVING, str(theirs.fileno())]
+    with theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT) as process:
+        theirs.close()
+        pool = WorkerPool(2, PATIENCE, MISBEHAVING, served=ours)
+        assert pool.compare([PLAIN, ("die", "", ""), PLAIN]) == [Outcome.CORRECT, Outcome.TIMEOUT, Outcome.CORRECT]
+        process.kill()
+        process.wait()
+        for _ in range(2):
+            with pytest.raises(GradingError):
+                pool.compare([("die", "", ""), PLAIN])
+        pool.close()
+        assert ours.fileno() == -1
 
 
 def test_a_worker_that_dies_or_takes_all_memory_is_a_timeout_and_is_replaced():

@@ -7,6 +7,7 @@ The settings are those of the published long-CoT evaluations (custom task ``math
 from __future__ import annotations
 
 import logging
+from typing import NoReturn
 
 from lighteval.metrics.dynamic_metrics import MultilingualExtractiveMatchMetric
 from lighteval.metrics.utils.extractive_match_utils import ExprExtractionConfig, LatexExtractionConfig
@@ -44,5 +45,10 @@ def warm() -> None:
         compare(kind, r"The final answer is $\frac{4}{2}$. I hope it is correct. \boxed{2}", gold)
 
 
+def served(descriptor: int | None = None) -> NoReturn:
+    """Serve the metric; see ``fork_server.serve``."""
+    serve(warm, compare, descriptor)
+
+
 if __name__ == "__main__":
-    serve(warm, compare)
+    served()

@@ -1,14 +1,15 @@
 """Evaluates a checkpoint in one cell through lighteval, a child process in an environment of its own.
 
 The child samples, or asks vLLM servers of this environment. Completions are graded here, where a comparison that takes
-too long is killed. lighteval's report must follow from them, and the prompts it fed to the policy must be those of
-training, token by token.
+too long is killed, and by lighteval's metric in workers that a copy of the child forks. lighteval's report must follow
+from them, and the prompts it fed to the policy must be those of training, token by token.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -83,11 +84,9 @@ def measure_cell(
     kind = metric_kind(problem)
     with (
         _Lighteval(checkpoint, threads, python, work_dir) as lighteval,
-        LightevalMetric(python, verify.workers) as metric,
+        LightevalMetric(python, verify.workers, served=lighteval.metric) as metric,
         Verifier(verify) as verifier,
     ):
-        if kind is not None:
-            metric.begin()  # imports while the policy is sampled
         prompts, answers, report = _sample(lighteval, checkpoint, cell, questions, problem, params, progress)
         samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
         votes = majority(verifier, rule(problem, verify.grader), samples)
@@ -116,6 +115,22 @@ def grading_versions() -> dict[str, str]:
     return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
 
 
+def positions_of(checkpoint: Path) -> int | None:
+    """Positions of a policy, None where it has no limit. Raises DataError for a checkpoint that is not whole or of
+    an architecture that transformers lacks: code that comes with a policy is not run."""
+    from transformers import AutoConfig  # takes seconds, in which lighteval may already start
+
+    from spo_core.policy.checkpoint import why_unreadable
+    from spo_core.policy.checkpoint_files import check_files
+
+    check_files(checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{checkpoint}/config.json: {why_unreadable(error)}") from None
+    return getattr(config, "max_position_embeddings", None)
+
+
 def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> None:
     """Raise ConfigError for a cell whose longest prompt and completion exceed the policy's positions, if it has any."""
     if positions is not None and prompt_tokens + cell.context_length > positions:
@@ -136,10 +151,11 @@ def _sample(
 ) -> tuple[dict[str, str], list[Answers], Report]:
     """Sample all questions; returns their prompts too. Raises EvaluationError unless the prompts fed were those of
     training."""
-    from transformers import AutoConfig  # while lighteval is imported in its own process
+    import scipy.stats  # noqa: F401  # as the next, while lighteval starts: scores would wait for it
 
-    from spo_core.policy.tokenizer import load_tokenizer, require_end
+    from spo_core.policy.tokenizer import load_tokenizer, require_end  # with transformers
 
+    positions = positions_of(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     require_end(tokenizer, checkpoint)
     template = problem.template.resolved(tokenizer)
@@ -147,8 +163,7 @@ def _sample(
     encoded = encode_prompts(template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
-    check_positions(cell, longest, getattr(config, "max_position_embeddings", None))
+    check_positions(cell, longest, positions)
     request = Request(
         context_length=cell.context_length,
         max_length=longest + cell.context_length,
@@ -180,7 +195,8 @@ def _sample(
 
 class _Lighteval:
     """lighteval's process, in a fresh scratch folder below ``work_dir``, while the context lasts. It begins to import
-    at once, which takes longer than anything until there is a request."""
+    at once, which takes longer than anything until there is a request; then it forks what serves its metric at the
+    other end of ``metric``."""
 
     def __init__(self, checkpoint: Path, threads: int, python: Path, work_dir: Path) -> None:
         self.threads, self.work_dir = threads, work_dir
@@ -192,11 +208,17 @@ class _Lighteval:
         self._scratch.mkdir(parents=True)
         (self._scratch / exchange.POLICY).symlink_to(self._checkpoint.resolve())
         command = [os.path.abspath(self._python), "-m", "spo_core.evaluate.lighteval.child"]
-        command += [str(self._scratch), str(os.getpid())]
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-            environment = child_environment(self._scratch, self.threads)
-            self._process = stack.enter_context(child(command, cwd=self._scratch, env=environment, log=self._log))
+            self.metric, theirs = socket.socketpair()
+            stack.callback(self.metric.close)
+            with theirs:
+                descriptor = theirs.fileno()
+                command += [str(self._scratch), str(os.getpid()), str(descriptor)]
+                environment = child_environment(self._scratch, self.threads)
+                self._process = stack.enter_context(
+                    child(command, cwd=self._scratch, env=environment, log=self._log, pass_fds=[descriptor])
+                )
             self._stack = stack.pop_all()
         return self
 

@@ -318,6 +318,7 @@ def own_loss(folder, monkeypatch):
     open_project(before)
 
 
+@pytest.mark.exhaustive
 def test_ranks_train_with_a_loss_of_the_projects_own(policy, folder, own_loss):
     """Its gradient and its metrics, summed over ranks that have different tokens, are those of one device."""
     options = SMALL | own_loss
