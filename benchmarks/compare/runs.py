@@ -30,7 +30,8 @@ COMMON = (
     "run.checkpoint_every=20",
     "run.keep_rollouts=1",
     "run.threads=1",
-    "policy.warmup.batch_size=24",  # a demo has less time
+    "policy.warmup.batch_size=24",  # the demo has less time
+    "learn.warmup_steps=30",
 )
 
 
