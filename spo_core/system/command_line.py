@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -44,8 +43,6 @@ def run(
             raise
         print(f"error: {advised(str(found))}", file=sys.stderr)
         sys.exit(2)
-    finally:
-        gc.freeze()  # Python's end would look through all that was imported, for seconds
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str, str]]:

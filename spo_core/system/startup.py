@@ -30,7 +30,6 @@ def begin() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.excepthook is _failed:
         sys.excepthook = sys.__excepthook__
-    gc.freeze()
     gc.enable()
 
 
