@@ -275,8 +275,10 @@ def test_questions_that_say_nothing_give_way_to_others(project, tmp_path, monkey
         kept = read_trees(folder / "trees.parquet")
         assert [q["question_id"] for q in read_json(folder / "questions.json")] == [t.question_id for t in kept]
         assert len(kept) == 4 and not any(map(uniform, kept)) and row["credit/segments_with_advantage"] == 1
-        assert row["rollout/generated_tokens"] > sum(t.generated_tokens for t in kept)
-        assert row["rollout/questions_asked"] > 4 and row["rollout/responses"] == 2 * row["rollout/questions_asked"]
+        asked = row["rollout/questions_asked"]
+        assert row["rollout/generated_tokens"] - sum(t.generated_tokens for t in kept) >= 2 * (asked - 4) >= 0
+        assert row["rollout/responses"] == 2 * asked
+    assert sum(row["rollout/questions_asked"] > 4 for row in rows) > 1
     assert any(row["rollout/left_out_share"] > 0 for row in rows)
     assert rows[-1]["generated_tokens"] == sum(row["rollout/generated_tokens"] for row in rows)
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))
