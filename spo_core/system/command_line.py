@@ -29,7 +29,9 @@ def run(
     def interruptible(*arguments: Any, **options: Any) -> Any:
         try:
             return command(*arguments, **options)
-        except KeyboardInterrupt:  # typer would end without a message
+        except BaseException as error:  # typer would end without a message
+            if not _of_interrupt(error):
+                raise
             print(interrupted, file=sys.stderr)
             raise typer.Exit(130) from None
 
@@ -43,6 +45,14 @@ def run(
             raise
         print(f"error: {advised(str(found))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt is this error or what was handled as it arose: Prefect fails where one comes as a task
+    starts."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str, str]]:

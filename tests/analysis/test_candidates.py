@@ -143,7 +143,7 @@ def test_every_key_of_params_is_shared_or_a_candidates_own():
 
 
 def test_the_reference_is_plain_whatever_the_candidate_is():
-    first, chain = candidate(), Candidate("chain", load_params(ROOT, "spo-chain", ("rollout.questions=16",)))
+    first, chain = candidate(), Candidate("chain", load_params(ROOT, "spo-chain", ("rollout.questions=32",)))
     params = reference_of(first).params
     assert reference_of(first).name == REFERENCE and params.rollout.branch_factors == (8,)
     kinds = (params.credit.partition, params.credit.value, params.credit.advantage, params.credit.mask)
