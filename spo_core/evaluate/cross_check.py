@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from spo_core.evaluate import uncertainty
 from spo_core.evaluate.lighteval.details import Sample
-from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.evaluate.result import CrossCheck
 from spo_core.problems.base import ProblemSet
 from spo_core.verify import Outcome
@@ -29,22 +26,11 @@ def metric_kind(problem: ProblemSet) -> Kind | None:
 
 
 class LightevalMetric:
-    """lighteval's metric, as a context manager. ``python`` is the interpreter of lighteval's environment, ``seconds``
-    the time limit of one completion; ``served`` as in WorkerPool."""
+    """lighteval's metric, as a context manager: in workers that ``Lighteval`` forks at the other end of ``served``.
+    ``seconds`` is the time limit of one completion."""
 
-    def __init__(
-        self, python: Path, workers: int, seconds: float = SECONDS, *, served: socket.socket | None = None
-    ) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="spo-lighteval-")
-        environment = child_environment(Path(self._scratch.name), threads=1)
-        self._pool = WorkerPool(
-            workers,
-            seconds,
-            "spo_core.evaluate.lighteval.extractive_match",
-            python=python,
-            env=environment,
-            served=served,
-        )
+    def __init__(self, served: socket.socket, workers: int, seconds: float = SECONDS) -> None:
+        self._pool = WorkerPool(workers, seconds, served=served)
 
     def grade(self, kind: Kind, answers: Sequence[tuple[str, str]]) -> list[str]:
         """Verdicts on (completion, gold answer) pairs: correct, wrong, or timeout where the metric took too long, too
@@ -57,15 +43,11 @@ class LightevalMetric:
         found = dict(zip(distinct, self._pool.compare(distinct), strict=True))
         return [found[task].value for task in tasks]
 
-    def close(self) -> None:
-        self._pool.close()
-        self._scratch.cleanup()
-
     def __enter__(self) -> LightevalMetric:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.close()
+        self._pool.close()
 
 
 def summarize(questions: Sequence[Sequence[Sample]]) -> CrossCheck | None:

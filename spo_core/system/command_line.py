@@ -30,7 +30,7 @@ def run(
         try:
             return command(*arguments, **options)
         except BaseException as error:  # typer would end without a message
-            if not _of_interrupt(error):
+            if isinstance(error, (SPOError, OSError)) or not _of_interrupt(error):  # those say more than an interrupt
                 raise
             print(interrupted, file=sys.stderr)
             raise typer.Exit(130) from None

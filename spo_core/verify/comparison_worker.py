@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from spo_core.verify.fork_server import serve
 from spo_core.verify.outcome import Outcome
 from spo_core.verify.rules import RULES, warm
@@ -16,4 +18,4 @@ def compare(rule: str, given: str, gold: str) -> Outcome:
 
 
 if __name__ == "__main__":
-    serve(warm, compare)
+    serve(warm, compare, int(sys.argv[1]))

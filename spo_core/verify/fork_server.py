@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,10 +27,10 @@ READY = b"ready\n"
 Compare = Callable[..., str]  # takes a task, as (rule, answer given, gold answer); may take forever, or die
 
 
-def serve(warm: Callable[[], None], compare: Compare, descriptor: int | None = None) -> NoReturn:
-    """Fork workers until the socket of that descriptor, by default the first argument, is closed; then they all die."""
+def serve(warm: Callable[[], None], compare: Compare, descriptor: int) -> NoReturn:
+    """Fork workers until the socket of that descriptor is closed; then they all die."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]) if descriptor is None else descriptor)
+    control = socket.socket(fileno=descriptor)
     warm()
     control.sendall(READY)
     workers: dict[bytes, int] = {}

@@ -10,9 +10,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from spo_core.errors import GradingError
@@ -28,9 +27,8 @@ class WorkerPool:
     """Workers that compare; they start with the first comparison, or with ``begin``. A worker that dies is replaced,
     and what it was comparing is a timeout.
 
-    ``module`` is run by the process that forks the workers (``spo_core.verify.fork_server``), with interpreter
-    ``python`` and environment ``env``: by default those of this process. Where ``served`` is given, a process started
-    elsewhere forks them, to the other end of that socket, and no second one follows it.
+    ``module`` is run by the process that forks the workers (``spo_core.verify.fork_server``). Where ``served`` is
+    given, a process started elsewhere forks them, at the other end of that socket, and no second one follows it.
     """
 
     def __init__(
@@ -39,13 +37,11 @@ class WorkerPool:
         seconds: float,
         module: str = "spo_core.verify.comparison_worker",
         *,
-        python: Path = Path(sys.executable),
-        env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
         served: socket.socket | None = None,
     ) -> None:
         self.arguments = tuple(arguments)  # of the module, after the socket's descriptor
-        self.workers, self.seconds, self.module, self.python, self.env = workers, seconds, module, python, env
+        self.workers, self.seconds, self.module = workers, seconds, module
         self._process: subprocess.Popen[bytes] | None = None
         self._control = self._served = served
         self._lines: list[socket.socket] = []  # one socket a worker
@@ -125,11 +121,11 @@ class WorkerPool:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [os.path.abspath(self.python), "-m", self.module, str(theirs.fileno()), *self.arguments],
+                [sys.executable, "-m", self.module, str(theirs.fileno()), *self.arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # an interrupt from the keyboard must not reach the workers
-                env={**(os.environ if self.env is None else self.env), "PYTHONHASHSEED": "0"},  # same verdicts
+                env={**os.environ, "PYTHONHASHSEED": "0"},  # same verdicts
             )
 
     def _start(self) -> None:
@@ -142,7 +138,8 @@ class WorkerPool:
             with suppress(OSError):  # as a timeout
                 ready = self._control.recv(len(READY))
         if ready != READY:
-            raise GradingError("the workers that compare answers did not start; see their words above")
+            words = "above" if self._served is None else "in the log of the process that forks them"
+            raise GradingError(f"the workers that compare answers did not start; see their words {words}")
         assert self._control is not None
         self._control.settimeout(None)
         self._lines = [self._worker(number) for number in range(self.workers)]

@@ -50,4 +50,4 @@ def rewarded(completion: str, question: dict[str, str], outcome: str, finish: st
 
 
 if __name__ == "__main__":
-    serve(warm, rewarded)
+    serve(warm, rewarded, int(sys.argv[1]))

@@ -18,10 +18,11 @@ from spo_core.errors import GradingError
 from spo_core.evaluate.cross_check import LightevalMetric, metric_kind, summarize
 from spo_core.evaluate.lighteval.details import Sample
 from spo_core.evaluate.lighteval.environment import child_environment
+from spo_core.evaluate.lighteval.process import LOG, Lighteval
 from spo_core.problems import problem_set
 from spo_core.verify import Outcome
 from tests.flows.conftest import EVALUATION_PYTHON, needs_evaluation
-from tests.verify.test_pool import running
+from tests.rollout.vllm.test_replicas import members, until
 
 PAIRS = [
     (r"We get \boxed{\frac{1}{2}}.", "0.5"),
@@ -63,8 +64,15 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def metric():
-    with LightevalMetric(EVALUATION_PYTHON, workers=2) as metric:
+def process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lighteval")
+    with Lighteval(folder, 1, EVALUATION_PYTHON, folder) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def metric(process):
+    with LightevalMetric(process.metric, workers=2) as metric:
         yield metric
 
 
@@ -91,10 +99,13 @@ def test_verdicts_are_those_of_lightevals_own_metrics(metric, tmp_path):
 
 @pytest.mark.slow
 @needs_evaluation
-def test_a_hostile_completion_ends_at_the_limit_and_costs_nobody_else_a_verdict():
+def test_a_hostile_completion_ends_at_the_limit_and_costs_nobody_else_a_verdict(tmp_path):
     hostile = "1 " * 50_000  # a regular expression of lighteval's that takes minutes, which no signal interrupts
     tower = r"\boxed{9^{9^{9^{9}}}}"
-    with LightevalMetric(EVALUATION_PYTHON, workers=2, seconds=1.0) as metric:
+    with (
+        Lighteval(tmp_path, 1, EVALUATION_PYTHON, tmp_path) as process,
+        LightevalMetric(process.metric, workers=2, seconds=1.0) as metric,
+    ):
         assert metric.grade("latex", [(r"\boxed{3}", "3")]) == ["correct"]  # started and warm
         started = time.monotonic()
         answers = [(hostile, "3"), *[(rf"\boxed{{{i}}}", "3") for i in range(8)], (tower, "3"), (hostile, "4")]
@@ -106,29 +117,33 @@ def test_a_hostile_completion_ends_at_the_limit_and_costs_nobody_else_a_verdict(
 
 @pytest.mark.slow
 @needs_evaluation
-def test_it_begins_at_once_and_leaves_nothing_when_it_is_closed_while_it_imports():
-    with LightevalMetric(EVALUATION_PYTHON, workers=2) as metric:
-        started = time.monotonic()
-        metric._pool.begin()
+def test_it_begins_at_once_and_leaves_nothing_when_it_is_closed_while_it_imports(tmp_path):
+    started = time.monotonic()
+    with (
+        Lighteval(tmp_path, 1, EVALUATION_PYTHON, tmp_path) as process,
+        LightevalMetric(process.metric, workers=2),
+    ):
         assert time.monotonic() - started < 2, "it waits for the imports"
-        process = metric._pool._process.pid
-    assert not running(process) and not Path(metric._scratch.name).exists()
+        assert members(process.pid)
+    assert not members(process.pid) and [p.name for p in tmp_path.iterdir()] == [LOG]
 
 
 @pytest.mark.slow
 @needs_evaluation
-def test_the_process_finds_this_project_and_nothing_of_its_askers_and_leaves_nothing(tmp_path, monkeypatch):
+def test_the_process_finds_this_project_and_nothing_of_its_askers_and_leaves_nothing(
+    tmp_path, tmp_path_factory, monkeypatch
+):
     """Not the asker's folder, whose modules may have any name, nor what its PYTHONPATH adds."""
     (tmp_path / "lighteval.py").write_text("raise SystemExit('not this one')")
     python = Path(os.path.abspath(EVALUATION_PYTHON))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with LightevalMetric(python, workers=2) as metric:
+    folder = tmp_path_factory.mktemp("work")
+    with Lighteval(folder, 1, python, folder) as process, LightevalMetric(process.metric, workers=2) as metric:
         assert metric.grade("expr", [("#### 3", "3"), ("#### 4", "3")]) == ["correct", "wrong"]
-        process = metric._pool._process.pid
-        family = [process, *map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
-        assert len(family) == 3
-    assert not any(running(number) for number in family) and not Path(metric._scratch.name).exists()
+        assert len(members(process.pid)) == 4  # it, what serves the metric, and two workers
+    until(lambda: not members(process.pid))
+    assert [p.name for p in folder.iterdir()] == [LOG]
     assert [p.name for p in tmp_path.iterdir()] == ["lighteval.py"]
 
 
@@ -136,7 +151,11 @@ def test_an_environment_without_lighteval_is_told(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
-    with LightevalMetric(python, workers=1) as metric, pytest.raises(GradingError, match="did not start"):
+    with (
+        Lighteval(tmp_path, 1, python, tmp_path) as process,
+        LightevalMetric(process.metric, workers=1) as metric,
+        pytest.raises(GradingError, match="did not start; see their words in the log"),
+    ):
         metric.grade("expr", [("3", "3")])
 
 

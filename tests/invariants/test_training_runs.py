@@ -267,7 +267,7 @@ def ask_again(budget: int) -> list[str]:
 
 def test_questions_that_say_nothing_give_way_to_others(project, tmp_path, monkeypatch):
     """Kept are trees with an advantage; those that gave way count as tokens and in the reward; resumed = straight."""
-    params = small(*ask_again(100_000))
+    params = small(*ask_again(100_000), "learn.warmup_steps=30")  # so that every iteration meets a uniform question
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "a"))
     straight, rows, path = train(params, project)
     for number, row in enumerate(rows, start=1):
@@ -275,10 +275,8 @@ def test_questions_that_say_nothing_give_way_to_others(project, tmp_path, monkey
         kept = read_trees(folder / "trees.parquet")
         assert [q["question_id"] for q in read_json(folder / "questions.json")] == [t.question_id for t in kept]
         assert len(kept) == 4 and not any(map(uniform, kept)) and row["credit/segments_with_advantage"] == 1
-        asked = row["rollout/questions_asked"]
-        assert row["rollout/generated_tokens"] - sum(t.generated_tokens for t in kept) >= 2 * (asked - 4) >= 0
-        assert row["rollout/responses"] == 2 * asked
-    assert sum(row["rollout/questions_asked"] > 4 for row in rows) > 1
+        assert row["rollout/generated_tokens"] > sum(t.generated_tokens for t in kept)
+        assert row["rollout/questions_asked"] > 4 and row["rollout/responses"] == 2 * row["rollout/questions_asked"]
     assert any(row["rollout/left_out_share"] > 0 for row in rows)
     assert rows[-1]["generated_tokens"] == sum(row["rollout/generated_tokens"] for row in rows)
     monkeypatch.setenv("SPO_WORK_DIR", str(tmp_path / "b"))

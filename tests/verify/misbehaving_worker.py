@@ -47,4 +47,4 @@ def pid(given: str, gold: str) -> Outcome:
 
 if __name__ == "__main__":
     RULES.update(sleep=sleep, tower=tower, die=die, slip=slip, grab=grab, warm=warm, pid=pid)
-    serve(comparison_worker.warm, comparison_worker.compare)
+    serve(comparison_worker.warm, comparison_worker.compare, int(sys.argv[1]))

@@ -31,7 +31,7 @@ def main(scratch: Path, parent: int, descriptor: int) -> None:
     gc.freeze()
     gc.enable()
     if os.fork() == 0:  # before torch has threads
-        extractive_match.served(descriptor)
+        extractive_match.serve_metric(descriptor)
     os.close(descriptor)
     request = Request.read(scratch)
     answers, report = evaluate(request, scratch)

@@ -45,10 +45,6 @@ def warm() -> None:
         compare(kind, r"The final answer is $\frac{4}{2}$. I hope it is correct. \boxed{2}", gold)
 
 
-def served(descriptor: int | None = None) -> NoReturn:
+def serve_metric(descriptor: int) -> NoReturn:
     """Serve the metric; see ``fork_server.serve``."""
     serve(warm, compare, descriptor)
-
-
-if __name__ == "__main__":
-    served()

@@ -8,8 +8,6 @@ from them, and the prompts it fed to the policy must be those of training, token
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,18 +15,15 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from spo_core.config import EvaluateParams, VerifyParams, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.cross_check import LightevalMetric, metric_kind
-from spo_core.evaluate.lighteval import exchange
 from spo_core.evaluate.lighteval.details import write_details
-from spo_core.evaluate.lighteval.environment import child_environment
 from spo_core.evaluate.lighteval.exchange import Answers, Report, Request
+from spo_core.evaluate.lighteval.process import Lighteval
 from spo_core.evaluate.majority import majority
-from spo_core.evaluate.result import CellScore, EvaluationError, Protocol
+from spo_core.evaluate.result import CellScore, Protocol
 from spo_core.evaluate.scoring import (
     check_prompts,
     check_report,
@@ -40,13 +35,11 @@ from spo_core.evaluate.scoring import (
 from spo_core.evaluate.suite import Cell
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompts, special_as_text
-from spo_core.system.processes import child, last_words, wait
 from spo_core.system.progress import Progress
 from spo_core.verify.rules import rule
 from spo_core.verify.verifier import Verifier
 
 DETAILS = "details.parquet"
-LOG = "lighteval.log"
 SERVERS = "servers"  # a folder with a log for each server
 
 
@@ -83,8 +76,8 @@ def measure_cell(
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
     kind = metric_kind(problem)
     with (
-        _Lighteval(checkpoint, threads, python, work_dir) as lighteval,
-        LightevalMetric(python, verify.workers, served=lighteval.metric) as metric,
+        Lighteval(checkpoint, threads, python, work_dir) as lighteval,
+        LightevalMetric(lighteval.metric, verify.workers) as metric,
         Verifier(verify) as verifier,
     ):
         prompts, answers, report = _sample(lighteval, checkpoint, cell, questions, problem, params, progress)
@@ -141,7 +134,7 @@ def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> No
 
 
 def _sample(
-    lighteval: _Lighteval,
+    lighteval: Lighteval,
     checkpoint: Path,
     cell: Cell,
     questions: Sequence[Question],
@@ -191,54 +184,6 @@ def _sample(
         answers, report = lighteval.run(request, prompts, progress)
     check_prompts(answers, fed)
     return prompts, answers, report
-
-
-class _Lighteval:
-    """lighteval's process, in a fresh scratch folder below ``work_dir``, while the context lasts. It begins to import
-    at once, which takes longer than anything until there is a request; then it forks what serves its metric at the
-    other end of ``metric``."""
-
-    def __init__(self, checkpoint: Path, threads: int, python: Path, work_dir: Path) -> None:
-        self.threads, self.work_dir = threads, work_dir
-        self._checkpoint, self._python = checkpoint, python
-        self._scratch, self._log = work_dir / "scratch", work_dir / LOG
-
-    def __enter__(self) -> Self:
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
-        (self._scratch / exchange.POLICY).symlink_to(self._checkpoint.resolve())
-        command = [os.path.abspath(self._python), "-m", "spo_core.evaluate.lighteval.child"]
-        with ExitStack() as stack:
-            stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-            self.metric, theirs = socket.socketpair()
-            stack.callback(self.metric.close)
-            with theirs:
-                descriptor = theirs.fileno()
-                command += [str(self._scratch), str(os.getpid()), str(descriptor)]
-                environment = child_environment(self._scratch, self.threads)
-                self._process = stack.enter_context(
-                    child(command, cwd=self._scratch, env=environment, log=self._log, pass_fds=[descriptor])
-                )
-            self._stack = stack.pop_all()
-        return self
-
-    def run(self, request: Request, prompts: dict[str, str], progress: Progress | None) -> tuple[list[Answers], Report]:
-        """Have it sample; returns its answers and its report."""
-        total = len(prompts) * request.samples
-
-        def tick() -> None:
-            if progress:
-                progress(exchange.read_progress(self._scratch), total)
-
-        request.write(self._scratch, prompts)
-        status = wait(self._process, tick)
-        if status != 0:
-            raise EvaluationError(f"lighteval failed: {last_words(self._log, status)} (see {self._log})")
-        tick()
-        return exchange.read_answers(self._scratch), exchange.read_report(self._scratch)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._stack.close()
 
 
 def _protocol(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from spo_core.errors import ConfigError, DataError
 from spo_core.evaluate.cross_check import summarize
 from spo_core.evaluate.lighteval.details import by_question, read_details
 from spo_core.evaluate.lighteval.exchange import Request, Servers
-from spo_core.evaluate.lighteval.runner import DETAILS, LOG, check_positions, measure_cell
+from spo_core.evaluate.lighteval.process import LOG
+from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, measure_cell
 from spo_core.evaluate.result import CellScore, EvaluationError
 from spo_core.evaluate.suite import Cell
 from spo_core.policy.checkpoint import make_policy, make_tokenizer, save_policy
@@ -135,15 +135,6 @@ def measured(checkpoint, tmp_path_factory) -> tuple[dict[str, CellScore], dict[s
     return scores, {name: read_details(folder / name / DETAILS) for name in scores}, folder, progress
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Commands that run and name the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            found.append((process / "cmdline").read_text())
-    return [command for command in found if str(folder) in command]
-
-
 @pytest.mark.slow
 @needs_evaluation
 def test_end_to_end(checkpoint, request):
@@ -153,7 +144,6 @@ def test_end_to_end(checkpoint, request):
     scores, samples, folder, progress = request.getfixturevalue("measured")
     assert sorted(checkpoint.rglob("*")) == files, "lighteval wrote into the checkpoint"
     assert sorted(path.name for path in (folder / "long").iterdir()) == [DETAILS, LOG]
-    assert not processes_of(folder), "a process of lighteval's is left"
     assert progress[-1] == (35, 35)
     short = {(s.question_id, s.sample): s.completion for s in samples["short"]}
     for name, score in scores.items():

@@ -16,7 +16,8 @@ from spo_core.evaluate.lighteval import serving
 from spo_core.evaluate.lighteval.details import read_details
 from spo_core.evaluate.lighteval.endings import Endings
 from spo_core.evaluate.lighteval.exchange import Servers
-from spo_core.evaluate.lighteval.runner import DETAILS, LOG, SERVERS
+from spo_core.evaluate.lighteval.process import LOG
+from spo_core.evaluate.lighteval.runner import DETAILS, SERVERS
 from spo_core.evaluate.lighteval.serving import ask, checkpoint_stop_ids, served_dtype
 from spo_core.evaluate.lighteval.serving import serving as served
 from spo_core.evaluate.result import EvaluationError
