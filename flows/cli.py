@@ -21,6 +21,7 @@ from flows.local_server import local_server
 from flows.server_check import check_server, server_fault
 from spo_core.observe.bars import quiet
 from spo_core.system.command_line import run
+from spo_core.system.startup import ends
 
 DRAIN_SECONDS = 10
 _ADVISED = re.compile(r"(python -m flows\.(?:prepare|warmup|train)\b(?! -))(?: \(or dvc repro[ \w]*\))?")
@@ -122,8 +123,10 @@ def main(command: Callable[..., Any], advised: Callable[[str], str] = with_optio
             advised=advised,
         )
     except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
         if _undelivered:  # Python would wait for each, minutes in all
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else 1)
+            os._exit(status)
+        ends(status)
         raise

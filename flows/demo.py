@@ -1,4 +1,5 @@
-"""``make demo``: runs ``dvc repro`` with one Prefect server for all its stages, then prints the summary."""
+"""``make demo``: runs ``dvc repro`` with one Prefect server and one lighteval for all its stages, then prints the
+summary."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from flows import cli
 from flows.local_server import local_server
 from spo_core.errors import SPOError
 from spo_core.evaluate.cell import check_environment
+from spo_core.evaluate.lighteval.process import lighteval_shared
 from spo_core.observe.summary import print_summary
 from spo_core.system.processes import die_with_parent
 from tasks.records import RunSpec
@@ -29,7 +31,7 @@ def command() -> None:
     if subprocess.run([*DVC, "status", "--quiet"], cwd=root, check=False).returncode == 0:
         print("Nothing changed since the last run.")
     else:
-        with local_server(root) as environment:
+        with lighteval_shared(spec.paths.evaluation_python), local_server(root) as environment:
             status = subprocess.run(
                 [*DVC, "repro"], cwd=root, env=environment, check=False, preexec_fn=die_with_parent
             ).returncode

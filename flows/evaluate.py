@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from spo_core.errors import ConfigError
 from spo_core.evaluate.cell import check_contexts, check_evaluation, chosen_cells
 from spo_core.evaluate.comparison import Comparison, compare
 from spo_core.evaluate.lighteval.details import read_details
+from spo_core.evaluate.lighteval.process import lighteval_shared
 from spo_core.evaluate.models import refer
 from spo_core.evaluate.result import CellScore
 from spo_core.observe.scores import print_comparisons, print_scores
@@ -41,7 +43,7 @@ def evaluate(
     if len(chosen) > 1:  # a single one is checked while lighteval starts
         check_contexts(found, chosen)
     scores = []
-    with cluster(spec.params.run.task_runner) as workers:
+    with _lighteval(spec, len(chosen)), cluster(spec.params.run.task_runner) as workers:
         for evaluated in workers.map(measure, [{"spec": spec, "model": found, "cell": one} for one in chosen]):
             publish_score(spec, found, evaluated)
             scores.append(evaluated.score)
@@ -69,13 +71,18 @@ def compare_models(
     for found in models:
         check_contexts(found, chosen)
     calls = [{"spec": spec, "model": found, "cell": one} for one in chosen for found in models]
-    with cluster(spec.params.run.task_runner) as workers:
+    with _lighteval(spec, len(calls)), cluster(spec.params.run.task_runner) as workers:
         measured = list(workers.map(measure, calls))
     comparisons = []
     for first, second in zip(measured[::2], measured[1::2], strict=True):
         samples = [read_details(evaluated.details) for evaluated in (first, second)]
         comparisons.append(compare(first.score, samples[0], second.score, samples[1], force=force))
     return comparisons
+
+
+def _lighteval(spec: RunSpec, evaluations: int) -> AbstractContextManager[None]:
+    """One process of lighteval's for several evaluations."""
+    return lighteval_shared(spec.paths.evaluation_python) if evaluations > 1 else nullcontext()
 
 
 def command(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spo_core.config import RESOURCES, Params, VllmEngineParams, digest
 from spo_core.errors import ConfigError, DataError
-from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell, positions_of
+from spo_core.evaluate.lighteval.runner import DETAILS, check_positions, grading_versions, measure_cell
 from spo_core.evaluate.models import Model
 from spo_core.evaluate.result import CellScore
 from spo_core.evaluate.suite import Cell, cells, evaluated_set, find_cell, graded_as, suite_questions
@@ -81,6 +81,8 @@ def _check_source(problem: ProblemSet) -> None:
 def check_contexts(model: Model, chosen: Sequence[Cell]) -> None:
     """Raise ConfigError for a cell longer than the policy's positions, before other cells are sampled for hours, and
     DataError where ``positions_of`` does."""
+    from spo_core.policy.positions import positions_of  # with torch
+
     positions = positions_of(model.folder)
     for cell in chosen:
         check_positions(cell, 1, positions)

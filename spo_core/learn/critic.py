@@ -34,7 +34,7 @@ from spo_core.learn.precision import MasterWeights, rounded_copy
 from spo_core.learn.splits import divide, smallest
 from spo_core.learn.state import load_optimizer, save_optimizer
 from spo_core.learn.surprise import flat_surprises, surprise_head
-from spo_core.learn.tree_batch import TreeBatch, layout
+from spo_core.learn.tree_batch import TreeBatch, layout, taken
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.rollout.seeds import derive_seed
 from spo_core.tree import RolloutTree, read_trees, write_trees
@@ -211,7 +211,7 @@ class Critic:
     def _outputs(self, batch: TreeBatch) -> Tensor:
         """What the head gives for the state before each token of the batch; float32 [tokens]."""
         hidden = self.backend.hidden(batch) if self.own is None else self.own.hidden(batch)
-        outputs = self.trained["head"](hidden[batch.sources].float())[:, 0]
+        outputs = self.trained["head"](taken(hidden, batch.sources).float())[:, 0]
         if self.params.surprise:
             features = flat_surprises(batch.trees, batch.order).to(outputs.device)
             outputs = outputs + self.trained["surprise"](features)[:, 0]

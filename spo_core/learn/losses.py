@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from spo_core.learn.loss import LOG_RATIO_LIMIT, LossInputs, LossOutputs, likelihood_ratio
+from spo_core.learn.tree_batch import taken
 
 
 class GSPOOptions(BaseModel):
@@ -25,7 +26,7 @@ def gspo(inputs: LossInputs, options: GSPOOptions) -> LossOutputs:
     change = (inputs.logprobs - inputs.old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     sizes = torch.bincount(inputs.segments)
     sums = torch.zeros(len(sizes), dtype=change.dtype, device=change.device).index_add(0, inputs.segments, change)
-    ratio = (sums / sizes.clamp(min=1)).exp()[inputs.segments]
+    ratio = taken((sums / sizes.clamp(min=1)).exp()[:, None], inputs.segments)[:, 0]
     unclipped = -inputs.advantages * ratio
     clipped = -inputs.advantages * ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
     metrics = {"ratio": ratio.detach(), "clip_fraction": (clipped > unclipped).detach()}

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from spo_core.learn.prefix_tree import Stretch, prefix_tree, stretches
 from spo_core.learn.row_blocks import RowBlock, row_blocks
 from spo_core.tree import RolloutTree
+
+
+def taken(values: Tensor, at: Tensor) -> Tensor:
+    """The rows of ``values`` (rows, size) at indices that may repeat. The gradient of a row is the sum in their order;
+    plain indexing adds in the order in which a CPU's threads come to them, so that last bits would differ by run."""
+    return embedding(at, values)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spo_core.learn.head import Head, trunk
 from spo_core.learn.tree_attention import TreeLayout
-from spo_core.learn.tree_batch import TreeBatch
+from spo_core.learn.tree_batch import TreeBatch, taken
 from spo_core.policy.attention import NAME, laid_out
 
 
@@ -46,7 +46,7 @@ class TreePolicy(nn.Module):
         hidden, measured = self.hidden(batch), None
         if batch.measured is not None:
             measured = hidden.detach()[batch.measured.sources], batch.measured.targets
-        return self.head(hidden[batch.sources], batch.targets, temperature, entropy, measured)
+        return self.head(taken(hidden, batch.sources), batch.targets, temperature, entropy, measured)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states of a packed row; (tokens, hidden size)."""

@@ -21,10 +21,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spo_core.config import LoraParams, PolicyParams, ScratchPolicy
-from spo_core.errors import ConfigError, DataError, SPOError, first_line
+from spo_core.errors import ConfigError, DataError, SPOError
 from spo_core.policy.adapter import FOLDER, MergedState, add_adapter, has_adapter, save_adapter, trained_parameters
 from spo_core.policy.attention import NAME
-from spo_core.policy.checkpoint_files import check_files
+from spo_core.policy.checkpoint_files import check_files, why_unreadable
 from spo_core.policy.tokenizer import load_tokenizer, require_end
 from spo_core.problems.base import ProblemSet
 
@@ -162,12 +162,6 @@ def _check_weights(path: str | Path, model: PreTrainedModel, found: dict[str, An
     for name, parameter in model.named_parameters():
         if parameter.numel() and not all(torch.isfinite(end) for end in torch.aminmax(parameter.detach())):
             raise DataError(f"{path}: tensor {name} holds NaN or infinite numbers; take an earlier checkpoint")
-
-
-def why_unreadable(error: Exception) -> str:
-    """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
-    line = first_line(error)
-    return "it needs code of its own, which is not run" if "custom code" in line else line
 
 
 def check_policy(path: str | Path) -> None:

@@ -64,3 +64,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object")
     return content
+
+
+def why_unreadable(error: Exception) -> str:
+    """The first line of an error of transformers about a checkpoint; its advice to allow remote code is replaced."""
+    line = first_line(error)
+    return "it needs code of its own, which is not run" if "custom code" in line else line

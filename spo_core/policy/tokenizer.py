@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from spo_core.errors import DataError, first_line
 from spo_core.policy.checkpoint_files import read_object
 
 log = logging.getLogger(__name__)
+
+GENERAL = PreTrainedTokenizerFast.__name__
 
 TEXTS = (
     "Solve the problem: 3 + 14 = 17, so x2 = 1,234.50 and (a-b)/c < 0.",
@@ -86,7 +88,7 @@ def require_end(tokenizer: Any, path: str | Path) -> None:
 
 def _load(path: str | Path, revision: str | None, own: Tokenizer | None) -> Any:
     try:
-        loaded = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        loaded = _from_pretrained(path, revision)
         differs = None if own is None else difference(loaded, own)
     except (OSError, ValueError):
         raise
@@ -105,6 +107,17 @@ def _load(path: str | Path, revision: str | None, own: Tokenizer | None) -> Any:
         )
     _say(str(path), differs)
     return replaced
+
+
+def _from_pretrained(path: str | Path, revision: str | None) -> Any:
+    """What AutoTokenizer makes of a checkpoint. It makes the general class where that is named, as in checkpoints that
+    have no other; then its import, seconds with torch's, is spared."""
+    file = cached_file(path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if file is not None and read_object(Path(file)).get("tokenizer_class") == GENERAL:
+        return PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
 def _read(path: str) -> Tokenizer:

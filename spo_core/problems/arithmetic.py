@@ -125,21 +125,24 @@ def _generate(rng: np.random.Generator, params: ArithmeticParams) -> tuple[str, 
     question, steps = str(value), []
     fewest, most = params.steps
     for _ in range(int(rng.integers(fewest, most + 1))):
-        allowed = [
-            (o, n)
-            for o in "+-*%"[: 3 + params.remainders]
-            for n in range(2, 6 if o == "%" else 10)
-            if 0 <= _unfolded(value, o, n) <= LARGEST
-        ]
-        operators = sorted({o for o, _ in allowed})
-        operator = operators[rng.integers(len(operators))]
-        operands = [n for o, n in allowed if o == operator]
+        operators = _allowed(value, "+-*%"[: 3 + params.remainders])
+        operator, operands = operators[rng.integers(len(operators))]
         operand = operands[rng.integers(len(operands))]
         result = _apply(value, operator, operand)
         steps.append((value, operator, operand, result))
         question += f"{operator}{operand}"
         value = result
     return question, steps
+
+
+@cache
+def _allowed(value: int, operators: str) -> list[tuple[str, list[int]]]:
+    """The operators that have operands after which a value stays in 0..99, sorted, and these operands."""
+    found = [
+        (o, [n for n in range(2, 6 if o == "%" else 10) if 0 <= _unfolded(value, o, n) <= LARGEST])
+        for o in sorted(operators)
+    ]
+    return [(operator, operands) for operator, operands in found if operands]
 
 
 def _unfolded(value: int, operator: str, operand: int) -> int:

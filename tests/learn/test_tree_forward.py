@@ -12,6 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from spo_core.learn import head, row_blocks
 from spo_core.learn.block_mask import Spans, ancestor_mask
+from spo_core.learn.loss import LossInputs
+from spo_core.learn.losses import GSPOOptions, gspo
 from spo_core.learn.tree_batch import TrainedSegments, layout
 from spo_core.learn.tree_forward import TreePolicy
 from spo_core.policy.attention import attention
@@ -85,6 +87,30 @@ def test_many_blocks_of_rows_are_equal(policy, monkeypatch):
     blocks = layout(items).blocks
     assert len(blocks) > 1 and any(block.valid is not None and len(block.keys) > 1 for block in blocks)
     assert_equal_to_flat(policy, items)
+
+
+def test_two_threads_give_the_same_bits_every_time(policy):
+    """Hundreds of siblings begin behind one token, whose gradient is a sum over them, and both threads have a share:
+    sums in the order in which threads come to them would differ here in every run."""
+    items = [everything(full_tree([300], prompt=7, segment=6))]
+    segments = torch.from_numpy(np.repeat(np.arange(3), 30_000))
+    old = torch.randn(len(segments), generator=torch.Generator().manual_seed(1))
+
+    def bits() -> list[torch.Tensor]:
+        logprobs, _ = TreePolicy(policy, "rows")(layout(items), 0.7)
+        new = old.clone().requires_grad_()
+        inputs = LossInputs(new, old, old.sin(), segments)
+        gspo(inputs, GSPOOptions(clip_low=0.9, clip_high=9.0)).loss.sum().backward()
+        return [*gradients(policy, logprobs, torch.linspace(-1, 1, len(logprobs))), new.grad]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = bits()
+        for _ in range(5):
+            assert all(torch.equal(a, b) for a, b in zip(first, bits(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -1,1 +1,1 @@
-"""lighteval in its own environment, one child process a cell. Not here: statistics, and what a score means."""
+"""lighteval in its own environment, where a process forks one for each cell. Not here: statistics, what scores mean."""

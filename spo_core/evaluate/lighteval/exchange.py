@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from spo_core.errors import DataError
 from spo_core.system.files import write_text
 
 REQUEST = "request.json"
 QUESTIONS = "questions"  # a folder: lighteval loads it as a dataset
+POSITIONS = "positions.json"
 POLICY = "policy"  # a link to the checkpoint, so that lighteval writes nothing into it
 ANSWERS = "answers.jsonl"
 REPORT = "report.json"
@@ -104,6 +106,23 @@ class Report:
     prompt_hash: str
     """Hash of all prompts together."""
     versions: dict[str, str]
+
+
+def write_positions(scratch: Path, find: Callable[[Path], int | None]) -> None:
+    """Write what ``find`` finds as the policy's number of positions, or why it refuses the policy."""
+    try:
+        positions, refusal = find((scratch / POLICY).resolve()), None
+    except DataError as error:
+        positions, refusal = None, str(error)
+    write_text(scratch / POSITIONS, json.dumps([positions, refusal]))
+
+
+def read_positions(scratch: Path) -> int | None:
+    """The policy's number of positions, None where it has no limit. Raises DataError where it was refused."""
+    positions, refusal = json.loads((scratch / POSITIONS).read_text(encoding="utf-8"))
+    if refusal is not None:
+        raise DataError(refusal)
+    return positions
 
 
 def write_answers(scratch: Path, answers: list[Answers]) -> None:

@@ -33,6 +33,7 @@ from spo_core.evaluate.scoring import (
     with_lighteval,
 )
 from spo_core.evaluate.suite import Cell
+from spo_core.policy.checkpoint_files import check_files
 from spo_core.problems.base import ProblemSet, Question
 from spo_core.problems.templates import encode_prompts, special_as_text
 from spo_core.system.progress import Progress
@@ -76,11 +77,11 @@ def measure_cell(
         raise DataError(f"{checkpoint}: no checkpoint here (config.json is missing)")
     kind = metric_kind(problem)
     with (
-        Lighteval(checkpoint, threads, python, work_dir) as lighteval,
+        Lighteval(checkpoint, python, work_dir) as lighteval,
         LightevalMetric(lighteval.metric, verify.workers) as metric,
         Verifier(verify) as verifier,
     ):
-        prompts, answers, report = _sample(lighteval, checkpoint, cell, questions, problem, params, progress)
+        prompts, answers, report = _sample(lighteval, checkpoint, cell, questions, problem, params, threads, progress)
         samples = grade_answers(verifier, problem, questions, answers, samples=params.samples)
         votes = majority(verifier, rule(problem, verify.grader), samples)
         if kind is not None:
@@ -108,22 +109,6 @@ def grading_versions() -> dict[str, str]:
     return {package: version(package) for package in ("math-verify", "latex2sympy2_extended", "sympy")}
 
 
-def positions_of(checkpoint: Path) -> int | None:
-    """Positions of a policy, None where it has no limit. Raises DataError for a checkpoint that is not whole or of
-    an architecture that transformers lacks: code that comes with a policy is not run."""
-    from transformers import AutoConfig  # takes seconds, in which lighteval may already start
-
-    from spo_core.policy.checkpoint import why_unreadable
-    from spo_core.policy.checkpoint_files import check_files
-
-    check_files(checkpoint)
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{checkpoint}/config.json: {why_unreadable(error)}") from None
-    return getattr(config, "max_position_embeddings", None)
-
-
 def check_positions(cell: Cell, prompt_tokens: int, positions: int | None) -> None:
     """Raise ConfigError for a cell whose longest prompt and completion exceed the policy's positions, if it has any."""
     if positions is not None and prompt_tokens + cell.context_length > positions:
@@ -140,6 +125,7 @@ def _sample(
     questions: Sequence[Question],
     problem: ProblemSet,
     params: EvaluateParams,
+    threads: int,
     progress: Progress | None,
 ) -> tuple[dict[str, str], list[Answers], Report]:
     """Sample all questions; returns their prompts too. Raises EvaluationError unless the prompts fed were those of
@@ -148,7 +134,7 @@ def _sample(
 
     from spo_core.policy.tokenizer import load_tokenizer, require_end  # with transformers
 
-    positions = positions_of(checkpoint)
+    check_files(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     require_end(tokenizer, checkpoint)
     template = problem.template.resolved(tokenizer)
@@ -156,7 +142,7 @@ def _sample(
     encoded = encode_prompts(template, tokenizer, [row.question for row in questions])
     fed = {row.question_id: ids for row, ids in zip(questions, encoded, strict=True)}
     longest = max(map(len, encoded))
-    check_positions(cell, longest, positions)
+    check_positions(cell, longest, lighteval.positions())
     request = Request(
         context_length=cell.context_length,
         max_length=longest + cell.context_length,
@@ -167,7 +153,7 @@ def _sample(
         batch_size=params.batch_size,
         stop=template.stop,
         special_as_text=special_as_text(template, tokenizer),
-        threads=lighteval.threads,
+        threads=threads,
     )
     with ExitStack() as stack:
         if isinstance(params.engine, VllmEngineParams):

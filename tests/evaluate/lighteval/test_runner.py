@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,8 +105,20 @@ def test_a_cell_must_fit_the_positions(checkpoint, tmp_path):
         check_positions(LONG, 10, positions)
     with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long"):
         check_positions(LONG, 10, 33)
-    with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long: 60 tokens .* 64 positions"):  # before any child
-        measure(checkpoint, replace(LONG, context_length=60), tmp_path, script(tmp_path, "exit 1"))
+
+
+@pytest.mark.slow
+@needs_evaluation
+def test_a_policy_is_refused_before_it_is_sampled(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate\.contexts\.long: 60 tokens .* 64 positions"):
+        measure(checkpoint, replace(LONG, context_length=60), tmp_path / "long")
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text()) | {"model_type": "unheard-of"}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"broken/config\.json: .*unheard-of"):
+        measure(broken, LONG, tmp_path / "unknown")
+    for folder in ("long", "unknown"):
+        assert [path.name for path in (tmp_path / folder).iterdir()] == [LOG]
 
 
 def test_a_request_reads_as_it_was_written(tmp_path):
