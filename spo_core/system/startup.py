@@ -48,9 +48,9 @@ def _end() -> None:
     if _ended:
         logging.shutdown()
         try:
-            for stream in (sys.stdout, sys.stderr):
+            for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
-        except OSError:  # the interpreter's own end tells of it
+        except (OSError, ValueError):  # the interpreter's own end tells of it
             return
         os._exit(_ended[-1])
 
