@@ -27,9 +27,10 @@ TICK_SECONDS = 0.1
 
 
 @contextmanager
-def lighteval_started(python: Path) -> Iterator[Path]:
+def lighteval_started(python: Path, first: socket.socket | None = None) -> Iterator[Path]:
     """Run lighteval's process while the context lasts; yields its folder. ``python`` is the interpreter of lighteval's
-    environment. It begins to import at once, and nobody who connects has to wait for that."""
+    environment. It begins to import at once, and nobody who connects has to wait for that; ``first`` is connected
+    before, so that it is even if the process dies at once."""
     with (
         tempfile.TemporaryDirectory(prefix="spo-", ignore_cleanup_errors=True) as name,  # mode 0700, short path
         socket.socket(socket.AF_UNIX) as listener,
@@ -37,6 +38,8 @@ def lighteval_started(python: Path) -> Iterator[Path]:
         folder = Path(name)
         listener.bind(str(_address(folder, python)))
         listener.listen()
+        if first is not None:
+            first.connect(str(_address(folder, python)))
         descriptor = listener.fileno()
         command = [os.path.abspath(python), "-m", "spo_core.evaluate.lighteval.child", str(os.getpid())]
         with child(
@@ -88,12 +91,11 @@ class Lighteval:
             try:
                 self._connection.connect(str(_address(self._folder, self._python)))
             except OSError:  # none is shared, or it is gone, or another's
-                self._folder = stack.enter_context(lighteval_started(self._python))
-                self._connection.connect(str(_address(self._folder, self._python)))
+                self._folder = stack.enter_context(lighteval_started(self._python, self._connection))
             stack.callback(self._kill)
             self.metric, theirs = socket.socketpair()
             stack.callback(self.metric.close)
-            with theirs, self._log.open("wb") as log:
+            with theirs, self._log.open("wb") as log, suppress(OSError):  # whoever waits for one that died is told
                 request = [os.fsencode(self._scratch)]
                 socket.send_fds(self._connection, request, [log.fileno(), theirs.fileno()])
             self._stack = stack.pop_all()
