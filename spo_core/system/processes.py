@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,15 +39,6 @@ def child(
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def wait(process: subprocess.Popen[bytes], tick: Callable[[], None], every: float = 0.2) -> int:
-    """Wait for the process, calling ``tick`` every so many seconds, and return its exit status."""
-    while True:
-        try:
-            return process.wait(timeout=every)
-        except subprocess.TimeoutExpired:
-            tick()
 
 
 def die_with_parent() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import spo_core
-from spo_core.system.processes import child, last_words, wait
+from spo_core.system.processes import child, last_words
 
 ROOT = Path(spo_core.__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -41,11 +41,9 @@ def pid_in(path: Path) -> int:
 
 
 def test_status_and_log(tmp_path):
-    ticks = []
     code = "import sys, time; print('out'); sys.stderr.write('err\\n'); time.sleep(.3); sys.exit(7)"
     with child([sys.executable, "-c", code], cwd=tmp_path, env=ENV, log=tmp_path / "log") as process:
-        assert wait(process, lambda: ticks.append(1), every=0.05) == 7
-    assert ticks
+        assert process.wait() == 7
     assert sorted((tmp_path / "log").read_text().split()) == ["err", "out"]
 
 
@@ -64,9 +62,9 @@ def test_leaving_the_block_kills_the_whole_group(tmp_path):
 def test_the_child_dies_with_its_parent(tmp_path):
     guard = "from spo_core.system.processes import die_with; die_with(int(sys.argv[2]))"
     parent = (
-        "import os, sys; from pathlib import Path; from spo_core.system.processes import child, wait\n"
+        "import os, sys; from pathlib import Path; from spo_core.system.processes import child\n"
         f"command = [sys.executable, '-c', {SLEEPER.format(guard=guard)!r}, 'pid', str(os.getpid())]\n"
-        "with child(command, cwd=Path.cwd(), env=os.environ, log=Path('log')) as process: wait(process, lambda: None)"
+        "with child(command, cwd=Path.cwd(), env=os.environ, log=Path('log')) as process: process.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=ENV) as process:
         try:
