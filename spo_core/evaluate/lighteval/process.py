@@ -22,6 +22,7 @@ from spo_core.system.progress import Progress
 
 LOG = "lighteval.log"
 SHARED = "SPO_LIGHTEVAL"  # names, in the environment, the folder of a process that evaluations share
+LONGEST = 70  # bytes of a path in which the process's folder is made
 KILL_SECONDS = 10.0
 TICK_SECONDS = 0.1
 
@@ -32,7 +33,7 @@ def lighteval_started(python: Path, first: socket.socket | None = None) -> Itera
     environment. It begins to import at once, and nobody who connects has to wait for that; ``first`` is connected
     before, so that it is even if the process dies at once."""
     with (
-        tempfile.TemporaryDirectory(prefix="spo-", ignore_cleanup_errors=True) as name,  # mode 0700, short path
+        tempfile.TemporaryDirectory(prefix="spo-", dir=_short(), ignore_cleanup_errors=True) as name,  # mode 0700
         socket.socket(socket.AF_UNIX) as listener,
     ):
         folder = Path(name)
@@ -62,6 +63,11 @@ def lighteval_shared(python: Path) -> Iterator[None]:
             os.environ[SHARED] = str(stack.enter_context(lighteval_started(python)))
             stack.callback(os.environ.pop, SHARED)
         yield
+
+
+def _short() -> str | None:
+    """Where a folder has room for a socket, whose path may have a hundred characters; None is where TMPDIR says."""
+    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > LONGEST else None
 
 
 def _address(folder: Path, python: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import psutil
 import pytest
@@ -64,6 +65,14 @@ def test_where_the_shared_one_is_gone_an_evaluation_has_its_own(tmp_path, monkey
             alone.setenv(SHARED, gone)
             with Lighteval(policy, EVALUATION_PYTHON, tmp_path) as own:
                 assert own.positions() == 64
+
+
+def test_a_long_path_of_temporary_files_is_no_hindrance(tmp_path, monkeypatch):
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with Lighteval(tmp_path, script(tmp_path, "exit 1"), tmp_path) as asked, pytest.raises(EvaluationError):
+        asked.positions()
 
 
 def test_a_process_that_ends_before_it_forks_is_told_by_its_last_words(tmp_path):
